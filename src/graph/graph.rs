@@ -1,0 +1,574 @@
+//! Nodes, values and the edits that keep their use–def links true. Values have names because ONNX's do; ids are stable across edits and never reused.
+
+use super::{Attr, AttrValue, Constant, Op};
+use crate::tensor::DType;
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Names a node of one graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u32);
+
+/// Names a value of one graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(pub u32);
+
+/// One place where a node reads a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Port {
+    pub node: NodeId,
+    /// Input slot; [`Port::CAPTURE`] where a subgraph of the node reads the value by name.
+    pub slot: u32,
+}
+
+impl Port {
+    pub const CAPTURE: u32 = u32::MAX;
+}
+
+/// An operator call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    pub name: String,
+    pub op: Op,
+    /// The operator's name as written; what `op` is looked up from.
+    pub op_type: Arc<str>,
+    /// `""` is ONNX's own domain.
+    pub domain: Arc<str>,
+    pub attrs: Vec<Attr>,
+    /// Names of the input file's nodes that this one came from; empty for a node that is itself from the file.
+    pub came_from: Vec<String>,
+    /// What `onnx` could not say in the fields above (encoded, without them): written back as it was.
+    pub extra: Bytes,
+    inputs: Vec<Option<ValueId>>,
+    outputs: Vec<Option<ValueId>>,
+    captures: Vec<ValueId>,
+}
+
+/// A tensor that flows: a graph input, a constant, a node's output, or an outer graph's value read by name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Value {
+    pub name: String,
+    pub ty: Type,
+    pub constant: Option<Constant>,
+    /// As `Node::extra`, of the value's ValueInfoProto.
+    pub extra: Bytes,
+    producer: Option<(NodeId, u32)>,
+    uses: Vec<Port>,
+}
+
+/// Element type and shape, as far as declared or inferred.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Type {
+    #[default]
+    Unknown,
+    Tensor {
+        dtype: Option<DType>,
+        /// `None`: rank unknown.
+        shape: Option<Vec<Dim>>,
+    },
+    /// A sequence, map, optional or sparse tensor: kept in `Value::extra`.
+    Other,
+}
+
+/// A dimension as declared.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Dim {
+    Known(usize),
+    Symbol(Arc<str>),
+    Unknown,
+}
+
+/// A graph or the body of an If, Loop or Scan.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Graph {
+    pub name: String,
+    /// As `Node::extra`, of the GraphProto.
+    pub extra: Bytes,
+    pub inputs: Vec<ValueId>,
+    pub outputs: Vec<ValueId>,
+    /// Values in the order the file lists its initializers.
+    pub initializers: Vec<ValueId>,
+    /// Values in the order the file lists their `value_info`.
+    pub value_info: Vec<ValueId>,
+    nodes: Vec<Option<Node>>,
+    values: Vec<Option<Value>>,
+    /// Execution order.
+    order: Vec<NodeId>,
+    by_name: HashMap<String, ValueId>,
+}
+
+impl Node {
+    /// A node of `op` without inputs, outputs or attributes.
+    pub fn new(op: Op, name: impl Into<String>) -> Self {
+        let (domain, op_type) = op.spelling();
+        Node {
+            name: name.into(),
+            op,
+            op_type: op_type.into(),
+            domain: domain.into(),
+            attrs: Vec::new(),
+            came_from: Vec::new(),
+            extra: Bytes::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            captures: Vec::new(),
+        }
+    }
+
+    /// A node spelled as in a file; unknown spellings are `Op::Other`.
+    pub fn spelled(domain: &str, op_type: &str, name: impl Into<String>) -> Self {
+        let op = Op::of_spelling(domain, op_type);
+        Node { op, op_type: op_type.into(), domain: domain.into(), ..Node::new(Op::Identity, name) }
+    }
+
+    /// The same with an attribute more.
+    pub fn with(mut self, name: &str, value: impl Into<AttrValue>) -> Self {
+        self.set_attr(name, value);
+        self
+    }
+
+    /// Input slots; `None` where an optional input is left out.
+    pub fn inputs(&self) -> &[Option<ValueId>] {
+        &self.inputs
+    }
+
+    /// Output slots; `None` where an optional output is left out.
+    pub fn outputs(&self) -> &[Option<ValueId>] {
+        &self.outputs
+    }
+
+    /// Outer values that subgraphs of this node read by name.
+    pub fn captures(&self) -> &[ValueId] {
+        &self.captures
+    }
+
+    /// The value at input `slot`, if there is one.
+    pub fn input(&self, slot: usize) -> Option<ValueId> {
+        self.inputs.get(slot).copied().flatten()
+    }
+
+    /// The value at output `slot`, if there is one.
+    pub fn output(&self, slot: usize) -> Option<ValueId> {
+        self.outputs.get(slot).copied().flatten()
+    }
+
+    pub fn attr(&self, name: &str) -> Option<&AttrValue> {
+        self.attrs.iter().find(|a| a.name == name).map(|a| &a.value)
+    }
+
+    pub fn int(&self, name: &str) -> Option<i64> {
+        match self.attr(name)? {
+            AttrValue::Int(i) => Some(*i),
+            _ => None,
+        }
+    }
+
+    pub fn float(&self, name: &str) -> Option<f32> {
+        match self.attr(name)? {
+            AttrValue::Float(f) => Some(*f),
+            _ => None,
+        }
+    }
+
+    pub fn ints(&self, name: &str) -> Option<&[i64]> {
+        match self.attr(name)? {
+            AttrValue::Ints(v) => Some(v),
+            _ => None,
+        }
+    }
+
+    pub fn str(&self, name: &str) -> Option<&str> {
+        match self.attr(name)? {
+            AttrValue::String(s) => std::str::from_utf8(s).ok(),
+            _ => None,
+        }
+    }
+
+    /// Sets or replaces an attribute.
+    pub fn set_attr(&mut self, name: &str, value: impl Into<AttrValue>) {
+        let value = value.into();
+        match self.attrs.iter_mut().find(|a| a.name == name) {
+            Some(a) => a.value = value,
+            None => self.attrs.push(Attr::new(name, value)),
+        }
+    }
+
+    /// Removes an attribute, if it is there.
+    pub fn remove_attr(&mut self, name: &str) {
+        self.attrs.retain(|a| a.name != name);
+    }
+
+    /// The bodies of an If, Loop or Scan, with the names of their attributes.
+    pub fn bodies(&self) -> impl Iterator<Item = (&str, &Graph)> {
+        self.attrs.iter().flat_map(|a| {
+            let graphs: &[Graph] = match &a.value {
+                AttrValue::Graph(g) => std::slice::from_ref(g),
+                AttrValue::Graphs(g) => g,
+                _ => &[],
+            };
+            graphs.iter().map(|g| (a.name.as_str(), g))
+        })
+    }
+
+    /// The same, to change them. Captures must be refreshed afterwards ([`Graph::refresh_captures`]).
+    pub fn bodies_mut(&mut self) -> impl Iterator<Item = &mut Graph> {
+        self.attrs.iter_mut().flat_map(|a| {
+            let graphs: &mut [Graph] = match &mut a.value {
+                AttrValue::Graph(g) => std::slice::from_mut(g),
+                AttrValue::Graphs(g) => g,
+                _ => &mut [],
+            };
+            graphs.iter_mut()
+        })
+    }
+}
+
+impl Value {
+    /// The node and output slot that make this value.
+    pub fn producer(&self) -> Option<(NodeId, u32)> {
+        self.producer
+    }
+
+    /// Every port that reads this value, in no particular order; a graph's outputs are not among them.
+    pub fn uses(&self) -> &[Port] {
+        &self.uses
+    }
+
+    /// The declared shape where every dimension is a number.
+    pub fn known_shape(&self) -> Option<Vec<usize>> {
+        if let Some(c) = &self.constant {
+            return Some(c.tensor.shape().to_vec());
+        }
+        match &self.ty {
+            Type::Tensor { shape: Some(s), .. } => s.iter().map(|d| if let Dim::Known(n) = d { Some(*n) } else { None }).collect(),
+            _ => None,
+        }
+    }
+
+    pub fn dtype(&self) -> Option<DType> {
+        match (&self.constant, &self.ty) {
+            (Some(c), _) => Some(c.tensor.dtype()),
+            (None, Type::Tensor { dtype, .. }) => *dtype,
+            _ => None,
+        }
+    }
+}
+
+impl Graph {
+    // ---- values
+
+    /// Adds a value. A name that is taken gets a number behind it; an empty name gets a fresh one.
+    pub fn add_value(&mut self, name: &str) -> ValueId {
+        let id = ValueId(self.values.len() as u32);
+        let name = self.fresh_name(name);
+        self.by_name.insert(name.clone(), id);
+        self.values.push(Some(Value { name, ty: Type::Unknown, constant: None, extra: Bytes::new(), producer: None, uses: Vec::new() }));
+        id
+    }
+
+    /// Adds a constant that is written as an initializer.
+    pub fn add_constant(&mut self, name: &str, constant: impl Into<Constant>) -> ValueId {
+        let id = self.add_value(name);
+        self.value_mut(id).constant = Some(constant.into());
+        self.initializers.push(id);
+        id
+    }
+
+    /// The value called `name`.
+    pub fn find_value(&self, name: &str) -> Option<ValueId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// `name`, or `name_1`, `name_2` … whichever is free.
+    pub fn fresh_name(&self, name: &str) -> String {
+        let base = if name.is_empty() { "value" } else { name };
+        if !self.by_name.contains_key(base) {
+            return base.to_string();
+        }
+        (1..).map(|i| format!("{base}_{i}")).find(|n| !self.by_name.contains_key(n)).unwrap()
+    }
+
+    /// Gives a value another name, which must be free; bodies that read it by name follow.
+    ///
+    /// # Panics
+    /// If the name is taken.
+    pub fn rename_value(&mut self, id: ValueId, name: &str) {
+        let old = self.value(id).name.clone();
+        if old == name {
+            return;
+        }
+        assert!(!self.by_name.contains_key(name), "{name} is taken");
+        for port in self.value(id).uses.clone() {
+            if port.slot == Port::CAPTURE {
+                self.node_mut(port.node).bodies_mut().for_each(|g| g.rename_captured(&old, name));
+            }
+        }
+        self.by_name.remove(&old);
+        self.by_name.insert(name.to_string(), id);
+        self.value_mut(id).name = name.to_string();
+    }
+
+    pub fn value(&self, id: ValueId) -> &Value {
+        self.values[id.0 as usize].as_ref().expect("a value that was not removed")
+    }
+
+    /// To change type, constant and extra. The name changes by [`Graph::rename_value`] only.
+    pub fn value_mut(&mut self, id: ValueId) -> &mut Value {
+        self.values[id.0 as usize].as_mut().expect("a value that was not removed")
+    }
+
+    pub fn values(&self) -> impl Iterator<Item = (ValueId, &Value)> {
+        self.values.iter().enumerate().filter_map(|(i, v)| Some((ValueId(i as u32), v.as_ref()?)))
+    }
+
+    /// One more than the highest value id: the length of a table indexed by value.
+    pub fn value_bound(&self) -> usize {
+        self.values.len()
+    }
+
+    /// The constant behind a value: an initializer that is no overridable input, or a Constant node's output.
+    pub fn constant(&self, id: ValueId) -> Option<&Constant> {
+        let v = self.value(id);
+        if v.constant.is_some() && !self.inputs.contains(&id) {
+            return v.constant.as_ref();
+        }
+        let (node, _) = v.producer?;
+        let node = self.node(node);
+        match (node.op, node.attr("value")) {
+            (Op::Constant, Some(AttrValue::Tensor(c))) => Some(c),
+            _ => None,
+        }
+    }
+
+    /// Whether the graph hands this value out.
+    pub fn is_output(&self, id: ValueId) -> bool {
+        self.outputs.contains(&id)
+    }
+
+    // ---- nodes
+
+    pub fn node(&self, id: NodeId) -> &Node {
+        self.nodes[id.0 as usize].as_ref().expect("a node that was not removed")
+    }
+
+    /// To change name, op and attributes; inputs and outputs change by the graph's own methods.
+    pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        self.nodes[id.0 as usize].as_mut().expect("a node that was not removed")
+    }
+
+    /// The node if it is still there.
+    pub fn get_node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(id.0 as usize)?.as_ref()
+    }
+
+    /// Nodes in execution order.
+    pub fn nodes(&self) -> impl DoubleEndedIterator<Item = (NodeId, &Node)> {
+        self.order.iter().map(|&id| (id, self.node(id)))
+    }
+
+    /// Ids in execution order.
+    pub fn order(&self) -> &[NodeId] {
+        &self.order
+    }
+
+    /// Appends a node at the end of the execution order.
+    pub fn add_node(&mut self, node: Node, inputs: &[Option<ValueId>], outputs: &[Option<ValueId>]) -> NodeId {
+        let at = self.order.len();
+        self.insert_node(at, node, inputs, outputs)
+    }
+
+    /// Inserts a node before position `at` of the execution order. Its outputs must have no producer yet.
+    ///
+    /// # Panics
+    /// If an output has a producer.
+    pub fn insert_node(&mut self, at: usize, mut node: Node, inputs: &[Option<ValueId>], outputs: &[Option<ValueId>]) -> NodeId {
+        let id = NodeId(self.nodes.len() as u32);
+        node.inputs = inputs.to_vec();
+        node.outputs = outputs.to_vec();
+        node.captures = Vec::new();
+        for (slot, v) in inputs.iter().enumerate() {
+            if let Some(v) = v {
+                self.value_mut(*v).uses.push(Port { node: id, slot: slot as u32 });
+            }
+        }
+        for (slot, v) in outputs.iter().enumerate() {
+            if let Some(v) = v {
+                let value = self.value_mut(*v);
+                assert!(value.producer.is_none(), "{} is made twice", value.name);
+                value.producer = Some((id, slot as u32));
+            }
+        }
+        self.nodes.push(Some(node));
+        self.order.insert(at, id);
+        self.refresh_captures(id);
+        id
+    }
+
+    /// Where a node stands in the execution order.
+    pub fn position(&self, id: NodeId) -> usize {
+        self.order.iter().position(|&n| n == id).expect("a node that was not removed")
+    }
+
+    /// Removes a node. Its outputs stay, without a producer, for the caller to reconnect or remove.
+    pub fn remove_node(&mut self, id: NodeId) -> Node {
+        let node = self.nodes[id.0 as usize].take().expect("a node that was not removed");
+        for v in node.inputs.iter().flatten().chain(&node.captures) {
+            self.value_mut(*v).uses.retain(|p| p.node != id);
+        }
+        for v in node.outputs.iter().flatten() {
+            self.value_mut(*v).producer = None;
+        }
+        self.order.retain(|&n| n != id);
+        node
+    }
+
+    /// Removes a value that nobody makes, reads or hands out.
+    ///
+    /// # Panics
+    /// If somebody does.
+    pub fn remove_value(&mut self, id: ValueId) {
+        let v = self.value(id);
+        assert!(v.producer.is_none() && v.uses.is_empty() && !self.inputs.contains(&id) && !self.outputs.contains(&id), "{} is in use", v.name);
+        let name = v.name.clone();
+        self.by_name.remove(&name);
+        self.values[id.0 as usize] = None;
+        self.initializers.retain(|&v| v != id);
+        self.value_info.retain(|&v| v != id);
+    }
+
+    /// Makes input `slot` of a node read `value` (or nothing). Slots up to it are added as needed.
+    pub fn set_input(&mut self, node: NodeId, slot: usize, value: Option<ValueId>) {
+        let port = Port { node, slot: slot as u32 };
+        let n = self.node_mut(node);
+        if n.inputs.len() <= slot {
+            n.inputs.resize(slot + 1, None);
+        }
+        let old = std::mem::replace(&mut n.inputs[slot], value);
+        if let Some(old) = old {
+            self.value_mut(old).uses.retain(|&p| p != port);
+        }
+        if let Some(new) = value {
+            self.value_mut(new).uses.push(port);
+        }
+    }
+
+    /// Drops trailing input slots beyond `len`.
+    pub fn truncate_inputs(&mut self, node: NodeId, len: usize) {
+        for slot in len..self.node(node).inputs.len() {
+            self.set_input(node, slot, None);
+        }
+        self.node_mut(node).inputs.truncate(len);
+    }
+
+    /// Makes output `slot` of a node produce `value`, which must have no producer; the old value keeps its readers.
+    pub fn set_output(&mut self, node: NodeId, slot: usize, value: ValueId) {
+        let n = self.node_mut(node);
+        if n.outputs.len() <= slot {
+            n.outputs.resize(slot + 1, None);
+        }
+        if let Some(old) = n.outputs[slot].replace(value) {
+            self.value_mut(old).producer = None;
+        }
+        let v = self.value_mut(value);
+        assert!(v.producer.is_none(), "{} is made twice", v.name);
+        v.producer = Some((node, slot as u32));
+    }
+
+    /// Makes every node that reads `old` read `new`, bodies included. Graph outputs are left alone: their names are the model's interface.
+    pub fn replace_uses(&mut self, old: ValueId, new: ValueId) {
+        let (from, to) = (self.value(old).name.clone(), self.value(new).name.clone());
+        for port in std::mem::take(&mut self.value_mut(old).uses) {
+            if port.slot == Port::CAPTURE {
+                let node = self.node_mut(port.node);
+                node.bodies_mut().for_each(|g| g.rename_captured(&from, &to));
+                for v in &mut node.captures {
+                    if *v == old {
+                        *v = new;
+                    }
+                }
+            } else {
+                self.node_mut(port.node).inputs[port.slot as usize] = Some(new);
+            }
+            self.value_mut(new).uses.push(port);
+        }
+    }
+
+    /// Finds anew which outer values the bodies of a node read.
+    pub fn refresh_captures(&mut self, id: NodeId) {
+        for v in std::mem::take(&mut self.node_mut(id).captures) {
+            self.value_mut(v).uses.retain(|p| !(p.node == id && p.slot == Port::CAPTURE));
+        }
+        let mut names: Vec<String> = self.node(id).bodies().flat_map(|(_, g)| g.captured()).collect();
+        names.sort();
+        names.dedup();
+        let captures: Vec<ValueId> = names.iter().filter_map(|n| self.find_value(n)).collect();
+        for &v in &captures {
+            self.value_mut(v).uses.push(Port { node: id, slot: Port::CAPTURE });
+        }
+        self.node_mut(id).captures = captures;
+    }
+
+    /// Names that this body reads from the graphs around it.
+    pub fn captured(&self) -> Vec<String> {
+        let mut names: Vec<String> = self
+            .values()
+            .filter(|(id, v)| v.producer.is_none() && v.constant.is_none() && !self.inputs.contains(id) && !(v.uses.is_empty() && !self.is_output(*id)))
+            .map(|(_, v)| v.name.clone())
+            .collect();
+        for (_, node) in self.nodes() {
+            names.extend(node.bodies().flat_map(|(_, g)| g.captured()).filter(|n| self.find_value(n).is_none()));
+        }
+        names
+    }
+
+    fn rename_captured(&mut self, old: &str, new: &str) {
+        if let Some(id) = self.find_value(old) {
+            let v = self.value(id);
+            if v.producer.is_none() && v.constant.is_none() && !self.inputs.contains(&id) {
+                match self.find_value(new) {
+                    None => self.rename_value(id, new),
+                    Some(known) => self.replace_uses(id, known),
+                }
+            }
+            return;
+        }
+        for id in self.order.clone() {
+            self.node_mut(id).bodies_mut().for_each(|g| g.rename_captured(old, new));
+        }
+    }
+
+    /// Puts the nodes into an order in which each stands behind what it reads; stable. `Err` names a node on a cycle.
+    pub fn sort(&mut self) -> Result<(), String> {
+        let mut done = vec![false; self.nodes.len()];
+        let mut order = Vec::with_capacity(self.order.len());
+        for &root in &self.order {
+            let mut stack = vec![(root, false)];
+            let mut open = std::collections::HashSet::new();
+            while let Some((id, ready)) = stack.pop() {
+                if done[id.0 as usize] {
+                    continue;
+                }
+                if ready {
+                    done[id.0 as usize] = true;
+                    order.push(id);
+                    continue;
+                }
+                if !open.insert(id) {
+                    return Err(self.node(id).name.clone());
+                }
+                stack.push((id, true));
+                let node = self.node(id);
+                for v in node.inputs.iter().flatten().chain(&node.captures).rev() {
+                    if let Some((p, _)) = self.value(*v).producer {
+                        if !done[p.0 as usize] {
+                            stack.push((p, false));
+                        }
+                    }
+                }
+            }
+        }
+        self.order = order;
+        Ok(())
+    }
+}

@@ -1,0 +1,61 @@
+//! A model: the graph, what the file says around it, and the quantizers beside it.
+
+use super::{Graph, NodeId};
+use crate::quant::{Codes, QuantizerId, Table};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A model in memory.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Model {
+    pub graph: Graph,
+    pub ir_version: i64,
+    /// (domain, version) in the file's order; `""` is ONNX's own.
+    pub opsets: Vec<(String, i64)>,
+    /// `metadata_props`, in order.
+    pub metadata: Vec<(String, String)>,
+    /// As `Node::extra`, of the ModelProto: producer, functions, training info …
+    pub extra: Bytes,
+    pub quantizers: Table,
+    /// Weights as codes: at these FakeQuant nodes, FakeQuant is `dequantize(codes)`.
+    pub codes: BTreeMap<Site, Codes>,
+}
+
+/// Where codes are stored: a FakeQuant node, in the graph or in a body of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Site {
+    /// From the outermost graph inwards: the node with the body, the body's attribute, and its index there.
+    pub path: Vec<(NodeId, Arc<str>, u32)>,
+    pub node: NodeId,
+    pub slot: u32,
+}
+
+impl Site {
+    /// The site of a FakeQuant node in the outermost graph.
+    pub fn of(node: NodeId) -> Self {
+        Site { path: Vec::new(), node, slot: 0 }
+    }
+}
+
+impl Model {
+    /// The opset version of a domain (`""` for ONNX's own, which may also be spelled `ai.onnx`).
+    pub fn opset(&self, domain: &str) -> Option<i64> {
+        let own = |d: &str| if d == "ai.onnx" { String::new() } else { d.to_string() };
+        self.opsets.iter().find(|(d, _)| own(d) == own(domain)).map(|(_, v)| *v)
+    }
+
+    /// Sets the opset version of a domain.
+    pub fn set_opset(&mut self, domain: &str, version: i64) {
+        let own = |d: &str| if d == "ai.onnx" { String::new() } else { d.to_string() };
+        match self.opsets.iter_mut().find(|(d, _)| own(d) == own(domain)) {
+            Some((_, v)) => *v = version,
+            None => self.opsets.push((domain.to_string(), version)),
+        }
+    }
+
+    /// The id of a FakeQuant node of the outermost graph.
+    pub fn quantizer_of(&self, node: NodeId) -> Option<QuantizerId> {
+        self.graph.get_node(node)?.quantizer()
+    }
+}

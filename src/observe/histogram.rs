@@ -76,15 +76,15 @@ impl Histogram {
             let (near, far) = edges(b as u32);
             (near.min(far), near.max(far))
         };
-        let first_beyond = |order: &mut dyn Iterator<Item = usize>| {
+        let first_beyond = |mut order: Box<dyn Iterator<Item = usize>>| {
             let mut seen = 0;
             order.find(|&b| {
                 seen += self.counts[b];
                 seen > tail
             })
         };
-        let low = first_beyond(&mut (0..self.counts.len()));
-        let high = first_beyond(&mut (0..self.counts.len()).rev());
+        let low = first_beyond(Box::new(0..self.counts.len()));
+        let high = first_beyond(Box::new((0..self.counts.len()).rev()));
         let lo = low.map_or(self.extremes.lo, |b| outermost(b).0);
         let hi = high.map_or(self.extremes.hi, |b| outermost(b).1);
         Extremes { lo: lo.max(self.extremes.lo), hi: hi.min(self.extremes.hi) }

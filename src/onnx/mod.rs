@@ -8,6 +8,7 @@ mod external;
 mod hash;
 mod import;
 mod map;
+mod opset;
 mod proto;
 mod rest;
 mod stream;
@@ -17,6 +18,7 @@ mod wire;
 mod write;
 
 pub use hash::sha256_file;
+pub use opset::raise_opset;
 pub use write::{WriteOptions, write};
 
 use crate::error::{At, Error, Result};

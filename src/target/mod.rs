@@ -1,1 +1,2 @@
-//! (being written)
+//! Target profiles.
+pub mod spelling;

@@ -4,6 +4,8 @@
 //! `tensor < math < quant < graph < target < observe < onnx < lift < engine < learn < data < pass < range < round
 //! < { transform, place, allocate, lower, check } < report < recipe < cli`. See ARCHITECTURE.md.
 
+#![deny(unsafe_code)]
+
 pub mod cli;
 pub mod data;
 pub mod engine;

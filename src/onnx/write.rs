@@ -1,0 +1,123 @@
+//! A model as a file, and its data file: whole or not at all.
+
+use super::external::Layout;
+use super::proto::ModelProto;
+use super::stream::Stream;
+use super::tensor::Place;
+use super::{export, map};
+use crate::error::{Error, Result};
+use crate::graph::Model;
+use prost::Message;
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
+
+/// How to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WriteOptions {
+    /// Whether tensors go to a data file beside the model. `None`: those that came from one, and all where the message would come near protobuf's limit.
+    pub external: Option<bool>,
+}
+
+/// Above this, tensors go to a data file by themselves: protobuf readers refuse 2 GiB.
+const INLINE_LIMIT: usize = 1_900_000_000;
+
+/// Smaller tensors stay in the model: shapes and axes must be readable without the data file.
+const EXTERNAL_AT_LEAST: usize = 1024;
+
+/// Writes `model` to `path`, and to `<path>.data` what goes there. Both appear whole, the data file first, or not at all.
+///
+/// Fails where the folder is missing or not writable, where `path` is a file that the model's tensors are still mapped from, and where `external: Some(false)`
+/// would pass protobuf's limit.
+pub fn write(model: &Model, path: &Path, options: &WriteOptions) -> Result<()> {
+    let name = path.file_name().ok_or_else(|| Error::usage(format!("{} is no file name; give the output a name", path.display())))?;
+    let mut data_name = name.to_os_string();
+    data_name.push(".data");
+    let data_path = path.with_file_name(&data_name);
+    let location = data_name.into_string().map_err(|_| Error::usage(format!("{} is not UTF-8; give the output another name", path.display())))?;
+
+    let (message, layout) = lay_out(model, &location, options)?;
+    let outputs: &[&Path] = if layout.pieces.is_empty() { &[path] } else { &[path, &data_path] };
+    for output in outputs {
+        if map::is_mapped(output) {
+            return Err(Error::usage(format!("{} is being read from; give another output", output.display())));
+        }
+        if output.is_dir() {
+            return Err(Error::usage(format!("{} is a folder; give the output a file name", output.display())));
+        }
+    }
+
+    let model_file = temporary(path, |stream| stream.model(message))?;
+    if layout.pieces.is_empty() {
+        return rename(model_file, path);
+    }
+    let data_file = temporary(&data_path, |stream| {
+        for (offset, bytes) in &layout.pieces {
+            // Seeking leaves a hole of zeros between the tensors.
+            stream.sink.seek(SeekFrom::Start(*offset)).map_err(stream.fail)?;
+            stream.bytes(bytes)?;
+        }
+        Ok(())
+    })?;
+    rename(data_file, &data_path)?;
+    rename(model_file, path).inspect_err(|_| drop(fs::remove_file(&data_path)))
+}
+
+/// The message, and the data file that it refers to; an empty layout where everything is inline.
+fn lay_out(model: &Model, location: &str, options: &WriteOptions) -> Result<(ModelProto, Layout)> {
+    let mut layout = Layout::new(location.to_string());
+    if options.external == Some(false) {
+        let message = export::export(model, &mut Place::Inline)?;
+        return match message.encoded_len() {
+            0..=INLINE_LIMIT => Ok((message, layout)),
+            len => Err(Error::usage(format!("the model would be one message of {len} bytes, which protobuf does not read; let its tensors go to a data file"))),
+        };
+    }
+    let at_least = (options.external == Some(true)).then_some(EXTERNAL_AT_LEAST);
+    let message = export::export(model, &mut Place::File { layout: &mut layout, at_least })?;
+    if message.encoded_len() <= INLINE_LIMIT {
+        return Ok((message, layout));
+    }
+    let mut layout = Layout::new(location.to_string());
+    let message = export::export(model, &mut Place::File { layout: &mut layout, at_least: Some(EXTERNAL_AT_LEAST) })?;
+    Ok((message, layout))
+}
+
+/// Fills a temporary file beside `path`, which disappears again unless it is renamed.
+fn temporary(path: &Path, fill: impl FnOnce(&mut Stream<io::BufWriter<File>>) -> Result<()>) -> Result<NamedTempFile> {
+    let fail = |e: io::Error| cannot_write(path, &e);
+    let dir = folder(path);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".requant-").suffix(".part");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let file = builder.tempfile_in(&dir).map_err(fail)?;
+    let mut sink = io::BufWriter::new(file.reopen().map_err(fail)?);
+    fill(&mut Stream { sink: &mut sink, fail: &fail })?;
+    sink.flush().map_err(fail)?;
+    Ok(file)
+}
+
+fn rename(file: NamedTempFile, path: &Path) -> Result<()> {
+    file.persist(path).map(drop).map_err(|e| cannot_write(path, &e.error))
+}
+
+fn folder(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+fn cannot_write(path: &Path, e: &io::Error) -> Error {
+    let dir = folder(path);
+    match e.kind() {
+        _ if !dir.is_dir() => Error::usage(format!("{} cannot be written: folder {} does not exist; create it first", path.display(), dir.display())),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            Error::usage(format!("{} cannot be written: no permission to write into {}; choose another folder", path.display(), dir.display()))
+        }
+        io::ErrorKind::StorageFull => Error::failed(format!("{} cannot be written: the disk is full", path.display())),
+        _ => Error::failed(format!("{} cannot be written: {e}", path.display())),
+    }
+}

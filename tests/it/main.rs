@@ -1,6 +1,7 @@
 //! The one integration binary. A test that needs the shared folder of models is `#[cfg(feature = "shared")]` and opens it with [`shared`]:
 //! with the feature on and the folder missing it fails, it never skips.
 
+mod architecture;
 mod python;
 
 /// A file of the shared folder, whose place the environment variable REQUANT_SHARED holds.

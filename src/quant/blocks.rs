@@ -2,6 +2,8 @@
 //! an extent per dimension, over an optional reshaped view.
 
 use crate::error::{Error, Result};
+use crate::tensor::numel;
+use std::ops::Range;
 
 /// Granularity, independent of the tensor's rank until [`Blocks::layout`] meets a shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,7 +107,7 @@ impl Blocks {
         let mut view = shape.to_vec();
         match self.view {
             View::Own => {}
-            View::Flat => view = vec![shape.iter().product()],
+            View::Flat => view = vec![numel(shape).ok_or_else(|| Error::usage(format!("shape {shape:?} has too many elements")))?],
             View::Split { axis, parts } => {
                 let a = axis_of(axis, view.len())?;
                 if parts == 0 || view[a] % parts != 0 {
@@ -140,5 +142,120 @@ impl Layout {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Calls `f` for each stretch of neighbouring elements, in order, with the block or blocks they belong to.
+    pub(super) fn runs(&self, mut f: impl FnMut(Range<usize>, Share)) {
+        if self.view.contains(&0) {
+            return;
+        }
+        // Neighbouring dimensions that share or separate scales alike are one dimension.
+        let mut dims: Vec<(usize, usize)> = Vec::new();
+        for (&d, &e) in self.view.iter().zip(&self.extent).filter(|(d, _)| **d != 1) {
+            match dims.last_mut() {
+                Some((outer, extent)) if e >= d || (*extent == 1 && e == 1) => (*outer, *extent) = (*outer * d, *extent * e.min(d)),
+                _ => dims.push((d, e.min(d))),
+            }
+        }
+        let Some((length, extent)) = dims.pop() else { return f(0..1, Share::One(0)) };
+        let row_blocks = length.div_ceil(extent);
+        let mut strides = vec![row_blocks; dims.len()];
+        for i in (1..dims.len()).rev() {
+            strides[i - 1] = strides[i] * dims[i].0.div_ceil(dims[i].1);
+        }
+        let rows: usize = dims.iter().map(|d| d.0).product();
+        let mut index = vec![0; dims.len()];
+        for row in 0..rows {
+            let start = row * length;
+            let first: usize = index.iter().zip(&dims).zip(&strides).map(|((i, (_, e)), s)| i / e * s).sum();
+            if extent == 1 {
+                f(start..start + length, Share::Each(first));
+            } else {
+                for b in 0..row_blocks {
+                    f(start + b * extent..start + length.min((b + 1) * extent), Share::One(first + b));
+                }
+            }
+            for i in (0..dims.len()).rev() {
+                index[i] += 1;
+                if index[i] < dims[i].0 {
+                    break;
+                }
+                index[i] = 0;
+            }
+        }
+    }
+}
+
+/// Which blocks a stretch of elements belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Share {
+    /// All to this one.
+    One(usize),
+    /// Each to its own: the first to this, the next to the next.
+    Each(usize),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The block of every element, by the definition: index over extent, row-major over the grid.
+    fn by_definition(l: &Layout) -> Vec<usize> {
+        let n = l.view.iter().product();
+        let of = |mut i: usize| {
+            let (mut block, mut stride) = (0, 1);
+            for d in (0..l.view.len()).rev() {
+                block += i % l.view[d] / l.extent[d] * stride;
+                stride *= l.grid[d];
+                i /= l.view[d];
+            }
+            block
+        };
+        (0..n).map(of).collect()
+    }
+
+    #[test]
+    fn runs_visit_every_element_once_with_its_block() {
+        let shapes: [&[usize]; 9] = [&[], &[1], &[7], &[2, 12, 5], &[3, 4], &[1, 8, 1, 3], &[2, 0, 3], &[5, 1], &[2, 8, 3, 2]];
+        let blocks = [
+            Blocks::tensor(),
+            Blocks::channel(0),
+            Blocks::channel(1),
+            Blocks::channel(-1),
+            Blocks::block(0, 2),
+            Blocks::block(1, 3),
+            Blocks::block(-1, 2),
+            Blocks::token(),
+            Blocks::gate(4),
+            Blocks::flat(4),
+            Blocks { view: View::Own, rest: Extent::Size(2), along: vec![] },
+            Blocks { view: View::Own, rest: Extent::Whole, along: vec![(0, Extent::Size(2))] },
+        ];
+        let mut seen = 0;
+        for shape in shapes {
+            for b in &blocks {
+                let Ok(l) = b.layout(shape) else { continue };
+                let mut got = Vec::new();
+                l.runs(|r, share| {
+                    assert_eq!(r.start, got.len(), "in order");
+                    got.extend(r.clone().map(|i| match share {
+                        Share::One(b) => b,
+                        Share::Each(b) => b + i - r.start,
+                    }));
+                });
+                assert_eq!(got, by_definition(&l), "{b:?} over {shape:?}");
+                assert!(got.iter().all(|&b| b < l.len()));
+                seen += 1;
+            }
+        }
+        assert!(seen > 70, "{seen}");
+    }
+
+    #[test]
+    fn what_does_not_fit_a_shape_is_refused() {
+        assert!(Blocks::channel(2).layout(&[3, 4]).is_err());
+        assert!(Blocks::token().layout(&[]).is_err());
+        assert!(Blocks::gate(4).layout(&[1, 6, 2]).is_err());
+        assert!(Blocks::flat(4).layout(&[usize::MAX, 2]).is_err());
     }
 }

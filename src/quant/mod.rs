@@ -1,11 +1,23 @@
 //! The quantizer: the record in which every method and every spelling meet. `x ≈ (decode(code) − zero) · scale`.
 
+mod arith;
 mod blocks;
+mod codebook;
+mod coder;
+mod fit;
+mod kernel;
 mod params;
 mod scheme;
+mod show;
 mod table;
+mod value;
+
+pub use arith::{dequantize, fake_quantize, quantize};
 
 pub use blocks::{Blocks, Extent, Layout, View};
+pub use codebook::NF4;
+pub use fit::{block_ranges, fit, fit_grid, fit_range};
 pub use params::{Codes, Curve, NestedScale, Origin, Params, Zeros};
 pub use scheme::{Format, Rounding, ScaleKind, Scheme, Specials, Timing, Zero};
 pub use table::{Quantizer, QuantizerId, Table};
+pub use value::{e8m0_code, e8m0_value};

@@ -31,6 +31,18 @@ pub fn pack(codes: &[i32], dtype: DType) -> Vec<u8> {
     }
 }
 
+/// Packs codes of at most 8 bits, each in the low bits of its byte: the same bytes as [`pack`] gives.
+pub fn pack_bytes(codes: Vec<u8>, dtype: DType) -> Vec<u8> {
+    match dtype.bits() {
+        8 => codes,
+        4 => {
+            let (pairs, rest) = codes.as_chunks::<2>();
+            pairs.iter().map(|[a, b]| a & 15 | b << 4).chain(rest.iter().map(|a| a & 15)).collect()
+        }
+        _ => pack(&codes.iter().map(|&c| c as i32).collect::<Vec<_>>(), dtype),
+    }
+}
+
 /// The first `n` codes of packed bytes: integers by value, float formats by bit pattern.
 ///
 /// # Panics

@@ -3,7 +3,7 @@
 use super::args::Inspect;
 use super::print;
 use crate::error::Result;
-use crate::graph::{Constant, Dim, Flow, Graph, Storage, Type, Value};
+use crate::graph::{Constant, Dim, Graph, Storage, Type, Value};
 use crate::onnx;
 use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
@@ -121,5 +121,58 @@ impl Constants {
         self.tensors += 1;
         self.elements += t.len() as u64;
         self.bytes += t.bytes().len() as u64;
+    }
+}
+
+/// The page for people.
+fn text(found: &Inspection) -> String {
+    let opsets: Vec<String> = found.opsets.iter().map(|(d, v)| format!("{d} {v}")).collect();
+    let mut size = print::size(found.bytes);
+    if found.external.tensors > 0 {
+        size += &format!(" and {} in {} external tensors", print::size(found.external.bytes), found.external.tensors);
+    }
+    let producer = if found.producer.is_empty() { "not stated" } else { &found.producer };
+    let mut facts = vec![row(["size", &size]), row(["producer", producer]), row(["ONNX", &format!("IR {}, opset {}", found.ir_version, opsets.join(", "))])];
+    for (key, value) in &found.metadata {
+        facts.push(row([&format!("metadata {key}"), &first(value.as_str().unwrap_or_default(), 70)]));
+    }
+    let ports = |ports: &[Port]| ports.iter().map(|p| row([&p.name, p.dtype.unwrap_or("?"), &p.shape_text()])).collect();
+    let constants = found.constants.iter().map(|(dtype, c)| row([dtype, &format!("{} tensors", c.tensors), &print::size(c.bytes)])).collect();
+    let mut ops: Vec<_> = found.ops.iter().collect();
+    ops.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
+    let ops = ops.iter().map(|(op, n)| row([op, &n.to_string()])).collect();
+    let sections: [(String, &[&str], Vec<Vec<String>>); 5] = [
+        (found.file.clone(), &["", ""], facts),
+        ("inputs".to_string(), &["", "", ""], ports(&found.inputs)),
+        ("outputs".to_string(), &["", "", ""], ports(&found.outputs)),
+        (format!("{} nodes", found.nodes), &["", ">"], ops),
+        ("constants".to_string(), &["", ">", ">"], constants),
+    ];
+    let section = |(title, header, rows): &(String, &[&str], Vec<Vec<String>>)| {
+        let body: String = print::table(header, rows).lines().map(|l| format!("  {l}\n")).collect();
+        format!("{title}\n{body}")
+    };
+    sections.iter().filter(|s| !s.2.is_empty()).map(section).collect()
+}
+
+fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(String::from).to_vec()
+}
+
+/// At most `n` characters of the first line.
+fn first(text: &str, n: usize) -> String {
+    let line = text.lines().next().unwrap_or_default();
+    match line.char_indices().nth(n) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_string(),
+    }
+}
+
+impl Port {
+    fn shape_text(&self) -> String {
+        let Some(shape) = &self.shape else { return "rank unknown".to_string() };
+        let dims: Vec<String> =
+            shape.iter().map(|d| d.as_str().map_or_else(|| if d.is_null() { "?".to_string() } else { d.to_string() }, String::from)).collect();
+        if dims.is_empty() { "scalar".to_string() } else { dims.join(" × ") }
     }
 }

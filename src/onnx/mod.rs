@@ -74,6 +74,12 @@ pub fn unknown_fields(path: &Path) -> Result<Vec<String>> {
     Ok(wire::unknown_fields(&bytes).into_iter().collect())
 }
 
+/// Name and version of the program that wrote a model, as the file states them; empty if it does not.
+pub fn producer(model: &Model) -> Result<String> {
+    let rest: proto::ModelProto = rest::unpack_rest(&model.extra)?;
+    Ok(format!("{} {}", rest.producer_name(), rest.producer_version()).trim().to_string())
+}
+
 fn message(bytes: Bytes) -> Result<proto::ModelProto> {
     let message = proto::ModelProto::decode(bytes.clone());
     message.map_err(|e| Error::usage(what_it_is(&bytes).unwrap_or_else(|| format!("it is not an ONNX model ({e})")))).and_then(|m| match bytes.is_empty() {

@@ -3,7 +3,6 @@
 mod args;
 mod inspect;
 mod print;
-mod progress;
 
 use crate::error::Result;
 use crate::interrupt;
@@ -33,7 +32,6 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             clap_complete::generate(*shell, &mut Cli::command(), "requant", &mut script);
             print::results(&String::from_utf8_lossy(&script))?;
         }
-        _ => todo!(),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -48,16 +48,6 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// `1 234 567` as `1.23 M`.
-pub fn count(n: u64) -> String {
-    match n {
-        0..10_000 => n.to_string(),
-        10_000..1_000_000 => format!("{:.1} k", n as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.2} M", n as f64 / 1e6),
-        _ => format!("{:.2} G", n as f64 / 1e9),
-    }
-}
-
 /// A number of bytes for people.
 pub fn size(bytes: u64) -> String {
     match bytes {
@@ -81,8 +71,6 @@ mod tests {
 
     #[test]
     fn figures_for_people() {
-        assert_eq!(count(9_999), "9999");
-        assert_eq!(count(41_200_000), "41.20 M");
         assert_eq!(size(1536), "1.5 KiB");
         assert_eq!(size(3 << 30), "3.00 GiB");
     }

@@ -78,6 +78,12 @@ pub fn unknown_fields(path: &Path) -> Result<Vec<String>> {
     Ok(wire::unknown_fields(&bytes).into_iter().collect())
 }
 
+/// Name and version of the program that wrote a model, as the file states them; empty if it does not.
+pub fn producer(model: &Model) -> Result<String> {
+    let rest: proto::ModelProto = rest::unpack_rest(&model.extra)?;
+    Ok(format!("{} {}", rest.producer_name(), rest.producer_version()).trim().to_string())
+}
+
 fn message(bytes: Bytes) -> Result<proto::ModelProto> {
     if bytes.is_empty() {
         return Err(Error::usage("it is empty; export or download the model again"));

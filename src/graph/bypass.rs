@@ -3,7 +3,7 @@
 use super::{Graph, Model, NodeId, Op};
 
 impl Graph {
-    /// Takes a FakeQuant node out: its readers read what it read; a graph output keeps its name. Ids of other nodes and of the values read stay.
+    /// Takes a FakeQuant node out: its readers read what it read; a graph output keeps its name and takes the place of the value before it. All other ids stay.
     pub fn bypass(&mut self, id: NodeId) {
         let (Some(x), Some(y)) = (self.node(id).input(0), self.node(id).output(0)) else { return };
         self.remove_node(id);
@@ -14,6 +14,7 @@ impl Graph {
                 Some((producer, slot)) if !self.is_output(x) => {
                     self.replace_uses(x, y);
                     self.set_output(producer, slot as usize, y);
+                    self.remove_value(x);
                 }
                 _ => {
                     self.add_node(super::Node::new(Op::Identity, ""), &[Some(x)], &[Some(y)]);

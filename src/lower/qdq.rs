@@ -81,7 +81,13 @@ fn lower_graph(g: &mut Graph, path: &mut Path, table: &Table, codes: &BTreeMap<S
 
 #[allow(clippy::too_many_arguments)]
 fn lower_node(
-    g: &mut Graph, id: NodeId, q: QuantizerId, quantizer: &Quantizer, codes: Option<&Codes>, pairs: &mut HashMap<QuantizerId, Pair>, quantized: &mut HashMap<(ValueId, QuantizerId), ValueId>,
+    g: &mut Graph,
+    id: NodeId,
+    q: QuantizerId,
+    quantizer: &Quantizer,
+    codes: Option<&Codes>,
+    pairs: &mut HashMap<QuantizerId, Pair>,
+    quantized: &mut HashMap<(ValueId, QuantizerId), ValueId>,
     need: &mut Need,
 ) -> Result<()> {
     let scheme = &quantizer.scheme;

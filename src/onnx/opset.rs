@@ -40,7 +40,8 @@ fn raise_graph(g: &mut Graph, from: i64, to: i64) -> Result<usize> {
         for &(version, ops, rewrite) in STEPS {
             if from < version && version <= to && ops.contains(&g.node(id).op) {
                 let name = g.node(id).name.clone();
-                rewrite(g, id, version).map_err(|why| Error::failed(format!("node {name} ({}) cannot be raised to opset {version}: {why}", g.node(id).op_type)))?;
+                rewrite(g, id, version)
+                    .map_err(|why| Error::failed(format!("node {name} ({}) cannot be raised to opset {version}: {why}", g.node(id).op_type)))?;
                 changed += 1;
                 if g.get_node(id).is_none() {
                     break;
@@ -54,7 +55,8 @@ fn raise_graph(g: &mut Graph, from: i64, to: i64) -> Result<usize> {
 /// Rewrites one node for the version given.
 type Rewrite = fn(&mut Graph, NodeId, i64) -> Result<(), String>;
 
-const REDUCE: &[Op] = &[Op::ReduceMean, Op::ReduceMax, Op::ReduceMin, Op::ReduceProd, Op::ReduceL1, Op::ReduceL2, Op::ReduceLogSum, Op::ReduceLogSumExp, Op::ReduceSumSquare];
+const REDUCE: &[Op] =
+    &[Op::ReduceMean, Op::ReduceMax, Op::ReduceMin, Op::ReduceProd, Op::ReduceL1, Op::ReduceL2, Op::ReduceLogSum, Op::ReduceLogSumExp, Op::ReduceSumSquare];
 
 /// (version, ops, what changed), ascending.
 const STEPS: &[(i64, &[Op], Rewrite)] = &[

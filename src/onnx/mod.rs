@@ -8,6 +8,7 @@ mod external;
 mod hash;
 mod import;
 mod map;
+mod opset;
 mod proto;
 mod rest;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod wire;
 mod write;
 
 pub use hash::sha256_file;
+pub use opset::raise_opset;
 pub use write::{WriteOptions, write};
 
 use crate::error::{At, Error, Result};

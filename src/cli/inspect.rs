@@ -141,18 +141,23 @@ fn text(found: &Inspection) -> String {
     let mut ops: Vec<_> = found.ops.iter().collect();
     ops.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
     let ops = ops.iter().map(|(op, n)| row([op, &n.to_string()])).collect();
-    let sections: [(String, &[&str], Vec<Vec<String>>); 5] = [
-        (found.file.clone(), &["", ""], facts),
-        ("inputs".to_string(), &["", "", ""], ports(&found.inputs)),
-        ("outputs".to_string(), &["", "", ""], ports(&found.outputs)),
-        (format!("{} nodes", found.nodes), &["", ">"], ops),
-        ("constants".to_string(), &["", ">", ">"], constants),
-    ];
-    let section = |(title, header, rows): &(String, &[&str], Vec<Vec<String>>)| {
-        let body: String = print::table(header, rows).lines().map(|l| format!("  {l}\n")).collect();
-        format!("{title}\n{body}")
-    };
-    sections.iter().filter(|s| !s.2.is_empty()).map(section).collect()
+    [
+        section(&found.file, &["", ""], facts),
+        section("inputs", &["", "", ""], ports(&found.inputs)),
+        section("outputs", &["", "", ""], ports(&found.outputs)),
+        section(&format!("{} nodes", found.nodes), &["", ">"], ops),
+        section("constants", &["", ">", ">"], constants),
+    ]
+    .concat()
+}
+
+/// A title and its rows, indented; nothing where there are no rows.
+fn section(title: &str, header: &[&str], rows: Vec<Vec<String>>) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let body: String = print::table(header, &rows).lines().map(|l| format!("  {l}\n")).collect();
+    format!("{title}\n{body}")
 }
 
 fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {

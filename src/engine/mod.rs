@@ -1,1 +1,21 @@
-//! (being written)
+//! The engine: runs a model, or any part of it, on the CPU. The only room that knows tract.
+//!
+//! A [`Runner`] is one optimised plan for fixed input shapes; a [`State`] is what one thread needs to run it. FakeQuant reads the
+//! quantizer table it is given at each run, so a plan serves every scale and bit width. What tract cannot run, or would run wrongly
+//! without saying so, is named node by node before any work is done ([`unsupported`]).
+
+mod fake_quant;
+mod plans;
+mod prepare;
+mod proto;
+mod runner;
+mod samples;
+mod segment;
+mod support;
+mod tensors;
+mod weights;
+
+pub use plans::{Plans, Running};
+pub use runner::{Runner, RunnerOptions, State};
+pub use samples::over_samples;
+pub use support::unsupported;

@@ -1,7 +1,6 @@
 //! Our intermediate representation: what a model is while requant works on it.
 
 mod attr;
-mod bypass;
 mod eval;
 #[allow(clippy::module_inception)]
 mod graph;

@@ -3,8 +3,8 @@
 use super::plan::{Plan, PortPlan};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Model, Node, NodeId, Role, ValueId};
-use crate::quant::{Curve, Origin, Params, QuantizerId, Zeros};
 use crate::place::Kind;
+use crate::quant::{Curve, Origin, Params, QuantizerId, Zeros};
 use std::collections::BTreeMap;
 
 /// Inserts what the plan says. Graph outputs keep their names: the value before the quantizer gets a new one.
@@ -77,7 +77,8 @@ pub fn insert(model: &mut Model, plan: Plan) -> Result<()> {
 fn readers(g: &Graph, plan: &Plan, v: ValueId) -> Vec<(NodeId, usize)> {
     let coded = |p: &&crate::graph::Port| matches!(plan.kinds.get(&p.node), Some(Kind::Quantized | Kind::Moves));
     let flows = |p: &&crate::graph::Port| matches!(g.node(p.node).op.role(p.slot as usize), Role::Activation | Role::Weight);
-    let mut ports: Vec<_> = g.value(v).uses().iter().filter(|p| p.slot != crate::graph::Port::CAPTURE).filter(coded).filter(flows).map(|p| (p.node, p.slot as usize)).collect();
+    let mut ports: Vec<_> =
+        g.value(v).uses().iter().filter(|p| p.slot != crate::graph::Port::CAPTURE).filter(coded).filter(flows).map(|p| (p.node, p.slot as usize)).collect();
     // A moving node hands codes on only if its own result is codes.
     ports.retain(|(node, _)| plan.kinds[node] == Kind::Quantized || g.node(*node).output(0).is_some_and(|y| plan.stored.contains_key(&y)));
     ports.sort();

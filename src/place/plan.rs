@@ -48,7 +48,11 @@ pub struct Plan {
 pub enum PortPlan {
     Own(usize),
     /// A bias: scale is that of the port's activation times that of its weight.
-    Product { bias: usize, input: usize, weight: usize },
+    Product {
+        bias: usize,
+        input: usize,
+        weight: usize,
+    },
 }
 
 /// Decides for every node of the outermost graph; bodies of If, Loop and Scan stay as they are.
@@ -91,13 +95,12 @@ impl Planner<'_> {
     }
 
     /// Slots of a quantized or moving node that read real values that flow, with those values.
-    fn operands<'n>(&self, node: &'n Node) -> impl Iterator<Item = (usize, ValueId)> + 'n + use<'n, '_> {
-        let (model, inferred) = (self.model, self.inferred);
-        node.inputs().iter().enumerate().filter_map(move |(slot, v)| {
-            let v = (*v)?;
-            let flows = matches!(node.op.role(slot), Role::Activation | Role::Weight);
-            (flows && model.graph.constant(v).is_none() && is_real(inferred, v)).then_some((slot, v))
-        })
+    fn operands(&self, node: &Node) -> Vec<(usize, ValueId)> {
+        let flows = |slot: usize, v: ValueId| {
+            let role = matches!(node.op.role(slot), Role::Activation | Role::Weight);
+            role && self.model.graph.constant(v).is_none() && is_real(self.inferred, v)
+        };
+        node.inputs().iter().enumerate().filter_map(|(slot, v)| v.filter(|v| flows(slot, *v)).map(|v| (slot, v))).collect()
     }
 
     /// Constants under quantized nodes: weights by channel, other operands by tensor.
@@ -115,7 +118,9 @@ impl Planner<'_> {
                 }
                 let linear = Linear::of(&self.model.graph, id);
                 let (axis, base) = match node.op.role(slot) {
-                    Role::Weight | Role::Activation if linear.as_ref().is_some_and(|l| l.weight_slot == slot) => (Some(linear.as_ref().unwrap().out_axis as i32), keys),
+                    Role::Weight | Role::Activation if linear.as_ref().is_some_and(|l| l.weight_slot == slot) => {
+                        (Some(linear.as_ref().unwrap().out_axis as i32), keys)
+                    }
                     Role::Activation if node.op == Op::Gather && slot == 0 => (Some(0), keys),
                     Role::Activation if node.op.flow() == Flow::Linear => (None, keys),
                     Role::Activation => match self.rules.activations {
@@ -162,7 +167,9 @@ impl Planner<'_> {
                 continue;
             }
             let follower = g.node(port.node).op;
-            if self.rules.profile.fuse.iter().any(|f| f.producers.contains(&node.op) && f.followers.contains(&follower)) && self.operands(g.node(port.node)).count() == 1 {
+            if self.rules.profile.fuse.iter().any(|f| f.producers.contains(&node.op) && f.followers.contains(&follower))
+                && self.operands(g.node(port.node)).len() == 1
+            {
                 inner.insert(v);
             }
         }
@@ -180,7 +187,7 @@ impl Planner<'_> {
                 _ => false,
             };
             if wanted {
-                need.extend(self.operands(node).map(|(_, v)| v).filter(|v| !inner.contains(v)));
+                need.extend(self.operands(node).into_iter().map(|(_, v)| v).filter(|v| !inner.contains(v)));
             }
         }
         let mut values = BTreeMap::new();
@@ -188,7 +195,8 @@ impl Planner<'_> {
             values.insert(v, false);
         }
         for (id, node) in g.nodes() {
-            let by_moving = || self.operands(node).count() > 0 && self.operands(node).all(|(_, v)| values.contains_key(&v));
+            let operands = self.operands(node);
+            let by_moving = || !operands.is_empty() && operands.iter().all(|(_, v)| values.contains_key(v));
             let made_as_codes = match self.plan.kinds[&id] {
                 Kind::Quantized => true,
                 Kind::Moves => by_moving(),
@@ -215,7 +223,7 @@ impl Planner<'_> {
                 continue;
             }
             let Some(out) = node.output(0).filter(|v| coded.values.contains_key(v)) else { continue };
-            for (_, v) in self.operands(node).filter(|(_, v)| coded.values.contains_key(v)) {
+            for (_, v) in self.operands(node).into_iter().filter(|(_, v)| coded.values.contains_key(v)) {
                 if self.wishes.value(v, base) == self.wishes.value(out, base) {
                     sets.join(v, out);
                 }
@@ -278,7 +286,7 @@ impl Planner<'_> {
             if !self.is_quantized(id) {
                 continue;
             }
-            for (slot, v) in self.operands(node).collect::<Vec<_>>() {
+            for (slot, v) in self.operands(node) {
                 let Some(&q) = self.plan.stored.get(&v).or(self.plan.read.get(&v)) else { continue };
                 let Some(keys) = self.wishes.input(id, slot, base).filter(|k| self.wishes.names_input(id, slot) && *k != *base) else { continue };
                 let scheme = keys.scheme(None)?;
@@ -355,7 +363,8 @@ impl Planner<'_> {
     fn explain(&mut self) {
         let mut declined: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (id, node) in self.model.graph.nodes() {
-            let name = if node.name.is_empty() { node.output(0).map(|v| self.model.graph.value(v).name.clone()).unwrap_or_default() } else { node.name.clone() };
+            let name =
+                if node.name.is_empty() { node.output(0).map(|v| self.model.graph.value(v).name.clone()).unwrap_or_default() } else { node.name.clone() };
             let (what, rule) = match &self.plan.kinds[&id] {
                 Kind::Quantized => ("runs on codes".to_string(), format!("target {} quantizes {}", self.rules.profile.name, node.op_type)),
                 Kind::Moves => ("hands its input's codes on".to_string(), format!("target {}: {} moves values", self.rules.profile.name, node.op_type)),

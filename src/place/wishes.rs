@@ -67,7 +67,8 @@ impl<'a> Wishes<'a> {
     /// Keys of a value that flows: those of its producer's outputs, then those that name the tensor.
     pub fn value(&self, v: ValueId, base: &SchemeKeys) -> SchemeKeys {
         let producer = self.model.graph.value(v).producer();
-        let by_node = producer.into_iter().flat_map(|(n, slot)| self.node(n).iter().flat_map(move |o| [o.set.activations.as_ref(), o.set.outputs.get(&(slot as usize))]));
+        let by_node =
+            producer.into_iter().flat_map(|(n, slot)| self.node(n).iter().flat_map(move |o| [o.set.activations.as_ref(), o.set.outputs.get(&(slot as usize))]));
         let by_name = self.tensors.get(&v).into_iter().flatten().map(|o| o.set.activations.as_ref());
         by_node.chain(by_name).flatten().fold(base.clone(), |keys, asked| asked.clone().over(&keys))
     }

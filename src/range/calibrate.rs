@@ -111,12 +111,8 @@ enum Seen {
 
 /// Runs the float model over the samples and watches the values. Per-tensor quantizers are watched as the method needs, per-channel ones by extremes.
 fn watch(model: &Model, how: &Calibrate, watched: &[(ValueId, QuantizerId)], data: &Dataset, samples: &[usize], progress: &dyn Progress) -> Result<Vec<Seen>> {
-    let float = model.without_fake_quant();
-    // A value before a graph output's quantizer is the graph output of the stripped model.
-    let behind = |v: ValueId| if float.graph.has_value(v) { v } else { output_of(model, v) };
-    let outputs: Vec<ValueId> = watched.iter().map(|(v, _)| behind(*v)).collect();
-    let plans = Plans::new(&float, &outputs, RunnerOptions::default());
-    let table = crate::quant::Table::default();
+    let outputs: Vec<ValueId> = watched.iter().map(|(v, _)| *v).collect();
+    let plans = Plans::new(model, &outputs, RunnerOptions { float: true, ..RunnerOptions::default() });
     let mut total: Vec<Option<Seen>> = watched.iter().map(|_| None).collect();
     progress.begin("calibrate", samples.len() as u64);
     over_samples(
@@ -125,7 +121,7 @@ fn watch(model: &Model, how: &Calibrate, watched: &[(ValueId, QuantizerId)], dat
         || Ok(Running::default()),
         |running, i| {
             let sample = data.sample(samples[i])?;
-            let tensors = plans.run(running, &sample, &table).at(|| format!("sample {}", samples[i]))?;
+            let tensors = plans.run(running, &sample, &model.quantizers).at(|| format!("sample {}", samples[i]))?;
             let see = |(t, (v, q)): (&crate::tensor::Tensor, &(ValueId, QuantizerId))| -> Result<Seen> {
                 let x = t.to_f32()?;
                 if let Some(k) = x.iter().position(|v| v.is_nan()) {
@@ -158,12 +154,6 @@ fn watch(model: &Model, how: &Calibrate, watched: &[(ValueId, QuantizerId)], dat
     )?;
     progress.end();
     total.into_iter().map(|s| s.ok_or_else(|| Error::usage("there is no sample to calibrate on"))).collect()
-}
-
-/// The graph output that the FakeQuant behind `v` makes.
-fn output_of(model: &Model, v: ValueId) -> ValueId {
-    let g = &model.graph;
-    g.value(v).uses().iter().filter_map(|p| g.node(p.node).output(0)).find(|y| g.is_output(*y)).unwrap_or(v)
 }
 
 fn merge(have: &mut Option<Seen>, new: Seen) -> Result<()> {

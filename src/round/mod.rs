@@ -17,7 +17,8 @@ pub fn round_nearest(model: &mut Model) -> Result<Notes> {
         let quantizer = &model.quantizers[model.quantizers.root(id)];
         let value = model.graph.node(node).input(0).expect("a FakeQuant node reads something");
         let constant = model.graph.constant(value).expect("it is a constant site");
-        let params = quantizer.params.as_ref().ok_or_else(|| Error::failed("has no scale yet; `calibrate` must stand before `round`")).at(|| &quantizer.name)?;
+        let params =
+            quantizer.params.as_ref().ok_or_else(|| Error::failed("has no scale yet; `calibrate` must stand before `round`")).at(|| &quantizer.name)?;
         let codes = quant::quantize(&constant.tensor.to_f32()?, constant.tensor.shape(), &quantizer.scheme, params).at(|| &quantizer.name)?;
         count += constant.tensor.len() as u64;
         model.codes.insert(Site::of(node), codes);

@@ -1,0 +1,273 @@
+//! One optimised plan, run by any number of threads under any quantizer table.
+
+use super::fake_quant::{self, Rows, with_rows};
+use super::segment::{Given, cut};
+use super::tensors::{datum_type, of_tract, to_tract};
+use super::weights::{self, Row, Weight};
+use super::{prepare, proto, support};
+use crate::error::{At, Error, Result};
+use crate::graph::{InputShapes, Model, ValueId, specialize};
+use crate::quant::{QuantizerId, Table};
+use crate::tensor::{DType, Tensor};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use tract_onnx::prelude::{InferenceModelExt, IntoArcTensor, IntoTValue, TValue, TVec, TypedModel};
+use tract_onnx::tract_hir::internal::{InferenceFact, InferenceModel, InferenceOp, SimplePlan, SimpleState, TypedFact, TypedOp};
+
+/// How FakeQuant nodes are treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RunnerOptions {
+    /// Fake-quantized constants follow the table of each run, at the price of packing them anew at each run.
+    /// Otherwise they are baked into the plan, and a run under a table that differs for them is refused.
+    pub live_weights: bool,
+    /// Every FakeQuant passes its input through, whatever the table says; one that has only codes gives what they stand for.
+    pub float: bool,
+}
+
+/// What the plan is given, in its order.
+enum Source {
+    Input { name: String, dtype: DType, shape: Vec<usize> },
+    Weight(Weight),
+}
+
+/// Where a requested value comes from.
+enum Output {
+    Plan(usize),
+    Input(String),
+    Constant(Tensor),
+}
+
+type Plan = SimplePlan<TypedFact, Box<dyn TypedOp>>;
+
+/// An optimised plan for fixed input shapes that returns chosen values.
+pub struct Runner {
+    plan: Option<Arc<Plan>>,
+    sources: Vec<Source>,
+    outputs: Vec<Output>,
+    /// Quantizers read at each run.
+    live: Vec<QuantizerId>,
+    /// Quantizers whose constants are part of the plan, as they were then.
+    baked: Vec<(QuantizerId, Row)>,
+}
+
+/// What one thread needs to run a plan. Made by [`Runner::spawn`], for that runner alone.
+#[derive(Default)]
+pub struct State {
+    plan: Option<SimpleState<TypedFact, Box<dyn TypedOp>>>,
+    rows: Rc<Rows>,
+}
+
+impl Runner {
+    /// A plan of `model` for inputs of these shapes that returns `outputs`, any values of the outermost graph. Weights are baked in as the
+    /// model's own quantizer table and codes say.
+    ///
+    /// # Errors
+    /// Names every node that the engine cannot run; the quantizer of a weight that has no parameters; inputs without a shape.
+    pub fn new(model: &Model, fixed: &InputShapes, outputs: &[ValueId]) -> Result<Runner> {
+        Self::with(model, fixed, outputs, RunnerOptions::default())
+    }
+
+    /// The same under options.
+    pub fn with(model: &Model, fixed: &InputShapes, outputs: &[ValueId], options: RunnerOptions) -> Result<Runner> {
+        let mut model = model.clone();
+        model.graph.outputs = dedup(outputs);
+        build(specialize(&model, fixed)?, outputs, options)
+    }
+
+    /// A plan of the nodes between `inputs` and `outputs`, where the values of `inputs` are given at each run under their names.
+    /// Shapes that are computed outside the segment must be constants already, as `graph::specialize` leaves them.
+    pub fn segment(model: &Model, inputs: &[Given], outputs: &[ValueId], options: RunnerOptions) -> Result<Runner> {
+        let part = cut(model, inputs, &dedup(outputs))?;
+        let fixed = inputs.iter().map(|i| (part.graph.value(i.value).name.clone(), i.shape.clone())).collect();
+        build(specialize(&part, &fixed)?, outputs, options)
+    }
+
+    /// A state for one thread.
+    pub fn spawn(&self) -> State {
+        State::default()
+    }
+
+    /// Runs once. `inputs` by name; entries the plan does not need are ignored. The values asked for, in the order they were asked for.
+    ///
+    /// # Errors
+    /// An input that is missing or of another type or shape; a static quantizer without parameters, by name; baked weights whose
+    /// quantizer is not in `table` as it was when they were baked.
+    pub fn run(&self, state: &mut State, inputs: &BTreeMap<String, Tensor>, table: &Table) -> Result<Vec<Tensor>> {
+        if let Some((id, _)) = self.baked.iter().find(|(id, row)| id.0 as usize >= table.len() || !weights::is_current(table, *id, row)) {
+            let name = if (id.0 as usize) < table.len() { table[*id].name.as_str() } else { "a weight" };
+            return Err(Error::failed(format!("the quantizer of {name} has changed since its weights were built into the plan; build a new one")));
+        }
+        if let Some(rows) = weights::rows(table, &self.live, &state.rows)? {
+            state.rows = Rc::new(rows);
+        }
+        let made = match &self.plan {
+            None => TVec::new(),
+            Some(plan) => {
+                let given = self.sources.iter().map(|s| s.value(inputs, table)).collect::<Result<TVec<TValue>>>()?;
+                let State { plan: running, rows } = state;
+                let result = guarded(|| {
+                    let running = match running {
+                        Some(r) => r,
+                        none => none.insert(plan.spawn()?),
+                    };
+                    with_rows(rows, || running.run(given))
+                });
+                if result.is_err() {
+                    // What an interrupted run has left behind is of no use.
+                    state.plan = None;
+                }
+                result.map_err(|complaint| Error::failed(format!("the engine failed: {complaint}")))?
+            }
+        };
+        self.outputs
+            .iter()
+            .map(|o| match o {
+                Output::Plan(i) => of_tract(made[*i].clone().into_arc_tensor()),
+                Output::Constant(t) => Ok(t.clone()),
+                Output::Input(name) => inputs.get(name).cloned().ok_or_else(|| missing(name)),
+            })
+            .collect()
+    }
+}
+
+impl Source {
+    fn value(&self, inputs: &BTreeMap<String, Tensor>, table: &Table) -> Result<TValue> {
+        match self {
+            Source::Weight(w) => w.current(table),
+            Source::Input { name, dtype, shape } => {
+                let t = inputs.get(name).ok_or_else(|| missing(name))?;
+                if t.dtype() != *dtype || t.shape() != shape {
+                    return Err(Error::failed(format!("input {name} is {t:?}, but the plan was built for {dtype}{shape:?}")));
+                }
+                Ok(to_tract(t)?.into_tvalue())
+            }
+        }
+    }
+}
+
+fn missing(name: &str) -> Error {
+    Error::failed(format!("input {name} is not given"))
+}
+
+fn dedup(values: &[ValueId]) -> Vec<ValueId> {
+    let mut seen = std::collections::BTreeSet::new();
+    values.iter().copied().filter(|v| seen.insert(*v)).collect()
+}
+
+/// Builds the plan of a specialised model that returns `outputs`.
+fn build(mut model: Model, outputs: &[ValueId], options: RunnerOptions) -> Result<Runner> {
+    let table = model.quantizers.clone();
+    prepare::prepare(&mut model)?;
+    let mut baked = Vec::new();
+    let mut sources = Vec::new();
+    if options.float {
+        weights::make_float(&mut model)?;
+    } else {
+        for w in weights::take(&mut model) {
+            if options.live_weights {
+                sources.push((w.value, w.dtype, w.shape.clone(), Source::Weight(w)));
+            } else {
+                let row = weights::row(&table, w.id)?;
+                model.graph.value_mut(w.value).constant = Some(w.tensor(&row)?.into());
+                baked.push((w.id, row));
+            }
+        }
+    }
+    refuse(&support::unsupported(&model))?;
+
+    let g = &model.graph;
+    for &v in &g.inputs {
+        let value = g.value(v);
+        if g.constant(v).is_none() && value.uses().iter().any(|p| g.get_node(p.node).is_some()) {
+            let dtype = value.dtype().ok_or_else(|| Error::usage(format!("input {} has no element type", value.name)))?;
+            let shape = value.known_shape().ok_or_else(|| Error::usage(format!("input {} has no fixed shape", value.name)))?;
+            sources.push((v, dtype, shape.clone(), Source::Input { name: value.name.clone(), dtype, shape }));
+        }
+    }
+    let mut wanted = Vec::new();
+    let outputs = outputs
+        .iter()
+        .map(|&v| {
+            if let Some(c) = g.constant(v) {
+                return Ok(Output::Constant(c.tensor.clone()));
+            }
+            match g.value(v).producer() {
+                None if g.inputs.contains(&v) => Ok(Output::Input(g.value(v).name.clone())),
+                None if !sources.iter().any(|s| s.0 == v) => Err(Error::failed(format!("nothing makes {}", g.value(v).name))),
+                _ => {
+                    let at = wanted.iter().position(|&w| w == v).unwrap_or(wanted.len());
+                    if at == wanted.len() {
+                        wanted.push(v);
+                    }
+                    Ok(Output::Plan(at))
+                }
+            }
+        })
+        .collect::<Result<_>>()?;
+    let live = weights::live(g);
+    let given: Vec<_> = sources.iter().map(|(v, t, s, _)| (*v, *t, s.clone())).collect();
+    let plan = if wanted.is_empty() { None } else { Some(plan(&model, &given, &wanted)?) };
+    Ok(Runner { plan, sources: sources.into_iter().map(|s| s.3).collect(), outputs, live, baked })
+}
+
+/// One error that names every node of the list.
+fn refuse(unsupported: &[(String, String)]) -> Result<()> {
+    if unsupported.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = unsupported.iter().map(|(node, why)| format!("{node}: {why}")).collect();
+    Err(Error::failed(format!("the engine cannot run {} of the model's nodes: {}", list.len(), list.join("; "))))
+}
+
+/// tract's plan: parsed, pinned, optimised.
+fn plan(model: &Model, given: &[(ValueId, DType, Vec<usize>)], wanted: &[ValueId]) -> Result<Arc<Plan>> {
+    let g = &model.graph;
+    let constants: Vec<(ValueId, &Tensor)> = g
+        .values()
+        .filter(|(v, value)| !value.uses().is_empty() && !given.iter().any(|s| s.0 == *v))
+        .filter_map(|(v, value)| Some((v, &value.constant.as_ref()?.tensor)))
+        .filter(|(_, t)| datum_type(t.dtype()).is_some())
+        .collect();
+    let mut declared = given.to_vec();
+    declared.extend(constants.iter().map(|(v, t)| (*v, t.dtype(), t.shape().to_vec())));
+    let proto = proto::encode(model, &declared, wanted)?;
+    let constants = constants.into_iter().map(|(v, t)| Ok((v, to_tract(t).at(|| g.value(v).name.clone())?))).collect::<Result<Vec<_>>>()?;
+    let name = |v: ValueId| g.value(v).name.as_str();
+    let build = || {
+        let mut onnx = tract_onnx::onnx();
+        onnx.op_register.insert(fake_quant::NAME, fake_quant::parse);
+        let parsed = onnx.parse(&proto, None)?;
+        let mut m: InferenceModel = parsed.model;
+        for (v, t) in constants {
+            let outlet = parsed.outlets_by_name[name(v)];
+            let t = t.into_arc_tensor();
+            let node = m.node_mut(outlet.node);
+            node.outputs[outlet.slot].fact = InferenceFact::from(&TypedFact::try_from(t.clone())?);
+            node.op = Box::new(tract_onnx::tract_hir::ops::konst::Const::new(t)?) as Box<dyn InferenceOp>;
+            m.inputs.retain(|o| *o != outlet);
+        }
+        m.select_output_outlets(&wanted.iter().map(|&v| parsed.outlets_by_name[name(v)]).collect::<Vec<_>>())?;
+        let optimized: TypedModel = m.into_optimized()?;
+        SimplePlan::new(optimized)
+    };
+    guarded(build).map_err(|complaint| {
+        let node = proto::node_of(&complaint).and_then(|i| g.get_node(crate::graph::NodeId(i)));
+        let about = node.map_or("the model".to_string(), |n| format!("{} ({})", support::label(g, n), n.op_type));
+        Error::failed(format!("the engine cannot run {about}: {complaint}"))
+    })
+}
+
+/// Runs something of tract's; its error, or its panic, as one line.
+fn guarded<T>(f: impl FnOnce() -> tract_onnx::prelude::TractResult<T>) -> Result<T, String> {
+    let complaint = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
+        Ok(Ok(t)) => return Ok(t),
+        Ok(Err(e)) => format!("{e:#}"),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
+            format!("tract panicked: {}", text.unwrap_or_default())
+        }
+    };
+    let line = complaint.split_whitespace().collect::<Vec<_>>().join(" ");
+    Err(if line.chars().count() > 400 { line.chars().take(400).chain("…".chars()).collect() } else { line })
+}

@@ -165,3 +165,153 @@ impl<'a> Steps<'a> {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::coder::tests::{formats, params as plain, scheme as plain_scheme};
+    use crate::quant::{Blocks, Format, ScaleKind, Zero};
+    use crate::tensor::DType;
+    use proptest::prelude::*;
+
+    const SHAPE: [usize; 3] = [3, 8, 5];
+
+    fn numbers() -> Vec<f32> {
+        (0..120).map(|i| ((i * 37 % 61) as f32 - 30.0) / 7.5).collect()
+    }
+
+    /// Block sizes and axes of every kind: one run, long runs, short last blocks, each element its own block.
+    fn granularities() -> [Blocks; 8] {
+        use Blocks as B;
+        [B::tensor(), B::channel(0), B::channel(1), B::channel(2), B::block(1, 3), B::block(2, 2), B::gate(4), B::flat(7)]
+    }
+
+    #[test]
+    fn whole_tensors_agree_with_one_number_at_a_time_under_every_granularity() {
+        for format in formats() {
+            for (blocks, rounding) in granularities().iter().zip([Rounding::HalfEven, Rounding::HalfUp].into_iter().cycle()) {
+                let scheme = Scheme { blocks: blocks.clone(), ..plain_scheme(format, rounding) };
+                let layout = blocks.layout(&SHAPE).unwrap();
+                let scale: Vec<f32> = (0..layout.len()).map(|b| 0.1 + b as f32 / 64.0).collect();
+                let zero = match format {
+                    Format::Int { .. } => Zeros::Integer((0..layout.len() as i32).map(|b| b % 2).collect()),
+                    _ => Zeros::None,
+                };
+                let params = Params { scale, zero, ..plain(format) };
+                let coder = Coder::new(&scheme, &params).unwrap();
+                let mut block = vec![0; 120];
+                layout.runs(|r, share| {
+                    for i in r.clone() {
+                        block[i] = match share {
+                            Share::One(b) => b,
+                            Share::Each(b) => b + i - r.start,
+                        };
+                    }
+                });
+                let x = numbers();
+                let each =
+                    |f: &dyn Fn(f32, f32, f32) -> f32| -> Vec<f32> { (0..120).map(|i| f(x[i], params.scale_at(block[i]), params.zero_at(block[i]))).collect() };
+                let mut fake = x.clone();
+                fake_quantize(&mut fake, &SHAPE, &scheme, Some(&params)).unwrap();
+                assert_eq!(fake, each(&|x, s, z| coder.fake(x, s, z)), "{scheme}");
+                if format.storage().is_some() {
+                    let codes = quantize(&x, &SHAPE, &scheme, &params).unwrap();
+                    assert_eq!(codes.0.shape(), SHAPE);
+                    let want = each(&|x, s, z| coder.encode(x, s, z) as f32);
+                    assert_eq!(codes.unpack().iter().map(|c| *c as f32).collect::<Vec<_>>(), want, "{scheme}");
+                    assert_eq!(dequantize(&codes, &scheme, &params).unwrap(), fake, "{scheme}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_scale_or_one_zero_point_serves_every_block() {
+        let scheme = Scheme { blocks: Blocks::channel(1), ..Scheme::int(4, false) };
+        let x = numbers();
+        let quantized = |scale: Vec<f32>, zero| quantize(&x, &SHAPE, &scheme, &Params { scale, zero, ..Params::tensor(1.0, None) }).unwrap();
+        let all = quantized(vec![0.5; 8], Zeros::Integer(vec![7; 8]));
+        assert_eq!(all, quantized(vec![0.5], Zeros::Integer(vec![7; 8])));
+        assert_eq!(all, quantized(vec![0.5; 8], Zeros::Integer(vec![7])));
+        assert_eq!(all, quantized(vec![0.5], Zeros::Integer(vec![7])));
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused_in_one_sentence() {
+        let scheme = Scheme { blocks: Blocks::channel(0), ..Scheme::int(8, true) };
+        let two = Params { scale: vec![1.0, 1.0], ..Params::tensor(1.0, None) };
+        let error = quantize(&[0.0; 6], &[3, 2], &scheme, &two).unwrap_err().to_string();
+        assert_eq!(error, "2 scales do not fit the 3 blocks of shape [3, 2] (int8 per channel (axis 0), symmetric, scale float32)");
+        assert!(quantize(&[0.0; 5], &[3, 2], &scheme, &Params::tensor(1.0, None)).is_err());
+        assert!(fake_quantize(&mut [0.0; 6], &[3, 2], &scheme, None).unwrap_err().to_string().contains("calibrate"));
+        let codes = quantize(&[0.0; 6], &[3, 2], &scheme, &Params::tensor(1.0, None)).unwrap();
+        assert!(dequantize(&codes, &Scheme::int(4, true), &Params::tensor(1.0, None)).unwrap_err().to_string().contains("int8 tensors hold no codes of int4"));
+        let odd = Scheme { format: Format::Float { exponent: 3, mantissa: 4, specials: crate::quant::Specials::None }, ..scheme };
+        assert!(quantize(&[0.0; 6], &[3, 2], &odd, &Params::tensor(1.0, None)).unwrap_err().to_string().contains("float8e3m4"));
+        let book = Format::Codebook { bits: 2 };
+        let codes = Codes(Tensor::new(DType::U2, vec![2], vec![0b1101u8].into()).unwrap());
+        let three = Params { curve: super::super::Curve::Table([0.0, 1.0, 2.0].into()), ..plain(book) };
+        assert!(dequantize(&codes, &plain_scheme(book, Rounding::HalfEven), &three).unwrap_err().to_string().contains("code 3 of element 1"));
+    }
+
+    #[test]
+    fn empty_tensors_and_scalars_pass() {
+        for scheme in [Scheme::int(8, false), Scheme { blocks: Blocks::channel(0), timing: Timing::Dynamic, ..Scheme::int(8, true) }] {
+            let params = fit(&[], &[0, 4], &scheme).unwrap();
+            fake_quantize(&mut [], &[0, 4], &scheme, Some(&params)).unwrap();
+            assert!(quantize(&[], &[0, 4], &scheme, &params).unwrap().0.is_empty());
+        }
+        let mut x = [0.3];
+        fake_quantize(&mut x, &[], &Scheme::int(8, true), Some(&Params::tensor(0.25, None))).unwrap();
+        assert_eq!(x, [0.25]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Inside the range the error is at most half a step, and what was quantized once stays as it is.
+        #[test]
+        fn half_a_step_and_idempotent(
+            x in prop::collection::vec(-1e6f32..1e6, 1..40), bits in 2u8..=16, signed: bool, integer_zero: bool, pow2: bool, channel: bool,
+        ) {
+            let zero = if integer_zero { Zero::Integer } else { Zero::None };
+            let scale = if pow2 { ScaleKind::Pow2(DType::F32) } else { ScaleKind::Exact(DType::F32) };
+            let blocks = if channel { Blocks::channel(0) } else { Blocks::tensor() };
+            let scheme = Scheme { zero, scale, blocks, ..Scheme::int(bits, signed) };
+            let shape = [1, x.len()];
+            let params = fit(&x, &shape, &scheme).unwrap();
+            let mut once = x.clone();
+            fake_quantize(&mut once, &shape, &scheme, Some(&params)).unwrap();
+            let (lo, hi) = scheme.format.code_range().unwrap();
+            let (s, z) = (params.scale[0], params.zero_at(0));
+            for (x, y) in x.iter().zip(&once) {
+                let (least, most) = ((lo as f32 - z) * s, (hi as f32 - z) * s);
+                if (least..=most).contains(x) {
+                    prop_assert!((x - y).abs() <= s * 0.500_001 + x.abs() * 1e-6, "{x} became {y} at scale {s}");
+                } else {
+                    prop_assert!(*y == least || *y == most);
+                }
+            }
+            let mut twice = once.clone();
+            fake_quantize(&mut twice, &shape, &scheme, Some(&params)).unwrap();
+            prop_assert_eq!(once, twice);
+        }
+
+        /// The same of float formats, whose step is half the distance to the neighbours.
+        #[test]
+        fn float_formats_go_to_the_nearest(x in prop::collection::vec(-40f32..40.0, 1..40), pick in 0usize..200, scale in 0.01f32..10.0) {
+            let formats: Vec<Format> = formats().into_iter().filter(|f| matches!(f, Format::Float { .. })).collect();
+            let format = formats[pick % formats.len()];
+            let scheme = plain_scheme(format, Rounding::HalfEven);
+            let params = Params { scale: vec![scale], ..plain(format) };
+            let mut y = x.clone();
+            fake_quantize(&mut y, &[x.len()], &scheme, Some(&params)).unwrap();
+            let all: Vec<f32> = (0..1 << format.bits()).map(|c| format.value(c)).filter(|v| v.is_finite()).collect();
+            for (x, y) in x.iter().zip(&y) {
+                let v = (x / scale) as f64;
+                let nearest = all.iter().map(|a| (*a as f64 - v).abs()).fold(f64::INFINITY, f64::min);
+                prop_assert!(((y / scale) as f64 - v).abs() <= nearest + v.abs() * 1e-6, "{x} became {y}");
+            }
+        }
+    }
+}

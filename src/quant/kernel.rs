@@ -60,7 +60,7 @@ pub(super) struct Float {
 
 impl Float {
     pub fn new(format: Format) -> Option<Self> {
-        let Format::Float { exponent: exponent @ 1..=6, mantissa: mantissa @ 0..=10, specials } = format else { return None };
+        let Format::Float { exponent: exponent @ 1..=6, mantissa: mantissa @ 1..=10, specials } = format else { return None };
         let lowest = 1 - Format::bias(exponent, specials);
         let nan_code = format.nan_code();
         Some(Float {
@@ -107,5 +107,72 @@ impl Float {
         let code = if m >= self.normal { normal } else { subnormal };
         let sign = if self.signed_zero || code != 0 { v.to_bits() >> 31 << (31 - self.sign) } else { 0 };
         if v.is_nan() { self.nan_code } else { code | sign }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::coder::tests::{formats, params, scheme};
+    use crate::quant::coder::{Coder, Kind};
+    use crate::quant::{Rounding, Zeros};
+
+    /// Every sign and exponent of float32 with telling mantissas, a walk over all bit patterns, and all halves and their neighbours up to 300.
+    fn numbers() -> Vec<f32> {
+        let mut list: Vec<f32> = (0..512u32).flat_map(|e| [0, 1, 0x3f_ffff, 0x40_0000, 0x40_0001, 0x7f_ffff].map(|m| f32::from_bits(e << 23 | m))).collect();
+        list.extend((0..60_000u32).map(|i| f32::from_bits(i.wrapping_mul(71_583)))); // 2^32 / 60 000
+        for i in -600..600 {
+            let half = i as f32 / 2.0;
+            list.extend([half, f32::from_bits(half.to_bits().wrapping_add(1)), f32::from_bits(half.to_bits().wrapping_sub(1)), half / 64.0]);
+        }
+        list
+    }
+
+    const SCALES: [f32; 10] = [1.0, 0.037, 3.0, 0.25, 1e-38, 1e30, -0.5, 0.0, f32::INFINITY, f32::NAN];
+
+    fn same(a: f32, b: f32) -> bool {
+        a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()
+    }
+
+    #[test]
+    fn integer_paths_equal_the_coder_bit_for_bit() {
+        let numbers = numbers();
+        let ints = formats().into_iter().chain([true, false].map(|signed| Format::Int { bits: 16, signed, narrow: false }));
+        for format in ints.filter(|f| matches!(f, Format::Int { .. })) {
+            let (scheme, plain) = (scheme(format, Rounding::HalfEven), params(format));
+            let real = crate::quant::Params { zero: Zeros::Real(vec![0.0]), ..plain.clone() };
+            let (c, r) = (Coder::new(&scheme, &plain).unwrap(), Coder::new(&scheme, &real).unwrap());
+            assert_eq!(r.kind, Kind::IntegerRealZero);
+            let (lo, hi) = (c.codes.0 as f32, c.codes.1 as f32);
+            let mask = ((1u64 << format.bits()) - 1) as u32;
+            for (k, scale) in SCALES.into_iter().enumerate() {
+                let zero = [0.0, lo, hi, 1.0][k % 4];
+                for &x in &numbers {
+                    assert!(same(integer_fake(x, scale, zero, lo, hi), c.fake(x, scale, zero)), "{format} {x:e} scale {scale} zero {zero}");
+                    assert_eq!(integer_code(x, scale, zero, lo, hi) & mask, c.encode(x, scale, zero) as u32 & mask, "{format} {x:e} scale {scale} zero {zero}");
+                    let zero = zero * 0.8;
+                    assert!(same(real_zero_fake(x, scale, zero, lo, hi), r.fake(x, scale, zero)), "{format} {x:e} scale {scale} zero {zero}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn float_paths_equal_the_coder_bit_for_bit() {
+        let numbers = numbers();
+        let mut seen = 0;
+        for format in formats() {
+            let Some(f) = Float::new(format) else { continue };
+            let (scheme, params) = (scheme(format, Rounding::HalfEven), params(format));
+            let c = Coder::new(&scheme, &params).unwrap();
+            for scale in SCALES {
+                for &x in &numbers {
+                    assert!(same(f.fake(x, scale), c.fake(x, scale, 0.0)), "{format} {x:e} scale {scale}: {} {}", f.fake(x, scale), c.fake(x, scale, 0.0));
+                    assert_eq!(f.code(x, scale), c.encode(x, scale, 0.0) as u32, "{format} {x:e} scale {scale}");
+                }
+            }
+            seen += 1;
+        }
+        assert!(seen > 40, "{seen}");
     }
 }

@@ -70,3 +70,37 @@ pub fn unpack(bytes: &[u8], dtype: DType, n: usize) -> Vec<i32> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACKED: [DType; 7] = [DType::U2, DType::I2, DType::U4, DType::I4, DType::F4E2M1, DType::F6E2M3, DType::F6E3M2];
+
+    #[test]
+    fn bits_stand_where_onnx_puts_them() {
+        assert_eq!(pack(&[1, 2, 3, 0, 2], DType::U2), [0b00_11_10_01, 0b10]);
+        assert_eq!(pack(&[0x1, 0xf, -8], DType::I4), [0xf1, 0x08]);
+        assert_eq!(pack(&[0x3f, 0, 0x3f, 1, 0x2a], DType::F6E2M3), [0x3f, 0xf0, 0x07, 0x2a]);
+        assert_eq!(pack(&[-2, 0x1234], DType::I16), [0xfe, 0xff, 0x34, 0x12]);
+        assert_eq!(pack(&[i32::MIN], DType::I32), [0, 0, 0, 0x80]);
+    }
+
+    #[test]
+    fn unpacking_undoes_packing_for_every_length_of_tail() {
+        for dtype in PACKED.into_iter().chain([DType::I8, DType::U8, DType::I16, DType::U16, DType::I32]) {
+            let (bits, signed) = (dtype.bits() as u32, is_signed(dtype));
+            for n in 0..20 {
+                let codes: Vec<i32> = (0..n)
+                    .map(|i| if signed { ((i as u32).wrapping_mul(0x5bd1_e995) as i32) << (32 - bits) >> (32 - bits) } else { i * 0x5bd1 & ((1 << bits) - 1) })
+                    .collect();
+                let bytes = pack(&codes, dtype);
+                assert_eq!(Some(bytes.len()), dtype.packed_len(codes.len()), "{dtype} {n}");
+                assert_eq!(unpack(&bytes, dtype, codes.len()), codes, "{dtype} {n}");
+                if bits <= 8 {
+                    assert_eq!(pack_bytes(codes.iter().map(|c| *c as u8).collect(), dtype), bytes, "{dtype} {n}");
+                }
+            }
+        }
+    }
+}

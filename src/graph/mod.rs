@@ -1,6 +1,7 @@
 //! Our intermediate representation: what a model is while requant works on it.
 
 mod attr;
+mod bypass;
 #[allow(clippy::module_inception)]
 mod graph;
 mod model;

@@ -100,3 +100,77 @@ pub fn export(a: &Attr, place: &mut Place) -> Result<AttributeProto> {
     }
     Ok(p)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::{add, assert_kept, assert_refused, graph as body, initializer, node, read, text};
+    use super::*;
+
+    fn plain(kind: AttributeType, fill: impl FnOnce(&mut AttributeProto)) -> AttributeProto {
+        let mut p = AttributeProto { name: text("a"), r#type: Some(kind as i32), ..Default::default() };
+        fill(&mut p);
+        p
+    }
+
+    /// The value of an attribute that comes back as it was.
+    fn kept(p: AttributeProto) -> AttrValue {
+        let mut m = add();
+        m.graph.as_mut().unwrap().node[0].attribute.push(p);
+        assert_kept(m.clone());
+        let m = read(m).unwrap();
+        m.graph.nodes().next().unwrap().1.attrs[0].value.clone()
+    }
+
+    #[test]
+    fn every_type() {
+        use AttributeType::*;
+        assert_eq!(kept(plain(Int, |p| p.i = Some(-1))), AttrValue::Int(-1));
+        assert_eq!(kept(plain(Float, |p| p.f = Some(0.5))), AttrValue::Float(0.5));
+        assert_eq!(kept(plain(String, |p| p.s = Some("s".into()))), AttrValue::String("s".into()));
+        assert_eq!(kept(plain(Ints, |p| p.ints = vec![1, 2])), AttrValue::Ints(vec![1, 2]));
+        assert_eq!(kept(plain(Floats, |_| ())), AttrValue::Floats(vec![]));
+        assert_eq!(kept(plain(Strings, |p| p.strings = vec!["s".into()])), AttrValue::Strings(vec!["s".into()]));
+        assert!(matches!(kept(plain(Tensor, |p| p.t = Some(initializer("t", &[2])))), AttrValue::Tensor(_)));
+        assert!(matches!(kept(plain(Tensors, |p| p.tensors = vec![initializer("", &[2])])), AttrValue::Tensors(t) if t.len() == 1));
+        assert!(matches!(kept(plain(Graph, |p| p.g = Some(body(vec![node("Relu", &["x"], &["y"])])))), AttrValue::Graph(_)));
+        assert!(matches!(kept(plain(Graphs, |p| p.graphs = vec![body(vec![node("Relu", &["x"], &["y"])])])), AttrValue::Graphs(_)));
+        assert_eq!(kept(plain(SparseTensor, |p| p.sparse_tensor = Some(Default::default()))), AttrValue::Other);
+        assert_eq!(kept(plain(TypeProtos, |p| p.type_protos = vec![Default::default()])), AttrValue::Other);
+        assert_eq!(kept(plain(Int, |p| p.ref_attr_name = text("axis"))), AttrValue::Other);
+        assert_eq!(kept(plain(Tensor, |_| ())), AttrValue::Other);
+        assert_eq!(kept(plain(Int, |p| (p.i, p.doc_string) = (Some(1), text("why")))), AttrValue::Int(1));
+    }
+
+    #[test]
+    fn what_old_and_foreign_writers_leave_out() {
+        let untyped = |fill: fn(&mut AttributeProto)| plain(AttributeType::Int, |p| (p.r#type = None, fill(p)).1);
+        assert_eq!(kept(untyped(|p| p.i = Some(3))), AttrValue::Int(3));
+        assert_eq!(kept(untyped(|p| p.ints = vec![3])), AttrValue::Ints(vec![3]));
+        assert_eq!(kept(untyped(|_| ())), AttrValue::Other);
+        assert_eq!(kept(plain(AttributeType::Int, |_| ())), AttrValue::Int(0));
+        assert_eq!(kept(plain(AttributeType::Float, |_| ())), AttrValue::Float(0.0));
+        assert_eq!(kept(plain(AttributeType::String, |_| ())), AttrValue::String(Bytes::new()));
+        assert_eq!(kept(plain(AttributeType::Int, |p| p.i = Some(0))), AttrValue::Int(0));
+        let mut changed = read(add()).unwrap();
+        let id = changed.graph.order()[0];
+        let absent = Attr { name: "a".into(), value: AttrValue::Int(5), extra: pack_rest(&AttributeProto { r#type: Some(ABSENT), ..Default::default() }) };
+        changed.graph.node_mut(id).attrs.push(absent);
+        let p = export::export(&changed, &mut Place::Inline).unwrap().graph.unwrap();
+        assert_eq!(p.node[0].attribute[0], plain(AttributeType::Int, |p| p.i = Some(5)));
+    }
+
+    #[test]
+    fn a_new_attribute_states_its_type() {
+        let p = export(&Attr::new("axis", 1i64), &mut Place::Inline).unwrap();
+        assert_eq!((p.name(), p.r#type, p.i), ("axis", Some(AttributeType::Int as i32), Some(1)));
+    }
+
+    #[test]
+    fn an_error_names_node_and_attribute() {
+        let mut p = add();
+        let n = &mut p.graph.as_mut().unwrap().node[0];
+        n.name = text("sum");
+        n.attribute.push(plain(AttributeType::Tensor, |p| p.t = Some(Default::default())));
+        assert_refused(p, &["node \"sum\"", "attribute \"a\"", "element type 0"]);
+    }
+}

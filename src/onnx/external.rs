@@ -80,7 +80,7 @@ impl Files {
 pub struct Layout {
     /// The data file's name as the model refers to it.
     pub location: String,
-    /// Offsets and bytes, ascending.
+    /// Offsets and bytes; they do not overlap.
     pub pieces: Vec<(u64, Bytes)>,
     /// Offset by address and length: tensors that share bytes in memory share them in the file.
     placed: HashMap<(usize, usize), u64>,
@@ -96,8 +96,9 @@ impl Layout {
     pub fn put(&mut self, tensor: &mut TensorProto, bytes: &Bytes) {
         let key = (bytes.as_ptr() as usize, bytes.len());
         let offset = *self.placed.entry(key).or_insert_with(|| {
-            let offset = self.end.next_multiple_of(ALIGN);
-            self.end = offset + bytes.len() as u64;
+            // Nothing to store: the start of the file will do, even of an empty one.
+            let offset = if bytes.is_empty() { 0 } else { self.end.next_multiple_of(ALIGN) };
+            self.end = self.end.max(offset + bytes.len() as u64);
             self.pieces.push((offset, bytes.clone()));
             offset
         });
@@ -111,4 +112,79 @@ impl Layout {
 /// Whether elements of `dtype` can lie in a data file.
 pub fn can_be_external(dtype: DType) -> bool {
     dtype != DType::Str
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::entry;
+    use super::*;
+    use std::fs;
+
+    /// What comes of a tensor of `want` bytes with these entries, in a folder with `w.bin` of 100 bytes.
+    fn take(entries: &[(&str, &str)], want: usize) -> Result<Bytes> {
+        let dir = tempfile::tempdir().unwrap();
+        let inside = dir.path().join("model");
+        fs::create_dir_all(inside.join("sub")).unwrap();
+        fs::write(dir.path().join("secret.bin"), [7; 100]).unwrap();
+        fs::write(inside.join("w.bin"), (0..100).collect::<Vec<u8>>()).unwrap();
+        fs::write(inside.join("sub/w.bin"), [9; 100]).unwrap();
+        fs::write(inside.join("empty.bin"), []).unwrap();
+        #[cfg(unix)]
+        std::os::unix::fs::symlink("../secret.bin", inside.join("link.bin")).unwrap();
+        let mut tensor = TensorProto { external_data: entries.iter().map(|(k, v)| entry(k, v)).collect(), ..Default::default() };
+        Files::of(Some(&inside)).take(&mut tensor, want)
+    }
+
+    fn refused(entries: &[(&str, &str)], words: &[&str]) {
+        let e = take(entries, 10).expect_err("it is refused");
+        assert_eq!(e.exit_code(), 2);
+        words.iter().for_each(|w| assert!(e.to_string().contains(w), "{w:?} is missing in: {e}"));
+    }
+
+    #[test]
+    fn places_in_a_file() {
+        assert_eq!(take(&[("location", "w.bin")], 10).unwrap()[..], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(take(&[("location", "./w.bin"), ("offset", "98"), ("length", "2")], 2).unwrap()[..], [98, 99]);
+        assert_eq!(take(&[("length", "1"), ("location", "sub/w.bin"), ("checksum", "0")], 1).unwrap()[..], [9]);
+        assert!(take(&[("location", "empty.bin")], 0).unwrap().is_empty());
+    }
+
+    #[test]
+    fn hostile_paths_are_refused() {
+        for path in ["../secret.bin", "sub/../../secret.bin", "sub/../w.bin", "/etc/passwd", "..", "sub\\..\\w.bin", "w.bin\0"] {
+            refused(&[("location", path)], &["inside the model's folder"]);
+        }
+        refused(&[("location", "link.bin")], &["link.bin", "leaves the model's folder"]);
+        refused(&[("location", "none.bin")], &["none.bin", "does not exist"]);
+        refused(&[("location", "sub")], &["is not a file"]);
+        refused(&[("location", "")], &["no location"]);
+        refused(&[], &["no location"]);
+    }
+
+    #[test]
+    fn hostile_offsets_and_lengths_are_refused() {
+        refused(&[("location", "w.bin"), ("offset", "91")], &["w.bin", "100 bytes", "byte 91"]);
+        refused(&[("location", "w.bin"), ("offset", "18446744073709551615")], &["100 bytes"]);
+        refused(&[("location", "w.bin"), ("offset", "-1")], &["offset", "\"-1\""]);
+        refused(&[("location", "w.bin"), ("offset", "99999999999999999999")], &["no number"]);
+        refused(&[("location", "w.bin"), ("length", "9")], &["need 10 bytes", "9 are declared"]);
+        refused(&[("location", "w.bin"), ("length", "1e3")], &["length"]);
+        refused(&[("location", "empty.bin")], &["0 bytes"]);
+    }
+
+    #[test]
+    fn a_layout_is_aligned_and_shares_what_is_shared() {
+        let mut layout = Layout::new("m.data".into());
+        let (a, b) = (Bytes::from(vec![1; 5000]), Bytes::from(vec![2; 10]));
+        let mut places = Vec::new();
+        for bytes in [&a, &b, &a.clone(), &Bytes::new(), &b] {
+            let mut t = TensorProto { external_data: vec![entry("checksum", "x")], ..Default::default() };
+            layout.put(&mut t, bytes);
+            assert_eq!((t.external_data[0].value(), t.external_data[3].key(), t.data_location), ("m.data", "checksum", Some(1)));
+            places.push((t.external_data[1].value().to_string(), t.external_data[2].value().to_string()));
+        }
+        let want = [("0", "5000"), ("8192", "10"), ("0", "5000"), ("0", "0"), ("8192", "10")];
+        assert!(places.iter().zip(want).all(|(p, w)| (p.0.as_str(), p.1.as_str()) == w), "{places:?}");
+        assert_eq!(layout.pieces.len(), 3);
+    }
 }

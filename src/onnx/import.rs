@@ -11,9 +11,9 @@ use std::mem::take;
 
 /// The model in the message. Errors name the tensor or node, not the file.
 pub fn import(mut p: ModelProto, files: &mut Files) -> Result<Model> {
-    let graph = p.graph.take().ok_or_else(|| Error::usage("it is not an ONNX model (it has no graph)"))?;
+    let graph = p.graph.take().ok_or_else(|| Error::usage("it is not an ONNX model (it has no graph); export the model to ONNX first"))?;
     if p.opset_import.is_empty() {
-        return Err(Error::usage("it is not an ONNX model (it declares no operator set)"));
+        return Err(Error::usage("it is not a complete ONNX model (it declares no operator set); export or download the model again"));
     }
     let mut model = Model { ir_version: p.ir_version.take_if(|v| *v != 0).unwrap_or_default(), ..Model::default() };
     model.opsets = p.opset_import.iter().map(|o| (o.domain().to_string(), o.version())).collect();
@@ -153,4 +153,135 @@ fn add_node(g: &mut Graph, mut p: NodeProto, index: usize, scope: &mut Scope) ->
     node.extra = pack_rest(&p);
     g.add_node(node, &inputs, &outputs);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::proto::*;
+    use super::super::sample::{add, assert_kept, assert_refused, entry, graph as x_to_y, info, initializer, model, node, read, text};
+    use crate::graph::{Op, Type};
+
+    fn with(change: impl FnOnce(&mut GraphProto)) -> ModelProto {
+        let mut p = add();
+        change(p.graph.as_mut().unwrap());
+        p
+    }
+
+    fn body_of(nodes: Vec<NodeProto>) -> AttributeProto {
+        let mut g = x_to_y(nodes);
+        g.input.clear();
+        AttributeProto { name: text("body"), r#type: Some(attribute_proto::AttributeType::Graph as i32), g: Some(g), ..Default::default() }
+    }
+
+    #[test]
+    fn what_the_graph_has_no_field_for() {
+        let mut p = with(|g| {
+            g.doc_string = text("");
+            g.name = text("");
+            g.metadata_props = vec![entry("k", "v")];
+            g.quantization_annotation = vec![TensorAnnotation { tensor_name: text("w"), quant_parameter_tensor_names: vec![entry("SCALE_TENSOR", "s")] }];
+            g.node[0].name = text("");
+            g.node[0].domain = text("");
+            g.node[0].overload = text("o");
+            g.node[0].device_configurations = vec![NodeDeviceConfigurationProto { configuration_id: text("c"), ..Default::default() }];
+            g.node[0].metadata_props = vec![entry("namespace", "a/b")];
+            g.initializer[0].doc_string = text("weight");
+        });
+        p.producer_name = text("someone");
+        p.domain = text("");
+        p.opset_import = vec![
+            OperatorSetIdProto { domain: text(""), version: Some(17) },
+            OperatorSetIdProto { domain: text("com.microsoft"), version: None },
+            OperatorSetIdProto { domain: text("local"), version: Some(1) },
+        ];
+        p.metadata_props = vec![entry("a", "b"), StringStringEntryProto { key: text("empty"), value: None }, entry("", "")];
+        p.functions = vec![FunctionProto { name: text("f"), node: vec![node("Relu", &["a"], &["b"])], ..Default::default() }];
+        p.training_info = vec![TrainingInfoProto { algorithm: Some(x_to_y(vec![])), ..Default::default() }];
+        p.configuration = vec![DeviceConfigurationProto { num_devices: Some(2), ..Default::default() }];
+        assert_kept(p.clone());
+        let m = read(p).unwrap();
+        assert_eq!((m.opset(""), m.opset("local")), (Some(17), Some(1)));
+        assert_eq!(m.metadata[1], ("empty".to_string(), String::new()));
+    }
+
+    #[test]
+    fn slots_left_out_and_unknown_ops() {
+        let p = with(|g| g.node[0] = node("Clip", &["x", "", "w", ""], &["y", ""]));
+        assert_kept(p.clone());
+        let m = read(p).unwrap();
+        let (_, clip) = m.graph.nodes().next().unwrap();
+        assert_eq!((clip.op, clip.inputs().len(), clip.input(1)), (Op::Clip, 4, None));
+        assert_kept(with(|g| {
+            g.node[0].op_type = text("Mystery");
+            g.node[0].domain = text("org.example");
+        }));
+    }
+
+    #[test]
+    fn declarations_that_meet_in_one_value() {
+        // An initializer that is an input too, and one that value_info describes.
+        assert_kept(with(|g| g.input.push(info("w", &[2, 3]))));
+        assert_kept(with(|g| g.value_info.push(info("w", &[2, 3]))));
+        // value_info that says the same as the output, something else, or speaks of a tensor that is not there.
+        assert_kept(with(|g| g.value_info = vec![info("y", &[2, 3]), info("gone", &[1])]));
+        assert_kept(with(|g| g.value_info = vec![info("gone", &[1]), info("y", &[7]), info("x", &[2, 3]), info("", &[])]));
+        // A graph that hands out its input, declared otherwise.
+        assert_kept(with(|g| g.output.insert(0, info("x", &[6]))));
+    }
+
+    #[test]
+    fn sparse_initializers_may_be_read() {
+        let values = |name| Some(TensorProto { name, data_type: Some(1), dims: vec![1], float_data: vec![2.0], ..Default::default() });
+        let p = with(|g| {
+            g.initializer.clear();
+            g.sparse_initializer = vec![SparseTensorProto { values: values(text("w")), indices: None, dims: vec![2, 3] }];
+        });
+        assert_kept(p.clone());
+        let m = read(p).unwrap();
+        assert_eq!(m.graph.value(m.graph.find_value("w").unwrap()).ty, Type::Other);
+    }
+
+    #[test]
+    fn bodies_read_the_tensors_around_them() {
+        let mut inner = node("If", &["x"], &["y"]);
+        inner.attribute.push(body_of(vec![node("Add", &["x", "w"], &["y"])]));
+        let mut outer = node("If", &["x"], &["y"]);
+        outer.attribute.push(body_of(vec![inner]));
+        let p = with(|g| g.node[0] = outer.clone());
+        assert_kept(p.clone());
+        let m = read(p).unwrap();
+        assert_eq!(m.graph.nodes().next().unwrap().1.captures().len(), 2);
+        assert_refused(model(x_to_y(vec![outer])), &["\"w\"", "no node makes it"]);
+    }
+
+    #[test]
+    fn nodes_out_of_order_are_put_in_order() {
+        let p = model(x_to_y(vec![node("Relu", &["h"], &["y"]), node("Abs", &["x"], &["h"])]));
+        let ops: Vec<_> = read(p).unwrap().graph.nodes().map(|(_, n)| n.op).collect();
+        assert_eq!(ops, [Op::Abs, Op::Relu]);
+    }
+
+    #[test]
+    fn what_is_no_model_is_refused() {
+        assert_refused(ModelProto::default(), &["no graph"]);
+        assert_refused(ModelProto { opset_import: vec![], ..add() }, &["no operator set"]);
+        assert_refused(with(|g| g.node[0].op_type = None), &["node 0", "no operator"]);
+        assert_refused(with(|g| g.node[0].input[1] = "nobody".into()), &["\"nobody\"", "no node makes it"]);
+        assert_refused(with(|g| g.output.push(info("nobody", &[1]))), &["\"nobody\""]);
+        let cycle = vec![NodeProto { name: text("a"), ..node("Relu", &["h"], &["y"]) }, node("Relu", &["y"], &["h"])];
+        assert_refused(model(x_to_y(cycle)), &["cycle"]);
+    }
+
+    #[test]
+    fn duplicate_and_missing_names_are_refused_by_name() {
+        assert_refused(with(|g| g.input.push(info("x", &[1]))), &["input \"x\"", "twice"]);
+        assert_refused(with(|g| g.initializer.push(initializer("w", &[1]))), &["initializer \"w\"", "twice"]);
+        assert_refused(with(|g| g.node.push(node("Relu", &["x"], &["y"]))), &["node 1 (Relu)", "\"y\"", "second time"]);
+        assert_refused(with(|g| g.node.push(node("Relu", &["x"], &["w"]))), &["node 1 (Relu)", "\"w\""]);
+        assert_refused(with(|g| g.node.push(node("Split", &["x"], &["z", "z"]))), &["\"z\""]);
+        assert_refused(with(|g| g.node.push(node("Relu", &["w"], &["x"]))), &["\"x\""]);
+        assert_refused(with(|g| g.input.push(info("", &[1]))), &["input has no name"]);
+        assert_refused(with(|g| g.initializer.push(initializer("", &[1]))), &["initializer has no name"]);
+        assert_refused(with(|g| g.output.push(info("", &[1]))), &["output has no name"]);
+    }
 }

@@ -91,3 +91,25 @@ impl<W: Write> Stream<'_, W> {
         self.fields(&behind)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::{add, entry, info, text};
+    use super::*;
+
+    #[test]
+    fn pieces_make_the_bytes_of_the_whole() {
+        let mut p = add();
+        (p.doc_string, p.model_version, p.metadata_props) = (text("d"), Some(3), vec![entry("a", "b")]);
+        let g = p.graph.as_mut().unwrap();
+        (g.doc_string, g.value_info) = (text("g"), vec![info("w", &[2, 3])]);
+        let mut typed = g.initializer[0].clone();
+        (typed.raw_data, typed.double_data, typed.float_data, typed.data_location) = (None, vec![1.0], vec![2.0], Some(0));
+        let mut raw = typed.clone();
+        (raw.raw_data, raw.doc_string) = (Some(Bytes::from_static(b"raw")), text("t"));
+        g.initializer.extend([typed, raw]);
+        let mut out = Vec::new();
+        Stream { sink: &mut out, fail: &|e| crate::Error::failed(e) }.model(p.clone()).unwrap();
+        assert_eq!(out, p.encode_to_vec());
+    }
+}

@@ -157,3 +157,125 @@ fn put_typed(p: &mut TensorProto, t: &Tensor) {
         _ => p.int32_data = t.bytes().iter().map(|&b| b.into()).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::{add, assert_kept, assert_refused, entry, text};
+    use super::*;
+
+    fn plain(dtype: DType, dims: &[i64]) -> TensorProto {
+        TensorProto { data_type: Some(dtype.onnx()), dims: dims.to_vec(), ..Default::default() }
+    }
+
+    /// Imports, asserts that exporting gives the same message, and hands out the tensor.
+    fn kept(p: TensorProto) -> Tensor {
+        let c = import(p.clone(), &mut Files::of(None)).unwrap();
+        assert_eq!(export(&c, &mut Place::Inline).unwrap(), p);
+        c.tensor
+    }
+
+    fn refused(p: TensorProto, words: &str) {
+        let e = import(p, &mut Files::of(None)).expect_err("it is refused").to_string();
+        assert!(e.contains(words), "{e}");
+    }
+
+    fn with(dtype: DType, dims: &[i64], fill: impl FnOnce(&mut TensorProto)) -> TensorProto {
+        let mut p = plain(dtype, dims);
+        fill(&mut p);
+        p
+    }
+
+    #[test]
+    fn typed_fields_of_wide_types() {
+        use DType::*;
+        let t = kept(with(F32, &[2], |p| p.float_data = vec![1.5, -0.0]));
+        assert_eq!(t, Tensor::of_f32(&[2], vec![1.5, -0.0]));
+        let t = kept(with(I64, &[], |p| p.int64_data = vec![i64::MIN]));
+        assert_eq!(t.to_i64().unwrap(), [i64::MIN]);
+        assert_eq!(kept(with(F64, &[1], |p| p.double_data = vec![0.1])).values::<f64>()[0], 0.1);
+        assert_eq!(kept(with(I32, &[1], |p| p.int32_data = vec![-7])).to_i64().unwrap(), [-7]);
+        assert_eq!(kept(with(U64, &[1], |p| p.uint64_data = vec![u64::MAX])).values::<u64>()[0], u64::MAX);
+        assert_eq!(kept(with(U32, &[1], |p| p.uint64_data = vec![u32::MAX.into()])).values::<u32>()[0], u32::MAX);
+        assert_eq!(kept(with(C64, &[1], |p| p.float_data = vec![1.0, 2.0])).bytes()[4..], 2f32.to_le_bytes());
+        assert_eq!(kept(with(C128, &[1], |p| p.double_data = vec![1.0, 2.0])).bytes().len(), 16);
+        let t = kept(with(Str, &[2], |p| p.string_data = vec!["a".into(), Bytes::from_static(b"\xff")]));
+        assert_eq!(t.strings().unwrap()[1], Bytes::from_static(b"\xff"));
+    }
+
+    #[test]
+    fn typed_fields_of_narrow_types() {
+        use DType::*;
+        assert_eq!(kept(with(I8, &[2], |p| p.int32_data = vec![-128, 127])).to_i64().unwrap(), [-128, 127]);
+        assert_eq!(kept(with(U8, &[2], |p| p.int32_data = vec![0, 255])).to_i64().unwrap(), [0, 255]);
+        assert_eq!(kept(with(Bool, &[2], |p| p.int32_data = vec![1, 0])).to_i64().unwrap(), [1, 0]);
+        assert_eq!(kept(with(I16, &[1], |p| p.int32_data = vec![-3])).to_i64().unwrap(), [-3]);
+        assert_eq!(kept(with(U16, &[1], |p| p.int32_data = vec![65535])).to_i64().unwrap(), [65535]);
+        assert_eq!(kept(with(F16, &[1], |p| p.int32_data = vec![0xbc00])).to_f32().unwrap()[0], -1.0);
+        assert_eq!(kept(with(BF16, &[1], |p| p.int32_data = vec![0xbf80])).to_f32().unwrap()[0], -1.0);
+        // Two 4-bit and four 2-bit elements an entry, one 6-bit element an entry.
+        assert_eq!(kept(with(I4, &[3], |p| p.int32_data = vec![0x8f, 0x07])).to_i64().unwrap(), [-1, -8, 7]);
+        assert_eq!(kept(with(U4, &[2], |p| p.int32_data = vec![0xf1])).to_i64().unwrap(), [1, 15]);
+        assert_eq!(kept(with(I2, &[4], |p| p.int32_data = vec![0b11_10_01_00])).to_i64().unwrap(), [0, 1, -2, -1]);
+        assert_eq!(kept(with(U2, &[5], |p| p.int32_data = vec![0b11_10_01_00, 2])).to_i64().unwrap(), [0, 1, 2, 3, 2]);
+        assert_eq!(kept(with(F6E2M3, &[5], |p| p.int32_data = vec![63, 1, 2, 3, 32])).bytes().len(), 4);
+        for dtype in [F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0] {
+            assert_eq!(kept(with(dtype, &[2], |p| p.int32_data = vec![0x80, 0x7f])).bytes()[..], [0x80, 0x7f]);
+        }
+        assert_eq!(kept(with(F4E2M1, &[2], |p| p.int32_data = vec![0x9f])).bytes()[..], [0x9f]);
+        // Some writers extend the sign of unsigned bytes: the same bytes.
+        let t = import(with(U8, &[1], |p| p.int32_data = vec![-1]), &mut Files::of(None)).unwrap();
+        assert_eq!(t.tensor.to_i64().unwrap(), [255]);
+    }
+
+    #[test]
+    fn empty_tensors_and_what_stands_beside_the_elements() {
+        kept(plain(DType::F32, &[0, 4]));
+        kept(with(DType::F32, &[0], |p| p.raw_data = Some(Bytes::new())));
+        kept(with(DType::F32, &[1], |p| (p.float_data, p.raw_data) = (vec![1.0], Some(Bytes::new()))));
+        kept(with(DType::U8, &[1], |p| {
+            p.raw_data = Some(Bytes::from_static(&[1]));
+            p.name = text("");
+            p.doc_string = text("why");
+            p.data_location = Some(DataLocation::Default as i32);
+            p.metadata_props = vec![entry("k", "v")];
+        }));
+    }
+
+    #[test]
+    fn raw_data_is_a_slice_of_the_file() {
+        let raw = Bytes::from(vec![0u8; 64]);
+        let c = import(with(DType::F32, &[16], |p| p.raw_data = Some(raw.clone())), &mut Files::of(None)).unwrap();
+        assert_eq!(c.tensor.bytes().as_ptr(), raw.as_ptr());
+        assert_eq!(export(&c, &mut Place::Inline).unwrap().raw_data.unwrap().as_ptr(), raw.as_ptr());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        use DType::*;
+        refused(with(F32, &[3], |p| p.float_data = vec![1.0]), "cannot have 1 stored elements");
+        refused(with(F32, &[3], |p| p.raw_data = Some(Bytes::from_static(&[0; 8]))), "cannot have 8 bytes");
+        refused(plain(F32, &[3]), "cannot have 0 stored elements");
+        refused(with(F32, &[1], |p| p.int32_data = vec![1]), "cannot have 0 stored elements");
+        refused(with(F32, &[1], |p| (p.float_data, p.int32_data) = (vec![1.0], vec![1])), "more than one field");
+        refused(with(F32, &[1], |p| (p.float_data, p.raw_data) = (vec![1.0], Some(Bytes::from_static(&[0; 4])))), "more than one field");
+        refused(with(I8, &[1], |p| p.int32_data = vec![300]), "does not fit type int8");
+        refused(with(U32, &[1], |p| p.uint64_data = vec![1 << 40]), "too large for its type");
+        refused(with(I4, &[3], |p| p.int32_data = vec![1, 2, 3]), "cannot have 3 stored elements");
+        refused(plain(F32, &[-1]), "negative");
+        refused(plain(F32, &[i64::MAX, i64::MAX]), "too large");
+        refused(with(Str, &[2], |p| p.string_data = vec!["a".into()]), "cannot have 1 elements");
+        refused(with(F32, &[1], |p| p.data_type = Some(99)), "element type 99");
+        refused(TensorProto::default(), "element type 0");
+        let mut p = add();
+        p.graph.as_mut().unwrap().initializer[0].data_type = Some(99);
+        assert_refused(p, &["initializer \"w\"", "element type 99"]);
+    }
+
+    #[test]
+    fn an_initializer_keeps_its_storage_in_a_model() {
+        let mut p = add();
+        let t = &mut p.graph.as_mut().unwrap().initializer[0];
+        (t.raw_data, t.float_data) = (None, vec![0.5; 6]);
+        assert_kept(p);
+    }
+}

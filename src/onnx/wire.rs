@@ -100,3 +100,49 @@ pub fn missing_bytes(mut bytes: &[u8]) -> Option<usize> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::add;
+    use super::*;
+    use prost::Message;
+
+    /// A length-delimited field.
+    fn nest(number: u32, contents: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, &mut out);
+        prost::encoding::encode_varint(contents.len() as u64, &mut out);
+        out.extend(contents);
+        out
+    }
+
+    fn names(bytes: &[u8]) -> Vec<String> {
+        unknown_fields(bytes).into_iter().collect()
+    }
+
+    #[test]
+    fn unknown_fields_are_found_at_every_depth() {
+        let plain = add().encode_to_vec();
+        assert!(names(&plain).is_empty());
+        assert_eq!(names(&[plain.clone(), nest(99, b"hello")].concat()), ["model: field 99"]);
+        let node = nest(7, &nest(1, &[nest(4, b"Relu"), vec![0xe8, 0x07, 1]].concat()));
+        let group = nest(7, &nest(5, &[0x9b, 0x06, 0x08, 0x01, 0x9c, 0x06]));
+        assert_eq!(names(&[plain, node, group].concat()), ["model.graph.initializer: field 99", "model.graph.node: field 125"]);
+    }
+
+    #[test]
+    fn packed_and_padded_encodings_are_no_unknown_fields() {
+        // ir_version 8 as a varint of two bytes; an attribute's ints packed, as proto3 writers do.
+        let attribute = nest(7, &nest(1, &nest(5, &nest(8, &[1, 2, 3]))));
+        assert!(names(&[vec![0x08, 0x88, 0x00], attribute].concat()).is_empty());
+    }
+
+    #[test]
+    fn a_cut_file_says_how_much_is_missing() {
+        let plain = add().encode_to_vec();
+        assert_eq!(missing_bytes(&plain), None);
+        let graph = plain.len() - 4;
+        assert_eq!(missing_bytes(&plain[..graph - 10]), Some(10));
+        assert_eq!(missing_bytes(b"hello, world"), None);
+    }
+}

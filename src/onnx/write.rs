@@ -121,3 +121,124 @@ fn cannot_write(path: &Path, e: &io::Error) -> Error {
         _ => Error::failed(format!("{} cannot be written: {e}", path.display())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::{add, initializer, read as import};
+    use super::super::{ReadOptions, encode, read};
+    use super::*;
+    use crate::graph::Storage;
+
+    /// y = x + w with another initializer of 8 KiB.
+    fn model() -> Model {
+        let mut p = add();
+        let g = p.graph.as_mut().unwrap();
+        g.initializer.push(initializer("big", &[2048]));
+        g.initializer.push(initializer("none", &[0]));
+        import(p).unwrap()
+    }
+
+    fn files(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn storage(m: &Model, name: &str) -> Storage {
+        m.graph.value(m.graph.find_value(name).unwrap()).constant.as_ref().unwrap().storage
+    }
+
+    const EXTERNAL: WriteOptions = WriteOptions { external: Some(true) };
+
+    #[test]
+    fn inline_files_are_the_encoded_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.onnx");
+        write(&model(), &path, &WriteOptions::default()).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), encode(&model()).unwrap());
+        assert_eq!(files(dir.path()), ["m.onnx"]);
+        #[cfg(unix)]
+        assert_ne!(std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions()) & 0o044, 0);
+    }
+
+    #[test]
+    fn a_data_file_holds_the_large_tensors_and_keeps_doing_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a.onnx"), dir.path().join("b.onnx"));
+        write(&model(), &a, &EXTERNAL).unwrap();
+        assert_eq!(files(dir.path()), ["a.onnx", "a.onnx.data"]);
+        assert_eq!(fs::metadata(dir.path().join("a.onnx.data")).unwrap().len(), 8192);
+        let first = read(&a, &ReadOptions::default()).unwrap();
+        assert_eq!((storage(&first, "big"), storage(&first, "w")), (Storage::External, Storage::Raw));
+        write(&first, &b, &WriteOptions::default()).unwrap();
+        let second = read(&b, &ReadOptions::default()).unwrap();
+        assert_eq!(first, second);
+        assert_eq!(encode(&second).unwrap(), encode(&model()).unwrap());
+        write(&first, &dir.path().join("c.onnx"), &WriteOptions { external: Some(false) }).unwrap();
+        assert_eq!(files(dir.path()), ["a.onnx", "a.onnx.data", "b.onnx", "b.onnx.data", "c.onnx"]);
+    }
+
+    #[test]
+    fn an_empty_tensor_that_lay_in_a_data_file_can_be_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut m = model();
+        let none = m.graph.find_value("none").unwrap();
+        m.graph.value_mut(none).constant.as_mut().unwrap().storage = Storage::External;
+        let path = dir.path().join("m.onnx");
+        write(&m, &path, &WriteOptions::default()).unwrap();
+        assert_eq!(read(&path, &ReadOptions::default()).unwrap(), m);
+    }
+
+    #[test]
+    fn a_file_that_is_read_from_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.onnx");
+        write(&model(), &path, &EXTERNAL).unwrap();
+        let before = fs::read(&path).unwrap();
+        let m = read(&path, &ReadOptions::default()).unwrap();
+        let e = write(&m, &dir.path().join(".").join("m.onnx"), &EXTERNAL).unwrap_err();
+        assert!(e.to_string().contains("is being read from"), "{e}");
+        assert_eq!(fs::read(&path).unwrap(), before);
+        drop(m);
+        write(&model(), &path, &EXTERNAL).unwrap();
+    }
+
+    #[test]
+    fn places_that_cannot_be_written_are_one_sentence_and_nothing_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("folder")).unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        // The system's own folder of devices is read-only even to root.
+        let cases: [(&Path, &str); 5] = [
+            (&dir.path().join("none/m.onnx"), "does not exist; create it first"),
+            (&dir.path().join("file/m.onnx"), "does not exist; create it first"),
+            (&dir.path().join("folder"), "is a folder"),
+            (Path::new("/"), "no file name"),
+            (Path::new("/sys/m.onnx"), "no permission to write into /sys"),
+        ];
+        for (path, words) in cases {
+            if path.starts_with("/sys") && !Path::new("/sys/devices").exists() {
+                continue;
+            }
+            for options in [EXTERNAL, WriteOptions::default()] {
+                let e = write(&model(), path, &options).unwrap_err();
+                assert!(e.to_string().contains(words), "{e}");
+                assert_eq!(e.exit_code(), 2);
+            }
+        }
+        assert_eq!(files(dir.path()), ["file", "folder"]);
+        assert!(files(&dir.path().join("folder")).is_empty());
+    }
+
+    #[test]
+    fn what_fails_midway_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.onnx");
+        temporary(&path, |s| s.bytes(b"half").and(Err::<(), _>(Error::Interrupted))).unwrap_err();
+        // The model's own place is taken by a folder after the data file is there.
+        fs::create_dir(&path).unwrap();
+        let data = temporary(&dir.path().join("d"), |s| s.bytes(b"data")).unwrap();
+        rename(data, &path).unwrap_err();
+        assert_eq!(files(dir.path()), ["m.onnx"]);
+    }
+}

@@ -2,6 +2,8 @@
 //! with the feature on and the folder missing it fails, it never skips.
 
 mod architecture;
+mod cli;
+mod dependencies;
 mod python;
 
 /// A file of the shared folder, whose place the environment variable REQUANT_SHARED holds.

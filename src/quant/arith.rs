@@ -8,45 +8,75 @@ use crate::error::{Error, Result};
 use crate::tensor::{Tensor, numel, pack};
 use std::borrow::Cow;
 
+/// Evaluates an expression with the kernel's rounding function, so that each gets a loop of its own.
+macro_rules! with_rounding {
+    ($coder:expr, $round:ident => $loop:expr) => {
+        match $coder.rounding {
+            Rounding::HalfEven => with_rounding!(@ kernel::half_even, $round, $loop),
+            Rounding::HalfUp => with_rounding!(@ kernel::half_up, $round, $loop),
+            Rounding::HalfAway => with_rounding!(@ kernel::half_away, $round, $loop),
+            Rounding::Floor => with_rounding!(@ kernel::floor, $round, $loop),
+        }
+    };
+    (@ $function:path, $round:ident, $loop:expr) => {{
+        let $round = $function;
+        $loop
+    }};
+}
+
 /// The codes of `x`, in the format's ONNX storage type. What lies outside the range saturates, infinities too; NaN becomes the format's NaN,
 /// where it has none the code of 0. Fails where `params` do not fit `shape` or the format has no ONNX type.
 pub fn quantize(x: &[f32], shape: &[usize], scheme: &Scheme, params: &Params) -> Result<Codes> {
     let dtype = scheme.format.storage().ok_or_else(|| Error::usage(format!("ONNX has no element type for {}", scheme.format)))?;
     let steps = Steps::new(x.len(), shape, scheme, params)?;
     let coder = Coder::new(scheme, params)?;
-    let small = dtype.bits() <= 8;
-    let bytes = match steps.fast(&coder) {
-        Some(Fast::Integer { lo, hi }) if small => pack::pack_bytes(steps.map(x, |x, s, z| kernel::integer_code(x, s, z, lo, hi) as u8), dtype),
-        Some(Fast::Integer { lo, hi }) if dtype.bits() == 16 => {
-            bytemuck::allocation::pod_collect_to_vec(&steps.map(x, |x, s, z| kernel::integer_code(x, s, z, lo, hi) as u16))
+    let narrow = |codes: Vec<u8>| Tensor::new(dtype, shape.to_vec(), pack::pack_bytes(codes, dtype).into());
+    let tensor = match (steps.fast(&coder), dtype.bits()) {
+        (Fast::Integer(range), 1..=8) => {
+            narrow(with_rounding!(coder, r => steps.map(x, |x, s, z| kernel::bits(kernel::integer(x, s, z, range, r) + z) as u8)))?
         }
-        Some(Fast::Float(f)) if small => pack::pack_bytes(steps.map(x, |x, s, _| f.code(x, s) as u8), dtype),
-        _ => pack::pack(&steps.map(x, |x, s, z| coder.encode(x, s, z)), dtype),
+        (Fast::Integer(range), 16) => {
+            Tensor::of(dtype, shape, with_rounding!(coder, r => steps.map(x, |x, s, z| kernel::bits(kernel::integer(x, s, z, range, r) + z) as u16)))
+        }
+        (Fast::RealZero(range), 1..=8) => {
+            narrow(with_rounding!(coder, r => steps.map(x, |x, s, z| kernel::bits(kernel::integer_real_zero(x, s, z, range, r)) as u8)))?
+        }
+        (Fast::Float(f), 1..=8) => narrow(steps.map(x, |x, s, _| f.code(x, s) as u8))?,
+        _ => Tensor::new(dtype, shape.to_vec(), pack::pack(&steps.map(x, |x, s, z| coder.encode(x, s, z)), dtype).into())?,
     };
-    Ok(Codes(Tensor::new(dtype, shape.to_vec(), bytes.into())?))
+    Ok(Codes(tensor))
 }
 
 /// What codes stand for, row-major. Fails where scheme, params and codes do not fit together.
 pub fn dequantize(codes: &Codes, scheme: &Scheme, params: &Params) -> Result<Vec<f32>> {
     let Codes(tensor) = codes;
-    if scheme.format.storage() != Some(tensor.dtype()) {
-        return Err(Error::usage(format!("{} tensors hold no codes of {}", tensor.dtype(), scheme.format)));
+    let dtype = tensor.dtype();
+    if scheme.format.storage() != Some(dtype) {
+        return Err(Error::usage(format!("{dtype} tensors hold no codes of {}", scheme.format)));
     }
     let steps = Steps::new(tensor.len(), tensor.shape(), scheme, params)?;
     let coder = Coder::new(scheme, params)?;
-    let codes = codes.unpack();
-    if let Kind::Table(t) = coder.kind
-        && let Some(i) = codes.iter().position(|&c| c as usize >= t.len())
-    {
-        return Err(Error::usage(format!("code {} of element {i} is beyond the {} entries of the codebook", codes[i], t.len())));
+    if dtype.bits() > 8 {
+        return Ok(match coder.kind {
+            Kind::Integer if dtype.bits() == 16 => steps.map(&codes.unpack(), |c, s, z| (c as f32 - z) * s),
+            _ => steps.map(&codes.unpack(), |c, s, z| coder.decode(c, s, z)),
+        });
     }
+    let bytes = pack::unpack_bytes(tensor.bytes(), dtype, tensor.len());
+    if let Kind::Table(t) = coder.kind
+        && let Some(i) = bytes.iter().position(|&c| c as usize >= t.len())
+    {
+        return Err(Error::usage(format!("code {} of element {i} is beyond the {} entries of the codebook", bytes[i], t.len())));
+    }
+    let spare = 8 - dtype.bits();
     Ok(match coder.kind {
-        Kind::Integer if tensor.dtype().bits() <= 16 => steps.map(&codes, |c, s, z| (c as f32 - z) * s),
-        Kind::Float => {
-            let values: Vec<f32> = (0..1 << scheme.format.bits()).map(|c| scheme.format.value(c)).collect();
-            steps.map(&codes, |c, s, z| (values[c as usize] - z) * s)
+        Kind::Integer | Kind::IntegerRealZero if pack::is_signed(dtype) => steps.map(&bytes, |c, s, z| (((c << spare) as i8 >> spare) as f32 - z) * s),
+        Kind::Integer | Kind::IntegerRealZero => steps.map(&bytes, |c, s, z| (c as f32 - z) * s),
+        _ => {
+            let code = |byte: i32| if pack::is_signed(dtype) { byte << (24 + spare) >> (24 + spare) } else { byte };
+            let values: [f32; 256] = std::array::from_fn(|byte| coder.value(code(byte as i32)));
+            steps.map(&bytes, |c, s, z| (values[c as usize] - z) * s)
         }
-        _ => steps.map(&codes, |c, s, z| coder.decode(c, s, z)),
     })
 }
 
@@ -64,19 +94,21 @@ pub fn fake_quantize(x: &mut [f32], shape: &[usize], scheme: &Scheme, params: Op
     let steps = Steps::new(x.len(), shape, scheme, params)?;
     let coder = Coder::new(scheme, params)?;
     match steps.fast(&coder) {
-        Some(Fast::Integer { lo, hi }) => steps.apply(x, |x, s, z| kernel::integer_fake(x, s, z, lo, hi)),
-        Some(Fast::RealZero { lo, hi }) => steps.apply(x, |x, s, z| kernel::real_zero_fake(x, s, z, lo, hi)),
-        Some(Fast::Float(f)) => steps.apply(x, |x, s, _| f.fake(x, s)),
-        None => steps.apply(x, |x, s, z| coder.fake(x, s, z)),
+        Fast::Integer(range) => with_rounding!(coder, r => steps.apply(x, |x, s, z| kernel::integer(x, s, z, range, r) * s)),
+        Fast::RealZero(range) => with_rounding!(coder, r => steps.apply(x, |x, s, z| (kernel::integer_real_zero(x, s, z, range, r) - z) * s)),
+        Fast::Float(f) => steps.apply(x, |x, s, _| f.fake(x, s)),
+        Fast::No => steps.apply(x, |x, s, z| coder.fake(x, s, z)),
     }
     Ok(())
 }
 
-/// Which fast path serves.
+/// Which fast path gives the coder's own results.
 enum Fast {
-    Integer { lo: f32, hi: f32 },
-    RealZero { lo: f32, hi: f32 },
+    /// By lowest and highest code.
+    Integer((f32, f32)),
+    RealZero((f32, f32)),
     Float(kernel::Float),
+    No,
 }
 
 /// Scale and zero for every block, over a layout that they fit.
@@ -112,27 +144,28 @@ impl<'a> Steps<'a> {
         Ok(Steps { layout, scale: spread(scale), zero: spread(zero) })
     }
 
-    /// The fast path that gives the coder's own results, if there is one.
-    fn fast(&self, coder: &Coder) -> Option<Fast> {
+    fn fast(&self, coder: &Coder) -> Fast {
         let (lo, hi) = (coder.codes.0 as f32, coder.codes.1 as f32);
         let small = |z: &f32| lo.abs() + hi.abs() + z.abs() <= kernel::EXACT;
         match coder.kind {
-            _ if coder.rounding != Rounding::HalfEven => None,
-            Kind::Integer if self.zero.iter().all(small) => Some(Fast::Integer { lo, hi }),
-            Kind::IntegerRealZero if small(&0.0) => Some(Fast::RealZero { lo, hi }),
-            Kind::Float if self.zero.iter().all(|z| *z == 0.0) => kernel::Float::new(coder.format).map(Fast::Float),
-            _ => None,
+            Kind::Integer if self.zero.iter().all(small) => Fast::Integer((lo, hi)),
+            Kind::IntegerRealZero if small(&0.0) => Fast::RealZero((lo, hi)),
+            Kind::Float if coder.rounding == Rounding::HalfEven && self.zero.iter().all(|z| *z == 0.0) => {
+                kernel::Float::new(coder.format).map_or(Fast::No, Fast::Float)
+            }
+            _ => Fast::No,
         }
     }
 
     /// `f(element, scale, zero)` of each element.
     #[inline(always)]
     fn map<A: Copy, B: Copy + Default>(&self, x: &[A], f: impl Fn(A, f32, f32) -> B) -> Vec<B> {
+        let mut out = vec![B::default(); x.len()];
         if let ([s], [z]) = (&self.scale[..], &self.zero[..]) {
             let (s, z) = (*s, *z);
-            return x.iter().map(|&x| f(x, s, z)).collect();
+            out.iter_mut().zip(x).for_each(|(o, &x)| *o = f(x, s, z));
+            return out;
         }
-        let mut out = vec![B::default(); x.len()];
         self.layout.runs(|r, share| match share {
             Share::One(b) => {
                 let (s, z) = (self.scale[b], self.zero[b]);

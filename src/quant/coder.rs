@@ -71,16 +71,22 @@ impl<'a> Coder<'a> {
         }
     }
 
-    /// What a code stands for. `code` must be one of the format's.
-    pub fn decode(&self, code: i32, scale: f32, zero: f32) -> f32 {
-        let value = match self.kind {
-            Kind::Integer => return (code as i64 - zero as i64) as f32 * scale,
-            Kind::IntegerRealZero => code as f32,
+    /// What a code stands for at scale 1, before the zero point.
+    pub fn value(&self, code: i32) -> f32 {
+        match self.kind {
+            Kind::Integer | Kind::IntegerRealZero => code as f32,
             Kind::Float => self.format.value(code),
             Kind::Table(t) => t[code.clamp(0, self.codes.1) as usize],
             Kind::Power(a) => (code.unsigned_abs() as f64).powf(1.0 / a as f64) as f32 * code.signum() as f32,
-        };
-        (value - zero) * scale
+        }
+    }
+
+    /// What a code stands for.
+    pub fn decode(&self, code: i32, scale: f32, zero: f32) -> f32 {
+        match self.kind {
+            Kind::Integer => (code as i64 - zero as i64) as f32 * scale,
+            _ => (self.value(code) - zero) * scale,
+        }
     }
 
     /// `x` as its code stands for it.
@@ -90,10 +96,9 @@ impl<'a> Coder<'a> {
 
     /// The lowest and the highest number that codes stand for, before zero and scale.
     pub fn span(&self) -> (f32, f32) {
-        let bare = |code| self.decode(code, 1.0, 0.0);
         match self.kind {
             Kind::Float => (-self.format.max_value(), self.format.max_value()),
-            _ => (bare(self.codes.0), bare(self.codes.1)),
+            _ => (self.value(self.codes.0), self.value(self.codes.1)),
         }
     }
 }

@@ -96,13 +96,13 @@ pub fn block_ranges(x: &[f32], shape: &[usize], layout: &Layout) -> (Vec<f32>, V
     layout.runs(|r, share| match share {
         Share::One(b) => {
             let (l, h, p) = stretch_range(&x[r]);
-            (lo[b], hi[b], poison[b]) = (lo[b].min(l), hi[b].max(h), poison[b] + p);
+            (lo[b], hi[b], poison[b]) = (least(l, lo[b]), most(h, hi[b]), poison[b] + p);
         }
         Share::Each(b) => {
             let n = r.len();
             for (((&x, l), h), p) in x[r].iter().zip(&mut lo[b..b + n]).zip(&mut hi[b..b + n]).zip(&mut poison[b..b + n]) {
-                *l = if x < *l { x } else { *l };
-                *h = if x > *h { x } else { *h };
+                *l = least(x, *l);
+                *h = most(x, *h);
                 *p += x * 0.0;
             }
         }
@@ -115,22 +115,34 @@ pub fn block_ranges(x: &[f32], shape: &[usize], layout: &Layout) -> (Vec<f32>, V
 
 /// Lowest, highest, and 0 or, if any is NaN or infinite, NaN. In lanes, which the compiler makes SIMD of.
 fn stretch_range(x: &[f32]) -> (f32, f32, f32) {
-    const LANES: usize = 8;
-    let (mut lo, mut hi, mut poison) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES], [0f32; LANES]);
-    let mut step = |i: usize, x: f32| {
-        lo[i] = if x < lo[i] { x } else { lo[i] };
-        hi[i] = if x > hi[i] { x } else { hi[i] };
-        poison[i] += x * 0.0;
-    };
-    let chunks = x.chunks_exact(LANES);
-    let rest = chunks.remainder();
+    let (mut lo, mut hi, mut poison) = ([f32::INFINITY; 16], [f32::NEG_INFINITY; 16], [0f32; 16]);
+    let (chunks, rest) = x.as_chunks::<16>();
     for c in chunks {
-        for i in 0..LANES {
-            step(i, c[i]);
+        for i in 0..16 {
+            lo[i] = least(c[i], lo[i]);
+            hi[i] = most(c[i], hi[i]);
+            poison[i] += c[i] * 0.0;
         }
     }
-    rest.iter().enumerate().for_each(|(i, &x)| step(i, x));
-    (lo.into_iter().fold(f32::INFINITY, f32::min), hi.into_iter().fold(f32::NEG_INFINITY, f32::max), poison.iter().sum())
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            lo[i] = least(lo[i + width], lo[i]);
+            hi[i] = most(hi[i + width], hi[i]);
+            poison[i] += poison[i + width];
+        }
+    }
+    rest.iter().fold((lo[0], hi[0], poison[0]), |(l, h, p), &x| (least(x, l), most(x, h), p + x * 0.0))
+}
+
+/// The lesser of two numbers, as one instruction; `b` if `a` is NaN.
+#[inline(always)]
+fn least(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
+}
+
+#[inline(always)]
+fn most(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }
 
 /// The curve of a scheme before its data is seen: linear, and evenly spaced entries for a codebook.
@@ -384,10 +396,10 @@ mod tests {
             let layout = blocks.layout(&[3, 4, 5]).unwrap();
             let (lo, hi) = block_ranges(&x, &[3, 4, 5], &layout);
             let mut want = vec![(f32::INFINITY, f32::NEG_INFINITY); layout.len()];
-            for i in 0..60 {
+            for (i, &x) in x.iter().enumerate() {
                 let at = [i / 20, i / 5 % 4, i % 5];
                 let b = (0..3).fold(0, |b, d| b * layout.grid[d] + at[d] / layout.extent[d]);
-                want[b] = (want[b].0.min(x[i]), want[b].1.max(x[i]));
+                want[b] = (want[b].0.min(x), want[b].1.max(x));
             }
             assert_eq!(lo.into_iter().zip(hi).collect::<Vec<_>>(), want, "{blocks}");
         }

@@ -2,6 +2,7 @@
 //! the flattened tensor is packed as a whole, unused bits of the last byte are zero. Source: onnx.proto, `TensorProto.int32_data` and `raw_data`.
 
 use super::DType;
+use std::borrow::Cow;
 
 /// Whether codes of `dtype` are two's complement.
 pub fn is_signed(dtype: DType) -> bool {
@@ -40,6 +41,24 @@ pub fn pack_bytes(codes: Vec<u8>, dtype: DType) -> Vec<u8> {
             pairs.iter().map(|[a, b]| a & 15 | b << 4).chain(rest.iter().map(|a| a & 15)).collect()
         }
         _ => pack(&codes.iter().map(|&c| c as i32).collect::<Vec<_>>(), dtype),
+    }
+}
+
+/// The first `n` codes of at most 8 bits, each in the low bits of a byte, the other bits zero; borrowed where they lie so already.
+///
+/// # Panics
+/// If there are fewer bytes than `n` codes need.
+pub fn unpack_bytes(bytes: &[u8], dtype: DType, n: usize) -> Cow<'_, [u8]> {
+    match dtype.bits() {
+        8 => Cow::Borrowed(&bytes[..n]),
+        4 => {
+            let mut out = vec![0; n];
+            let (pairs, rest) = out.as_chunks_mut::<2>();
+            pairs.iter_mut().zip(bytes).for_each(|(o, b)| *o = [b & 15, b >> 4]);
+            rest.iter_mut().for_each(|o| *o = bytes[n / 2] & 15);
+            out.into()
+        }
+        bits => unpack(bytes, dtype, n).into_iter().map(|c| c as u8 & ((1 << bits) - 1)).collect(),
     }
 }
 
@@ -92,12 +111,16 @@ mod tests {
             let (bits, signed) = (dtype.bits() as u32, is_signed(dtype));
             for n in 0..20 {
                 let codes: Vec<i32> = (0..n)
-                    .map(|i| if signed { ((i as u32).wrapping_mul(0x5bd1_e995) as i32) << (32 - bits) >> (32 - bits) } else { i * 0x5bd1 & ((1 << bits) - 1) })
+                    .map(
+                        |i| if signed { ((i as u32).wrapping_mul(0x5bd1_e995) as i32) << (32 - bits) >> (32 - bits) } else { (i * 0x5bd1) & ((1 << bits) - 1) },
+                    )
                     .collect();
                 let bytes = pack(&codes, dtype);
                 assert_eq!(Some(bytes.len()), dtype.packed_len(codes.len()), "{dtype} {n}");
                 assert_eq!(unpack(&bytes, dtype, codes.len()), codes, "{dtype} {n}");
                 if bits <= 8 {
+                    let mask = (1 << bits) - 1;
+                    assert_eq!(&unpack_bytes(&bytes, dtype, codes.len())[..], codes.iter().map(|c| (c & mask) as u8).collect::<Vec<_>>(), "{dtype} {n}");
                     assert_eq!(pack_bytes(codes.iter().map(|c| *c as u8).collect(), dtype), bytes, "{dtype} {n}");
                 }
             }

@@ -318,6 +318,11 @@ impl Graph {
         self.values[id.0 as usize].as_mut().expect("a value that was not removed")
     }
 
+    /// Whether the value is still there.
+    pub fn has_value(&self, id: ValueId) -> bool {
+        self.values.get(id.0 as usize).is_some_and(Option::is_some)
+    }
+
     pub fn values(&self) -> impl Iterator<Item = (ValueId, &Value)> {
         self.values.iter().enumerate().filter_map(|(i, v)| Some((ValueId(i as u32), v.as_ref()?)))
     }

@@ -1,12 +1,19 @@
 //! Our intermediate representation: what a model is while requant works on it.
 
 mod attr;
+mod bypass;
+mod eval;
 #[allow(clippy::module_inception)]
 mod graph;
+mod infer;
+mod linear;
 mod model;
 mod op;
 
 pub use attr::{Attr, AttrValue, Constant, Storage};
+pub use eval::eval;
 pub use graph::{Dim, Graph, Node, NodeId, Port, Type, Value, ValueId};
+pub use infer::{Fact, Inferred, InputShapes, fold, infer, specialize};
+pub use linear::{Linear, constant_behind};
 pub use model::{Model, Site};
 pub use op::{Facts, Flow, Op, Role};

@@ -1,6 +1,6 @@
 //! A model: the graph, what the file says around it, and the quantizers beside it.
 
-use super::{Graph, NodeId};
+use super::{Graph, Node, NodeId};
 use crate::quant::{Codes, QuantizerId, Table};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -52,6 +52,16 @@ impl Model {
             Some((_, v)) => *v = version,
             None => self.opsets.push((domain.to_string(), version)),
         }
+    }
+
+    /// Every FakeQuant node over a constant in the outermost graph, in execution order, with its quantizer.
+    pub fn constant_sites(&self) -> Vec<(NodeId, QuantizerId)> {
+        let g = &self.graph;
+        let site = |(id, node): (NodeId, &Node)| {
+            g.constant(node.input(0)?)?;
+            Some((id, node.quantizer()?))
+        };
+        g.nodes().filter_map(site).collect()
     }
 
     /// The id of a FakeQuant node of the outermost graph.

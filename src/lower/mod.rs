@@ -1,1 +1,5 @@
-//! (being written)
+//! How a quantized model is written in ONNX. A lowering never alters a number; whether its spelling can hold a scheme was asked when quantizers were placed.
+
+mod qdq;
+
+pub use qdq::lower_qdq;

@@ -1,1 +1,8 @@
-//! (being written)
+//! Statistics that accumulate over a stream of tensors. Merging two observers gives what one over both streams would have,
+//! in any order, so results do not depend on threads.
+
+mod extremes;
+mod histogram;
+
+pub use extremes::Extremes;
+pub use histogram::Histogram;

@@ -8,6 +8,7 @@ mod external;
 mod hash;
 mod import;
 mod map;
+mod opset;
 mod proto;
 mod rest;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod wire;
 mod write;
 
 pub use hash::sha256_file;
+pub use opset::raise_opset;
 pub use write::{WriteOptions, write};
 
 use crate::error::{At, Error, Result};
@@ -74,6 +76,12 @@ pub fn unknown_fields(path: &Path) -> Result<Vec<String>> {
     let bytes = open(path)?;
     message(bytes.clone()).at(|| path.display())?;
     Ok(wire::unknown_fields(&bytes).into_iter().collect())
+}
+
+/// Name and version of the program that wrote a model, as the file states them; empty if it does not.
+pub fn producer(model: &Model) -> Result<String> {
+    let rest: proto::ModelProto = rest::unpack_rest(&model.extra)?;
+    Ok(format!("{} {}", rest.producer_name(), rest.producer_version()).trim().to_string())
 }
 
 fn message(bytes: Bytes) -> Result<proto::ModelProto> {

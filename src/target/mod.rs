@@ -1,1 +1,12 @@
-//! (being written)
+//! What a chip or runtime wants: profiles as read from `configs/targets/*.yaml`, and the keys in which people ask for schemes.
+
+mod formats;
+mod keys;
+mod profile;
+mod select;
+pub mod spelling;
+
+pub use formats::{FORMATS, NamedFormat, format_of, name_of};
+pub use keys::{Granularity, ScaleKey, SchemeKeys, ZeroKey};
+pub use profile::{Fixed, Fuse, Legal, Profile};
+pub use select::{Keep, Override, Select, Wish};

@@ -1,1 +1,7 @@
-//! (being written)
+//! Equivalent float graphs that quantize better.
+
+mod fold_batch_norm;
+mod fold_constants;
+
+pub use fold_batch_norm::fold_batch_norm;
+pub use fold_constants::fold_constants;

@@ -2,6 +2,8 @@
 //! with the feature on and the folder missing it fails, it never skips.
 
 mod architecture;
+mod cli;
+mod dependencies;
 mod onnx;
 mod python;
 

@@ -1,0 +1,49 @@
+//! The command line: parse, call, print. The only room that prints.
+
+mod args;
+mod inspect;
+mod print;
+
+use crate::error::Result;
+use crate::interrupt;
+use args::{Cli, Command};
+use clap::{CommandFactory, Parser};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Runs the command that was typed. 0: done; 1: failed; 2: what was handed in is not usable; 130: interrupted.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    stop_on_signals();
+    match run(&cli) {
+        Ok(code) => code,
+        Err(e) => {
+            print::error(&e);
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode> {
+    match &cli.command {
+        Command::Inspect(args) => inspect::run(args)?,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "requant", &mut script);
+            print::results(&String::from_utf8_lossy(&script))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The first signal asks the running loops to stop and to clean up; the second ends the process at once.
+fn stop_on_signals() {
+    static ASKED: AtomicBool = AtomicBool::new(false);
+    // Fails only where a handler is set already; then that one serves.
+    let _ = ctrlc::set_handler(|| {
+        if ASKED.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+        interrupt::request();
+    });
+}

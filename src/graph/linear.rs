@@ -1,0 +1,95 @@
+//! Conv, ConvTranspose, Gemm and MatMul seen as one thing: multiply-adds of an input with a weight, and perhaps a bias.
+
+use super::{Graph, Inferred, NodeId, Op, ValueId};
+
+/// A node that multiplies and adds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Linear {
+    pub node: NodeId,
+    /// Slot of the operand that flows.
+    pub input_slot: usize,
+    /// Slot of the weight; for MatMul of two flowing operands, the second.
+    pub weight_slot: usize,
+    pub weight: ValueId,
+    pub bias: Option<ValueId>,
+    /// Axis of the weight with one index an output channel (for grouped ConvTranspose, one a channel of each group).
+    pub out_axis: usize,
+    /// Axis of the weight that is summed over, along which blocks run.
+    pub in_axis: usize,
+    pub groups: usize,
+    /// Whether the weight is a constant, perhaps behind FakeQuant and data movement.
+    pub constant: bool,
+}
+
+impl Linear {
+    /// The view of a node; `None` for other ops, and for weights of unknown rank.
+    pub fn of(g: &Graph, node: NodeId) -> Option<Linear> {
+        let n = g.node(node);
+        let bias = |slot: usize| n.input(slot);
+        let (input_slot, weight_slot, bias, transposed) = match n.op {
+            Op::Conv | Op::FusedConv => (0, 1, bias(2), false),
+            Op::ConvTranspose => (0, 1, bias(2), true),
+            Op::Gemm | Op::FusedGemm => (0, 1, bias(2), n.int("transB").unwrap_or(0) == 0),
+            Op::MatMul | Op::FusedMatMul => {
+                let weight_first = n.input(0).is_some_and(|v| constant_behind(g, v).is_some()) && n.input(1).is_some_and(|v| constant_behind(g, v).is_none());
+                if weight_first { (1, 0, None, false) } else { (0, 1, None, true) }
+            }
+            _ => return None,
+        };
+        let weight = n.input(weight_slot)?;
+        let source = constant_behind(g, weight);
+        let rank = match source {
+            Some(v) => g.constant(v)?.tensor.rank(),
+            None => match &g.value(weight).ty {
+                super::Type::Tensor { shape: Some(s), .. } => s.len(),
+                _ if matches!(n.op, Op::MatMul | Op::FusedMatMul) => 2,
+                _ => return None,
+            },
+        };
+        let matmul = matches!(n.op, Op::MatMul | Op::FusedMatMul);
+        let (out_axis, in_axis) = match (matmul, transposed) {
+            (true, _) if rank < 2 => (0, 0),
+            (true, true) => (rank - 1, rank - 2),
+            (true, false) => (rank - 2, rank - 1),
+            (false, true) => (1, 0),
+            (false, false) => (0, 1),
+        };
+        let groups = n.int("group").and_then(|g| usize::try_from(g).ok()).unwrap_or(1).max(1);
+        Some(Linear { node, input_slot, weight_slot, weight, bias, out_axis, in_axis, groups, constant: source.is_some() })
+    }
+
+    /// Number of output channels, where the weight's shape is known; else 0.
+    pub fn out_channels(&self, g: &Graph) -> usize {
+        let shape = constant_behind(g, self.weight).and_then(|v| g.constant(v)).map(|c| c.tensor.shape().to_vec());
+        let n = shape.and_then(|s| s.get(self.out_axis).copied()).unwrap_or(0);
+        if g.node(self.node).op == Op::ConvTranspose { n * self.groups } else { n }
+    }
+
+    /// Multiply-adds for shapes as inferred; `None` where they are not all known.
+    pub fn macs(&self, g: &Graph, inferred: &Inferred) -> Option<u64> {
+        let n = g.node(self.node);
+        let shape = |v: ValueId| inferred.shape(v);
+        let product = |s: &[usize]| s.iter().map(|d| *d as u64).product::<u64>();
+        let (x, w, y) = (shape(n.input(self.input_slot)?)?, shape(self.weight)?, shape(n.output(0)?)?);
+        Some(match n.op {
+            Op::Conv | Op::FusedConv => product(&w) * product(&y[2..]) * y[0] as u64,
+            Op::ConvTranspose => product(&w) * product(&x[2..]) * x[0] as u64,
+            Op::Gemm | Op::FusedGemm => product(&w) * y[0] as u64,
+            _ => product(&y) * *w.get(self.in_axis)? as u64,
+        })
+    }
+}
+
+/// The constant that a value is, or moves from, behind FakeQuant, Identity and Cast.
+pub fn constant_behind(g: &Graph, mut v: ValueId) -> Option<ValueId> {
+    loop {
+        if g.constant(v).is_some() {
+            return Some(v);
+        }
+        let (node, _) = g.value(v).producer()?;
+        match g.node(node).op {
+            Op::FakeQuant | Op::Identity | Op::Cast => v = g.node(node).input(0)?,
+            _ => return None,
+        }
+    }
+}

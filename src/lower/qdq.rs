@@ -1,0 +1,243 @@
+//! QDQ: every FakeQuant becomes QuantizeLinear → DequantizeLinear; one over a constant becomes DequantizeLinear of its codes.
+//! Scale and zero point are one pair of initializers a quantizer. The opset is raised only as far as the formats ask.
+//! Source: ONNX operators QuantizeLinear and DequantizeLinear.
+//! Needs: parameters for every quantizer, codes for every constant. Declines: nothing; a scheme that Q/DQ cannot say is an error.
+
+use crate::error::{At, Error, Result};
+use crate::graph::{Constant, Graph, Model, Node, NodeId, Op, Site, ValueId};
+use crate::note::Notes;
+use crate::quant::{Codes, Format, Params, Quantizer, QuantizerId, ScaleKind, Scheme, Table, Zeros};
+use crate::target::spelling;
+use crate::tensor::{DType, Tensor, pack};
+use std::collections::{BTreeMap, HashMap};
+
+/// Scale and zero point of one quantizer, as values of the graph.
+#[derive(Clone, Copy)]
+struct Pair {
+    scale: ValueId,
+    zero: Option<ValueId>,
+}
+
+/// Rewrites every FakeQuant of the model. Afterwards the table and the codes are empty: the file says it all.
+pub fn lower_qdq(model: &mut Model) -> Result<Notes> {
+    let mut notes = Notes::of("lower");
+    let table = std::mem::take(&mut model.quantizers);
+    let codes = std::mem::take(&mut model.codes);
+    let mut need = Need { opset: 0, ir: 0 };
+    lower_graph(&mut model.graph, &mut Vec::new(), &table, &codes, &mut need)?;
+    let have = model.opset("").unwrap_or(0);
+    if need.opset > have {
+        return Err(Error::failed(format!(
+            "the formats asked for need opset {}, the model has opset {have}; per-tensor uint8 or int8 needs 10, per-channel 13: convert the model to opset {} first",
+            need.opset, need.opset
+        )));
+    }
+    model.ir_version = model.ir_version.max(need.ir);
+    notes.changed("", format!("written as QuantizeLinear and DequantizeLinear of opset {have}"));
+    Ok(notes)
+}
+
+/// The lowest opset and IR version that hold everything written so far.
+struct Need {
+    opset: i64,
+    ir: i64,
+}
+
+type Path = Vec<(NodeId, std::sync::Arc<str>, u32)>;
+
+fn lower_graph(g: &mut Graph, path: &mut Path, table: &Table, codes: &BTreeMap<Site, Codes>, need: &mut Need) -> Result<()> {
+    let mut pairs: HashMap<QuantizerId, Pair> = HashMap::new();
+    // One QuantizeLinear serves all FakeQuants that read one value under one quantizer.
+    let mut quantized: HashMap<(ValueId, QuantizerId), ValueId> = HashMap::new();
+    for id in g.order().to_vec() {
+        let Some(q) = g.node(id).quantizer() else {
+            let mut bodies = std::mem::take(&mut g.node_mut(id).attrs);
+            let mut index = 0;
+            for attr in &mut bodies {
+                let name: std::sync::Arc<str> = attr.name.as_str().into();
+                let graphs: &mut [Graph] = match &mut attr.value {
+                    crate::graph::AttrValue::Graph(b) => std::slice::from_mut(b),
+                    crate::graph::AttrValue::Graphs(b) => b,
+                    _ => continue,
+                };
+                for body in graphs {
+                    path.push((id, name.clone(), index));
+                    index += 1;
+                    lower_graph(body, path, table, codes, need)?;
+                    path.pop();
+                }
+                index = 0;
+            }
+            g.node_mut(id).attrs = bodies;
+            continue;
+        };
+        let q = table.root(q);
+        let quantizer = &table[q];
+        let site = Site { path: path.clone(), node: id, slot: 0 };
+        lower_node(g, id, q, quantizer, codes.get(&site), &mut pairs, &mut quantized, need).at(|| &quantizer.name)?;
+    }
+    Ok(())
+}
+
+#[allow(clippy::too_many_arguments)]
+fn lower_node(
+    g: &mut Graph,
+    id: NodeId,
+    q: QuantizerId,
+    quantizer: &Quantizer,
+    codes: Option<&Codes>,
+    pairs: &mut HashMap<QuantizerId, Pair>,
+    quantized: &mut HashMap<(ValueId, QuantizerId), ValueId>,
+    need: &mut Need,
+) -> Result<()> {
+    let scheme = &quantizer.scheme;
+    let params = quantizer.params.as_ref().ok_or_else(|| Error::failed("has no scale yet; `calibrate` must stand before `lower`"))?;
+    let (x, y) = match (g.node(id).input(0), g.node(id).output(0)) {
+        (Some(x), Some(y)) => (x, y),
+        _ => return Err(Error::failed("a FakeQuant without input or output")),
+    };
+    let constant = g.constant(x).is_some();
+    let opset = spelling::qdq_opset(scheme, constant).map_err(Error::failed)?;
+    let storage = scheme.format.storage().expect("qdq_opset checked it");
+    need.opset = need.opset.max(opset);
+    need.ir = need.ir.max(spelling::ir_of_opset(opset)).max(storage.min_ir());
+
+    let at = g.position(id);
+    let name = g.value(x).name.clone();
+    g.remove_node(id);
+    let pair = match pairs.get(&q) {
+        Some(p) => *p,
+        None => {
+            let shape = g.constant(x).map(|c| c.tensor.shape().to_vec());
+            let p = write_pair(g, &name, shape.as_deref(), scheme, params)?;
+            pairs.insert(q, p);
+            p
+        }
+    };
+    let code_value = match (constant, codes) {
+        (true, Some(codes)) => {
+            let v = g.add_constant(&format!("{name}_quantized"), Constant::from(codes.0.clone()));
+            if g.value(x).uses().is_empty() && !g.is_output(x) && g.value(x).producer().is_none() && !g.inputs.contains(&x) {
+                g.remove_value(x);
+            }
+            v
+        }
+        (true, None) => return Err(Error::failed("its weights have no codes yet; `round` must stand before `lower`")),
+        (false, _) => match quantized.get(&(x, q)) {
+            Some(&v) => v,
+            None => {
+                let v = g.add_value(&format!("{name}_quantized"));
+                g.value_mut(v).ty = crate::graph::Type::Tensor { dtype: Some(storage), shape: None };
+                let node = with_blocks(Node::new(Op::QuantizeLinear, format!("{name}_QuantizeLinear")), scheme, opset);
+                g.insert_node(at, node, &inputs(x, pair), &[Some(v)]);
+                quantized.insert((x, q), v);
+                v
+            }
+        },
+    };
+    let after = if constant || g.value(code_value).producer().is_none() { at } else { g.position(g.value(code_value).producer().unwrap().0) + 1 };
+    let node = with_blocks(Node::new(Op::DequantizeLinear, format!("{name}_DequantizeLinear")), scheme, opset);
+    g.insert_node(after.max(at), node, &inputs(code_value, pair), &[Some(y)]);
+    Ok(())
+}
+
+fn inputs(x: ValueId, pair: Pair) -> Vec<Option<ValueId>> {
+    match pair.zero {
+        Some(z) => vec![Some(x), Some(pair.scale), Some(z)],
+        None => vec![Some(x), Some(pair.scale)],
+    }
+}
+
+/// Adds the attributes that say the granularity.
+fn with_blocks(node: Node, scheme: &Scheme, opset: i64) -> Node {
+    let b = &scheme.blocks;
+    match (b.channel_axis(), b.block_axis()) {
+        (Some(axis), _) if opset >= 13 => node.with("axis", axis as i64),
+        (_, Some((axis, size))) => node.with("axis", axis as i64).with("block_size", size as i64),
+        _ => node,
+    }
+}
+
+/// Writes scale and zero point as initializers. A zero point is always written, so that the file names its type, except for int32.
+fn write_pair(g: &mut Graph, name: &str, shape: Option<&[usize]>, scheme: &Scheme, params: &Params) -> Result<Pair> {
+    let storage = scheme.format.storage().expect("qdq_opset checked it");
+    let n = params.scale.len();
+    let shape = match (scheme.blocks.is_tensor(), scheme.blocks.channel_axis(), shape) {
+        (true, ..) => vec![],
+        (_, Some(_), _) => vec![n],
+        (_, None, Some(shape)) => scheme.blocks.layout(shape)?.grid,
+        (_, None, None) => return Err(Error::failed("an activation in blocks needs a known shape")),
+    };
+    match &scheme.scale {
+        ScaleKind::Exact(DType::F32) | ScaleKind::Pow2(DType::F32) => {}
+        _ => return Err(Error::failed("scales of this type are not written yet")),
+    }
+    let scale = g.add_constant(&format!("{name}_scale"), Tensor::of_f32(&shape, params.scale.clone()));
+    let zeros = match &params.zero {
+        Zeros::None => vec![0; n],
+        Zeros::Integer(z) if z.len() == 1 => vec![z[0]; n],
+        Zeros::Integer(z) => z.clone(),
+        Zeros::Real(_) => return Err(Error::failed("DequantizeLinear has no real zero point")),
+    };
+    let zero = match scheme.format {
+        Format::Int { bits: 17.., .. } => None,
+        _ => Some(g.add_constant(&format!("{name}_zero_point"), Tensor::new(storage, shape, pack::pack(&zeros, storage).into())?)),
+    };
+    Ok(Pair { scale, zero })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Attr;
+    use crate::quant::Blocks;
+
+    /// x → FakeQuant → Conv(FakeQuant(w)) → y
+    fn placed() -> (Model, NodeId) {
+        let mut m = Model { opsets: vec![(String::new(), 13)], ir_version: 7, ..Model::default() };
+        let a = m.quantizers.add("x", Scheme::int(8, false));
+        let w = m.quantizers.add("w", Scheme { blocks: Blocks::channel(0), ..Scheme::int(8, true) });
+        m.quantizers[a].params = Some(Params::tensor(0.5, Some(3)));
+        m.quantizers[w].params = Some(Params { scale: vec![0.25, 0.5], ..Params::tensor(1.0, None) });
+        let g = &mut m.graph;
+        let [x, xq, wq, y] = ["x", "xq", "wq", "y"].map(|n| g.add_value(n));
+        let wv = g.add_constant("w", Tensor::of_f32(&[2, 1, 1, 1], vec![1.0, 1.0]));
+        g.inputs.push(x);
+        g.outputs.push(y);
+        g.add_node(Node::fake_quant(a, "fx"), &[Some(x)], &[Some(xq)]);
+        let f = g.add_node(Node::fake_quant(w, "fw"), &[Some(wv)], &[Some(wq)]);
+        g.add_node(Node::new(Op::Conv, "conv"), &[Some(xq), Some(wq)], &[Some(y)]);
+        let codes = Codes(Tensor::new(DType::I8, vec![2, 1, 1, 1], vec![4, 2].into()).unwrap());
+        m.codes.insert(Site::of(f), codes);
+        (m, f)
+    }
+
+    #[test]
+    fn activations_become_pairs_and_weights_become_codes() {
+        let (mut m, _) = placed();
+        lower_qdq(&mut m).unwrap();
+        let g = &m.graph;
+        let ops: Vec<Op> = g.nodes().map(|(_, n)| n.op).collect();
+        assert_eq!(ops, [Op::QuantizeLinear, Op::DequantizeLinear, Op::DequantizeLinear, Op::Conv]);
+        let (_, dq) = g.nodes().nth(2).unwrap();
+        assert_eq!(dq.attrs, [Attr::new("axis", 0i64)]);
+        assert_eq!(g.constant(dq.input(0).unwrap()).unwrap().tensor.to_i64().unwrap(), [4, 2]);
+        assert!(g.find_value("w").is_none(), "the float weight is gone");
+        assert_eq!(m.ir_version, 7);
+    }
+
+    #[test]
+    fn an_opset_that_cannot_say_it_is_refused() {
+        let (mut m, _) = placed();
+        m.set_opset("", 12);
+        let e = lower_qdq(&mut m).unwrap_err().to_string();
+        assert!(e.contains("opset 13"), "{e}");
+    }
+
+    #[test]
+    fn weights_without_codes_are_refused() {
+        let (mut m, f) = placed();
+        m.codes.remove(&Site::of(f));
+        assert!(lower_qdq(&mut m).unwrap_err().to_string().contains("round"));
+    }
+}

@@ -1,0 +1,76 @@
+//! Smallest and largest value seen.
+
+/// The interval that every value seen so far lies in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Extremes {
+    pub lo: f32,
+    pub hi: f32,
+}
+
+impl Default for Extremes {
+    /// Nothing seen: an empty interval.
+    fn default() -> Self {
+        Extremes { lo: f32::INFINITY, hi: f32::NEG_INFINITY }
+    }
+}
+
+impl Extremes {
+    /// Takes in more values; NaN is passed over.
+    pub fn observe(&mut self, x: &[f32]) {
+        // Eight lanes keep the loop free of one long dependency chain, so that it vectorises.
+        let mut lo = [self.lo; 8];
+        let mut hi = [self.hi; 8];
+        let chunks = x.chunks_exact(8);
+        for &v in chunks.remainder() {
+            lo[0] = if v < lo[0] { v } else { lo[0] };
+            hi[0] = if v > hi[0] { v } else { hi[0] };
+        }
+        for c in chunks {
+            for i in 0..8 {
+                lo[i] = if c[i] < lo[i] { c[i] } else { lo[i] };
+                hi[i] = if c[i] > hi[i] { c[i] } else { hi[i] };
+            }
+        }
+        self.lo = lo.into_iter().fold(self.lo, f32::min);
+        self.hi = hi.into_iter().fold(self.hi, f32::max);
+    }
+
+    /// As if everything the other saw had been seen here.
+    pub fn merge(&mut self, other: &Extremes) {
+        self.lo = self.lo.min(other.lo);
+        self.hi = self.hi.max(other.hi);
+    }
+
+    /// Whether nothing was seen.
+    pub fn is_empty(&self) -> bool {
+        self.lo > self.hi
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_length_and_any_split_gives_the_same_interval() {
+        let x: Vec<f32> = (0..37).map(|i| ((i * 29) % 37) as f32 - 11.0).collect();
+        let mut whole = Extremes::default();
+        whole.observe(&x);
+        assert_eq!((whole.lo, whole.hi), (-11.0, 25.0));
+        for cut in 0..x.len() {
+            let (mut a, mut b) = (Extremes::default(), Extremes::default());
+            a.observe(&x[..cut]);
+            b.observe(&x[cut..]);
+            b.merge(&a);
+            assert_eq!(b, whole);
+        }
+    }
+
+    #[test]
+    fn nan_is_passed_over_and_nothing_seen_is_empty() {
+        let mut e = Extremes::default();
+        assert!(e.is_empty());
+        e.observe(&[f32::NAN, 2.0, f32::NAN]);
+        assert_eq!((e.lo, e.hi), (2.0, 2.0));
+    }
+}

@@ -1,0 +1,79 @@
+//! What becomes of each node.
+
+use super::Rules;
+use super::wishes::Wishes;
+use crate::graph::{Flow, Inferred, Model, Node, NodeId, Op, Role, ValueId};
+use crate::tensor::DType;
+
+/// How a node takes part.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Kind {
+    /// Runs on codes: its operands and results are quantized.
+    Quantized,
+    /// Hands codes on: output and input share one quantizer if the input has one.
+    Moves,
+    /// Stays in float, for this reason.
+    Float(String),
+    /// Deals in shapes, indices and conditions: not touched.
+    Exact,
+}
+
+/// Whether a value is made of real numbers that may be quantized.
+pub fn is_real(inferred: &Inferred, v: ValueId) -> bool {
+    inferred.get(v).dtype == Some(DType::F32)
+}
+
+/// The kind of one node.
+pub fn kind_of(model: &Model, id: NodeId, node: &Node, inferred: &Inferred, rules: &Rules, wishes: &Wishes) -> Kind {
+    if matches!(node.op.flow(), Flow::Meta | Flow::Quantize) {
+        return Kind::Exact;
+    }
+    if let Some(why) = wishes.keep(id) {
+        return Kind::Float(why.to_string());
+    }
+    if matches!(node.op.flow(), Flow::Opaque | Flow::Control) {
+        return Kind::Float(format!("{} is not an operator that can be quantized", node.op_type));
+    }
+    let outputs: Vec<ValueId> = node.outputs().iter().flatten().copied().collect();
+    if !outputs.first().is_some_and(|v| is_real(inferred, *v)) {
+        return Kind::Exact;
+    }
+    let profile = rules.profile;
+    if profile.moves.contains(&node.op) && moves_values(model, node) {
+        return Kind::Moves;
+    }
+    if profile.quantize.contains(&node.op) {
+        return match first_unreal(model, node, inferred) {
+            None => Kind::Quantized,
+            Some(name) => Kind::Float(format!("its operand {name} is not float32")),
+        };
+    }
+    Kind::Float(format!("target {} does not run {} on codes", profile.name, node.op_type))
+}
+
+/// An operand that should be real and is not.
+fn first_unreal(model: &Model, node: &Node, inferred: &Inferred) -> Option<String> {
+    node.inputs()
+        .iter()
+        .enumerate()
+        .filter(|(slot, _)| matches!(node.op.role(*slot), Role::Activation | Role::Weight | Role::Bias))
+        .filter_map(|(_, v)| *v)
+        .find(|v| !is_real(inferred, *v))
+        .map(|v| model.graph.value(v).name.clone())
+}
+
+/// Whether an op that can move values does nothing else here.
+fn moves_values(model: &Model, node: &Node) -> bool {
+    match node.op {
+        // Linear and cubic interpolation compute; a padding value other than zero is not a code of every range.
+        Op::Resize | Op::Upsample => node.str("mode").unwrap_or("nearest") == "nearest",
+        Op::Pad => match (node.str("mode").unwrap_or("constant"), node.input(2)) {
+            ("constant", Some(v)) => model.graph.constant(v).and_then(|c| c.tensor.to_f32().ok().map(|x| x.iter().all(|&x| x == 0.0))).unwrap_or(false),
+            ("constant", None) => node.float("value").unwrap_or(0.0) == 0.0,
+            _ => true,
+        },
+        // An operand that is a constant table is a weight; its rows have scales of their own.
+        Op::Gather | Op::GatherElements | Op::GatherND => node.input(0).is_some_and(|v| model.graph.constant(v).is_none()),
+        _ => true,
+    }
+}

@@ -1,0 +1,393 @@
+//! The plan: which values become codes, which of them share one quantizer, and why. Pure: the model is only read.
+
+use super::Rules;
+use super::kind::{Kind, is_real, kind_of};
+use super::sets::Sets;
+use super::wishes::Wishes;
+use crate::error::{At, Result};
+use crate::graph::{self, Flow, Inferred, InputShapes, Linear, Model, Node, NodeId, Op, Role, ValueId};
+use crate::note::Notes;
+use crate::quant::{Params, Scheme};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// One decision about a node or value, and the rule behind it.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Decision {
+    /// Name of the node.
+    pub node: String,
+    pub what: String,
+    pub rule: String,
+}
+
+/// A quantizer to be made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    pub name: String,
+    pub scheme: Scheme,
+    /// Known already: a fixed range.
+    pub params: Option<Params>,
+}
+
+/// What to insert. Indices into `quantizers` stand for ids.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    pub kinds: BTreeMap<NodeId, Kind>,
+    pub quantizers: Vec<Planned>,
+    /// Values that are codes wherever somebody reads them.
+    pub stored: BTreeMap<ValueId, usize>,
+    /// Values that stay float where float nodes read them.
+    pub read: BTreeMap<ValueId, usize>,
+    /// Ports that read a value under a quantizer of their own: weights, biases, constants, conversions.
+    pub ports: BTreeMap<(NodeId, usize), PortPlan>,
+    pub decisions: Vec<Decision>,
+    pub notes: Notes,
+}
+
+/// A quantizer at one port.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PortPlan {
+    Own(usize),
+    /// A bias: scale is that of the port's activation times that of its weight.
+    Product { bias: usize, input: usize, weight: usize },
+}
+
+/// Decides for every node of the outermost graph; bodies of If, Loop and Scan stay as they are.
+pub fn plan(model: &Model, rules: &Rules) -> Result<Plan> {
+    let inferred = graph::infer(model, &InputShapes::new());
+    let wishes = Wishes::of(model, rules)?;
+    let mut plan = Plan { notes: Notes::of("place"), ..Plan::default() };
+    for (id, node) in model.graph.nodes() {
+        plan.kinds.insert(id, kind_of(model, id, node, &inferred, rules, &wishes));
+    }
+    let mut p = Planner { model, rules, inferred: &inferred, wishes: &wishes, plan };
+    p.weights()?;
+    if rules.activations.is_some() {
+        let inner = p.inner_values();
+        let coded = p.coded_values(&inner);
+        p.activations(&coded)?;
+        p.biases()?;
+    }
+    p.explain();
+    Ok(p.plan)
+}
+
+struct Planner<'a> {
+    model: &'a Model,
+    rules: &'a Rules<'a>,
+    inferred: &'a Inferred,
+    wishes: &'a Wishes<'a>,
+    plan: Plan,
+}
+
+/// What the rules say of activations: which values are codes, and whether float readers see the codes too.
+struct Coded {
+    /// Value → whether its producer hands it out as codes.
+    values: BTreeMap<ValueId, bool>,
+}
+
+impl Planner<'_> {
+    fn is_quantized(&self, id: NodeId) -> bool {
+        self.plan.kinds[&id] == Kind::Quantized
+    }
+
+    /// Slots of a quantized or moving node that read real values that flow, with those values.
+    fn operands<'n>(&self, node: &'n Node) -> impl Iterator<Item = (usize, ValueId)> + 'n + use<'n, '_> {
+        let (model, inferred) = (self.model, self.inferred);
+        node.inputs().iter().enumerate().filter_map(move |(slot, v)| {
+            let v = (*v)?;
+            let flows = matches!(node.op.role(slot), Role::Activation | Role::Weight);
+            (flows && model.graph.constant(v).is_none() && is_real(inferred, v)).then_some((slot, v))
+        })
+    }
+
+    /// Constants under quantized nodes: weights by channel, other operands by tensor.
+    fn weights(&mut self) -> Result<()> {
+        let Some(keys) = self.rules.weights else { return Ok(()) };
+        let mut made: Vec<(ValueId, Scheme, usize)> = Vec::new();
+        for (id, node) in self.model.graph.nodes() {
+            let table = matches!(node.op, Op::Gather) && matches!(self.plan.kinds[&id], Kind::Float(_));
+            if !self.is_quantized(id) && !table {
+                continue;
+            }
+            for (slot, v) in node.inputs().iter().enumerate().filter_map(|(s, v)| Some((s, (*v)?))) {
+                if self.model.graph.constant(v).is_none() || !is_real(self.inferred, v) {
+                    continue;
+                }
+                let linear = Linear::of(&self.model.graph, id);
+                let (axis, base) = match node.op.role(slot) {
+                    Role::Weight | Role::Activation if linear.as_ref().is_some_and(|l| l.weight_slot == slot) => (Some(linear.as_ref().unwrap().out_axis as i32), keys),
+                    Role::Activation if node.op == Op::Gather && slot == 0 => (Some(0), keys),
+                    Role::Activation if node.op.flow() == Flow::Linear => (None, keys),
+                    Role::Activation => match self.rules.activations {
+                        Some(a) => (None, a),
+                        None => continue,
+                    },
+                    _ => continue,
+                };
+                let weight = axis.is_some() || node.op.flow() == Flow::Linear;
+                let keys = if weight { self.wishes.weights(id, slot, base) } else { self.wishes.input(id, slot, base) };
+                let Some(keys) = keys else { continue };
+                let name = self.model.graph.value(v).name.clone();
+                let scheme = keys.scheme(axis).at(|| &name)?;
+                let q = match made.iter().find(|(w, s, _)| *w == v && *s == scheme) {
+                    Some((.., q)) => *q,
+                    None => {
+                        let q = self.quantizer(name, scheme.clone(), keys.params(&scheme)?);
+                        made.push((v, scheme, q));
+                        q
+                    }
+                };
+                self.plan.ports.insert((id, slot), PortPlan::Own(q));
+                if table {
+                    self.plan.kinds.insert(id, Kind::Quantized);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn quantizer(&mut self, name: String, scheme: Scheme, params: Option<Params>) -> usize {
+        self.plan.quantizers.push(Planned { name, scheme, params });
+        self.plan.quantizers.len() - 1
+    }
+
+    /// Values between a node and the activation function that is computed with it: never codes.
+    fn inner_values(&self) -> BTreeSet<ValueId> {
+        let g = &self.model.graph;
+        let mut inner = BTreeSet::new();
+        for (id, node) in g.nodes() {
+            let Some(v) = node.output(0) else { continue };
+            let [port] = g.value(v).uses() else { continue };
+            if g.is_output(v) || port.slot != 0 || !self.is_quantized(id) || !self.is_quantized(port.node) {
+                continue;
+            }
+            let follower = g.node(port.node).op;
+            if self.rules.profile.fuse.iter().any(|f| f.producers.contains(&node.op) && f.followers.contains(&follower)) && self.operands(g.node(port.node)).count() == 1 {
+                inner.insert(v);
+            }
+        }
+        inner
+    }
+
+    /// Which values become codes: what quantized nodes make, what they read, and what lies between through moves.
+    fn coded_values(&self, inner: &BTreeSet<ValueId>) -> Coded {
+        let g = &self.model.graph;
+        let mut need: BTreeSet<ValueId> = BTreeSet::new();
+        for (id, node) in g.nodes().rev() {
+            let wanted = match self.plan.kinds[&id] {
+                Kind::Quantized => true,
+                Kind::Moves => node.outputs().iter().flatten().any(|v| need.contains(v)),
+                _ => false,
+            };
+            if wanted {
+                need.extend(self.operands(node).map(|(_, v)| v).filter(|v| !inner.contains(v)));
+            }
+        }
+        let mut values = BTreeMap::new();
+        for &v in need.iter().filter(|v| g.value(**v).producer().is_none()) {
+            values.insert(v, false);
+        }
+        for (id, node) in g.nodes() {
+            let by_moving = || self.operands(node).count() > 0 && self.operands(node).all(|(_, v)| values.contains_key(&v));
+            let made_as_codes = match self.plan.kinds[&id] {
+                Kind::Quantized => true,
+                Kind::Moves => by_moving(),
+                _ => false,
+            };
+            for &v in node.outputs().iter().flatten() {
+                if is_real(self.inferred, v) && !inner.contains(&v) && (made_as_codes || need.contains(&v)) {
+                    values.insert(v, made_as_codes);
+                }
+            }
+        }
+        Coded { values }
+    }
+
+    /// Quantizers for the coded values, one for each set that shares, and conversions where a reader wants another scheme.
+    fn activations(&mut self, coded: &Coded) -> Result<()> {
+        let base = self.rules.activations.expect("asked before");
+        let g = &self.model.graph;
+        let mut sets = Sets::default();
+        for (id, node) in g.nodes() {
+            let moves = self.plan.kinds[&id] == Kind::Moves;
+            let joins = self.rules.profile.join.contains(&node.op);
+            if !moves && !joins {
+                continue;
+            }
+            let Some(out) = node.output(0).filter(|v| coded.values.contains_key(v)) else { continue };
+            for (_, v) in self.operands(node).filter(|(_, v)| coded.values.contains_key(v)) {
+                if self.wishes.value(v, base) == self.wishes.value(out, base) {
+                    sets.join(v, out);
+                }
+            }
+            for &v in node.outputs()[1..].iter().flatten().filter(|v| coded.values.contains_key(v)) {
+                sets.join(v, out);
+            }
+        }
+        // A fixed range holds for a set only if every value that is computed, not moved, has it.
+        let mut fixed: BTreeMap<ValueId, Vec<Option<&crate::target::SchemeKeys>>> = BTreeMap::new();
+        for &v in coded.values.keys() {
+            let producer = g.value(v).producer().map(|(n, _)| n);
+            if producer.is_some_and(|n| self.plan.kinds[&n] == Kind::Moves) {
+                continue;
+            }
+            let keys = producer.and_then(|n| self.rules.profile.fixed.iter().find(|f| f.ops.contains(&g.node(n).op))).map(|f| &f.output);
+            fixed.entry(sets.root(v)).or_default().push(keys);
+        }
+        let mut quantizer_of_set: BTreeMap<ValueId, usize> = BTreeMap::new();
+        for (&v, &stored) in &coded.values {
+            let root = sets.root(v);
+            let q = match quantizer_of_set.get(&root) {
+                Some(&q) => q,
+                None => {
+                    let name = g.value(v).name.clone();
+                    let mut keys = self.wishes.value(v, base);
+                    if let Some(Some(first)) = fixed.get(&root).and_then(|f| f.first().filter(|k| f.iter().all(|x| x == *k))) {
+                        keys = self.wishes.fixed(v, base, first);
+                    }
+                    let scheme = keys.scheme(None).at(|| &name)?;
+                    let params = keys.params(&scheme).at(|| &name)?;
+                    let q = self.quantizer(name, scheme, params);
+                    quantizer_of_set.insert(root, q);
+                    q
+                }
+            };
+            if stored { &mut self.plan.stored } else { &mut self.plan.read }.insert(v, q);
+        }
+        self.constant_members(&mut sets, &quantizer_of_set);
+        self.conversions(base)
+    }
+
+    /// Constants that enter a joining op (Concat) share its quantizer.
+    fn constant_members(&mut self, sets: &mut Sets, quantizers: &BTreeMap<ValueId, usize>) {
+        for (id, node) in self.model.graph.nodes() {
+            let joins = self.rules.profile.join.contains(&node.op) || self.plan.kinds[&id] == Kind::Moves;
+            let Some(q) = node.output(0).filter(|_| joins).and_then(|v| quantizers.get(&sets.root(v))) else { continue };
+            for (slot, v) in node.inputs().iter().enumerate().filter_map(|(s, v)| Some((s, (*v)?))) {
+                if node.op.role(slot) == Role::Activation && self.model.graph.constant(v).is_some() && is_real(self.inferred, v) {
+                    self.plan.ports.insert((id, slot), PortPlan::Own(*q));
+                }
+            }
+        }
+    }
+
+    /// Where a node was asked to read another scheme than the value has, a conversion stands on the edge.
+    fn conversions(&mut self, base: &crate::target::SchemeKeys) -> Result<()> {
+        let mut made: Vec<(ValueId, Scheme, usize)> = Vec::new();
+        for (id, node) in self.model.graph.nodes() {
+            if !self.is_quantized(id) {
+                continue;
+            }
+            for (slot, v) in self.operands(node).collect::<Vec<_>>() {
+                let Some(&q) = self.plan.stored.get(&v).or(self.plan.read.get(&v)) else { continue };
+                let Some(keys) = self.wishes.input(id, slot, base).filter(|k| self.wishes.names_input(id, slot) && *k != *base) else { continue };
+                let scheme = keys.scheme(None)?;
+                if self.plan.quantizers[q].scheme == scheme {
+                    continue;
+                }
+                let own = match made.iter().find(|(w, s, _)| *w == v && *s == scheme) {
+                    Some((.., q)) => *q,
+                    None => {
+                        let name = self.model.graph.value(v).name.clone();
+                        let params = keys.params(&scheme).at(|| &name)?;
+                        let q = self.quantizer(name, scheme.clone(), params);
+                        made.push((v, scheme, q));
+                        q
+                    }
+                };
+                self.plan.ports.insert((id, slot), PortPlan::Own(own));
+            }
+        }
+        Ok(())
+    }
+
+    /// Biases whose input and weight are codes become integers under the product of both scales.
+    fn biases(&mut self) -> Result<()> {
+        let mut made: Vec<(ValueId, usize, usize, usize)> = Vec::new();
+        for (id, node) in self.model.graph.nodes() {
+            if !self.is_quantized(id) {
+                continue;
+            }
+            let Some(linear) = Linear::of(&self.model.graph, id) else { continue };
+            let Some(slot) = (0..node.inputs().len()).find(|s| node.op.role(*s) == Role::Bias) else { continue };
+            let Some(bias) = node.input(slot) else { continue };
+            let name = self.model.graph.value(bias).name.clone();
+            let Some(constant) = self.model.graph.constant(bias) else {
+                self.plan.notes.declined(&node.name, format!("its bias {name} is computed, so it stays float"));
+                continue;
+            };
+            let Some(&PortPlan::Own(weight)) = self.plan.ports.get(&(id, linear.weight_slot)) else { continue };
+            let Some(x) = node.input(linear.input_slot) else { continue };
+            let input = match self.plan.ports.get(&(id, linear.input_slot)) {
+                Some(PortPlan::Own(q)) => *q,
+                _ => match self.plan.stored.get(&x).or(self.plan.read.get(&x)) {
+                    Some(&q) => q,
+                    None => continue,
+                },
+            };
+            let Some(keys) = self.wishes.bias(id, self.rules.bias) else { continue };
+            let channels = constant.tensor.len();
+            let scales = self.plan.quantizers[weight].scheme.blocks.clone();
+            let plain = node.float("alpha").unwrap_or(1.0) == 1.0 && node.float("beta").unwrap_or(1.0) == 1.0;
+            if !plain || channels != linear.out_channels(&self.model.graph) || scales.block_axis().is_some() {
+                self.plan.notes.declined(&node.name, format!("its bias {name} stays float: it is not one value an output channel"));
+                continue;
+            }
+            let axis = scales.channel_axis().map(|_| constant.tensor.rank() as i32 - 1);
+            let mut scheme = keys.scheme(axis).at(|| &name)?;
+            if axis.is_none() {
+                scheme.blocks = crate::quant::Blocks::tensor();
+            }
+            let q = match made.iter().find(|(v, i, w, _)| (*v, *i, *w) == (bias, input, weight)) {
+                Some((.., q)) => *q,
+                None => {
+                    let q = self.quantizer(name, scheme, None);
+                    made.push((bias, input, weight, q));
+                    q
+                }
+            };
+            self.plan.ports.insert((id, slot), PortPlan::Product { bias: q, input, weight });
+        }
+        Ok(())
+    }
+
+    /// Says of each node what was decided.
+    fn explain(&mut self) {
+        let mut declined: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (id, node) in self.model.graph.nodes() {
+            let name = if node.name.is_empty() { node.output(0).map(|v| self.model.graph.value(v).name.clone()).unwrap_or_default() } else { node.name.clone() };
+            let (what, rule) = match &self.plan.kinds[&id] {
+                Kind::Quantized => ("runs on codes".to_string(), format!("target {} quantizes {}", self.rules.profile.name, node.op_type)),
+                Kind::Moves => ("hands its input's codes on".to_string(), format!("target {}: {} moves values", self.rules.profile.name, node.op_type)),
+                Kind::Float(why) => {
+                    declined.entry(why.clone()).or_default().push(name.clone());
+                    ("stays float".to_string(), why.clone())
+                }
+                Kind::Exact => ("is left exact".to_string(), format!("{} deals in shapes, indices or conditions here", node.op_type)),
+            };
+            let mut details = vec![what];
+            for (slot, v) in node.inputs().iter().enumerate().filter_map(|(s, v)| Some((s, (*v)?))) {
+                let value = &self.model.graph.value(v).name;
+                let q = match self.plan.ports.get(&(id, slot)) {
+                    Some(PortPlan::Own(q)) => Some(*q),
+                    Some(PortPlan::Product { bias, .. }) => Some(*bias),
+                    None if matches!(self.plan.kinds[&id], Kind::Quantized | Kind::Moves) => self.plan.stored.get(&v).or(self.plan.read.get(&v)).copied(),
+                    None => None,
+                };
+                if let Some(q) = q {
+                    details.push(format!("input {slot} {value}: {}", self.plan.quantizers[q].scheme));
+                }
+            }
+            for &v in node.outputs().iter().flatten() {
+                if let Some(q) = self.plan.stored.get(&v).or(self.plan.read.get(&v)) {
+                    details.push(format!("output {}: {}", self.model.graph.value(v).name, self.plan.quantizers[*q].scheme));
+                }
+            }
+            self.plan.decisions.push(Decision { node: name, what: details.join("; "), rule });
+        }
+        for (why, names) in declined {
+            let more = if names.len() > 1 { format!(" (and {} more)", names.len() - 1) } else { String::new() };
+            self.plan.notes.declined(&names[0], format!("stays float{more}: {why}"));
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! A target's profile: data, read from YAML; every field is documented where the YAML is.
+
+use super::SchemeKeys;
+use crate::graph::Op;
+
+/// What one target wants.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Profile {
+    pub name: String,
+    /// One line for `requant targets`.
+    pub doc: String,
+    /// Recipe where the user names none.
+    pub recipe: String,
+    pub weights: SchemeKeys,
+    pub activations: SchemeKeys,
+    pub bias: SchemeKeys,
+    /// What a set value may be; a key that is not listed may be anything.
+    pub legal: Legal,
+    /// Highest opset the target reads, if it has a limit.
+    pub opset: Option<i64>,
+    /// Ops that run on codes.
+    pub quantize: Vec<Op>,
+    /// Ops that hand codes on: output and input share one quantizer.
+    pub moves: Vec<Op>,
+    /// Computing ops whose inputs and output share one quantizer.
+    pub join: Vec<Op>,
+    /// Ops computed together with what follows them: no quantizer between.
+    pub fuse: Vec<Fuse>,
+    /// Outputs whose range is known without data.
+    pub fixed: Vec<Fixed>,
+}
+
+/// A producer, and the activation functions that are computed with it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fuse {
+    pub producers: Vec<Op>,
+    pub followers: Vec<Op>,
+}
+
+/// Ops whose output has this scheme whatever the data.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fixed {
+    pub ops: Vec<Op>,
+    pub output: SchemeKeys,
+}
+
+/// Formats that the target holds at each kind of tensor; empty: any.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Legal {
+    pub weights: Vec<String>,
+    pub activations: Vec<String>,
+}

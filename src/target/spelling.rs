@@ -1,0 +1,95 @@
+//! What each ONNX spelling can hold, asked before anything is fitted.
+
+use crate::quant::{Format, ScaleKind, Scheme, Timing, Zero};
+use crate::tensor::DType;
+
+/// The lowest opset of ONNX's own domain in which QuantizeLinear and DequantizeLinear hold `scheme`, or why none does.
+/// Source: onnx 1.23 operator schemas (versions 10, 13, 19, 21, 23, 24, 25, 28).
+pub fn qdq_opset(scheme: &Scheme, constant: bool) -> Result<i64, String> {
+    let storage = match scheme.format {
+        Format::Codebook { .. } => return Err("a codebook has no Q/DQ spelling".into()),
+        f => f.storage().ok_or("ONNX has no type for this format")?,
+    };
+    if scheme.timing == Timing::Dynamic {
+        return Err("a dynamic quantizer has no static Q/DQ spelling".into());
+    }
+    if scheme.zero == Zero::Real {
+        return Err("DequantizeLinear has no real zero point".into());
+    }
+    if !constant {
+        if scheme.rounding != crate::quant::Rounding::HalfEven {
+            return Err("QuantizeLinear rounds half to even only".into());
+        }
+        if scheme.format.code_range().is_some() && scheme.format.code_range() != Format::of_dtype(storage).and_then(Format::code_range) {
+            return Err(format!("QuantizeLinear saturates at {storage}'s full range, which is wider than the format's"));
+        }
+    }
+    let of_type = |t: DType| match t {
+        DType::U8 | DType::I8 | DType::I32 => 10,
+        DType::F8E4M3FN | DType::F8E4M3FNUZ | DType::F8E5M2 | DType::F8E5M2FNUZ => 19,
+        DType::U16 | DType::I16 | DType::U4 | DType::I4 => 21,
+        DType::F4E2M1 => 23,
+        DType::U2 | DType::I2 => 25,
+        _ => 28,
+    };
+    let of_scale = match &scheme.scale {
+        ScaleKind::Exact(DType::F32) | ScaleKind::Pow2(DType::F32) => 10,
+        ScaleKind::Exact(_) => 19,
+        ScaleKind::Pow2(_) => 24,
+        ScaleKind::Nested(_) => 23,
+    };
+    let b = &scheme.blocks;
+    let of_blocks = if b.is_tensor() {
+        10
+    } else if b.channel_axis().is_some() {
+        13
+    } else if b.block_axis().is_some() {
+        21
+    } else {
+        return Err("ONNX scales are per tensor, per axis or per block along one axis".into());
+    };
+    Ok(of_type(storage).max(of_scale).max(of_blocks))
+}
+
+/// The lowest IR version for a model that imports `opset` of ONNX's own domain, as onnx's own table pairs them.
+pub fn ir_of_opset(opset: i64) -> i64 {
+    match opset {
+        ..=8 => 3,
+        9 => 4,
+        10 => 5,
+        11 => 6,
+        12..=14 => 7,
+        15..=18 => 8,
+        19..=20 => 9,
+        21..=22 => 10,
+        23 => 11,
+        24 => 12,
+        25..=26 => 13,
+        _ => 14,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::Blocks;
+
+    #[test]
+    fn each_form_has_its_floor() {
+        let u8 = Scheme::int(8, false);
+        assert_eq!(qdq_opset(&u8, false), Ok(10));
+        assert_eq!(qdq_opset(&Scheme { blocks: Blocks::channel(0), ..Scheme::int(8, true) }, true), Ok(13));
+        assert_eq!(qdq_opset(&Scheme { blocks: Blocks::block(0, 32), ..Scheme::int(4, true) }, true), Ok(21));
+        assert_eq!(qdq_opset(&Scheme::int(16, false), false), Ok(21));
+        assert_eq!(qdq_opset(&Scheme::int(2, true), true), Ok(25));
+    }
+
+    #[test]
+    fn what_cannot_be_said_says_why() {
+        let narrow = Scheme { format: Format::Int { bits: 8, signed: true, narrow: true }, ..Scheme::int(8, true) };
+        assert!(qdq_opset(&narrow, false).is_err());
+        assert!(qdq_opset(&narrow, true).is_ok());
+        assert!(qdq_opset(&Scheme { timing: Timing::Dynamic, ..Scheme::int(8, true) }, false).is_err());
+        assert!(qdq_opset(&Scheme::int(5, false), false).is_err());
+    }
+}

@@ -5,39 +5,28 @@
 use crate::error::{Error, Result};
 use bytes::Bytes;
 use memmap2::Mmap;
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-/// How many maps of each file are alive.
-static OPEN: Mutex<BTreeMap<PathBuf, usize>> = Mutex::new(BTreeMap::new());
+/// The maps that bytes may still be in use of.
+static OPEN: Mutex<Vec<Weak<Mapped>>> = Mutex::new(Vec::new());
 
-/// A mapped file; counted in `OPEN` while it lives.
 struct Mapped {
     map: Mmap,
     path: PathBuf,
 }
 
-impl AsRef<[u8]> for Mapped {
+/// One owner of a mapped file: what [`Bytes`] keep alive.
+struct Owner(Arc<Mapped>);
+
+impl AsRef<[u8]> for Owner {
     fn as_ref(&self) -> &[u8] {
-        &self.map
+        &self.0.map
     }
 }
 
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        let mut open = open();
-        if let Some(count) = open.get_mut(&self.path) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&self.path);
-            }
-        }
-    }
-}
-
-fn open() -> MutexGuard<'static, BTreeMap<PathBuf, usize>> {
+fn open() -> MutexGuard<'static, Vec<Weak<Mapped>>> {
     OPEN.lock().unwrap_or_else(|e| e.into_inner())
 }
 
@@ -52,11 +41,29 @@ pub fn map(path: &Path) -> Result<Bytes> {
     // SAFETY: the map is private and read-only. What remains is another process that cuts or rewrites the file while we read it;
     // requant itself never writes into an existing file, it renames a new one over it, which leaves the mapped one as it was.
     let map = unsafe { Mmap::map(&file) }.map_err(fail)?;
-    *open().entry(path.clone()).or_default() += 1;
-    Ok(Bytes::from_owner(Mapped { map, path }))
+    let mapped = Arc::new(Mapped { map, path });
+    let mut open = open();
+    open.retain(|m| m.strong_count() > 0);
+    open.push(Arc::downgrade(&mapped));
+    Ok(Bytes::from_owner(Owner(mapped)))
 }
 
 /// Whether bytes of this file are in use by a map.
 pub fn is_mapped(path: &Path) -> bool {
-    fs::canonicalize(path).is_ok_and(|p| open().contains_key(&p))
+    fs::canonicalize(path).is_ok_and(|p| open().iter().filter_map(Weak::upgrade).any(|m| m.path == p))
+}
+
+/// Tells the system that all of `bytes` is about to be read: one request instead of a page fault every few pages. For bytes of no map it does nothing.
+pub fn prefetch(bytes: &[u8]) {
+    #[cfg(target_os = "linux")]
+    for mapped in open().iter().filter_map(Weak::upgrade) {
+        let offset = (bytes.as_ptr() as usize).wrapping_sub(mapped.map.as_ptr() as usize);
+        if offset < mapped.map.len() {
+            // Systems that do not know the request fault page by page.
+            let _ = mapped.map.advise_range(memmap2::Advice::PopulateRead, offset, bytes.len().min(mapped.map.len() - offset));
+            return;
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = bytes;
 }

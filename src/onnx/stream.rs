@@ -1,5 +1,6 @@
 //! A message written piece by piece: the same bytes as encoding it whole, without holding them.
 
+use super::map;
 use super::proto::{GraphProto, ModelProto, TensorProto};
 use crate::error::Result;
 use crate::interrupt;
@@ -9,8 +10,11 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 use std::io::{self, Write};
 use std::mem::take;
 
-/// Bytes written between two looks at the interrupt.
-const PIECE: usize = 16 << 20;
+/// Bytes written at once, and between two looks at the interrupt. Much larger requests are slower on Linux.
+const PIECE: usize = 2 << 20;
+
+/// Tensors from this size on are worth a request to the system.
+const PREFETCH: usize = 1 << 18;
 
 /// A sink that remembers what the system said when it failed.
 pub struct Stream<'a, W: Write> {
@@ -23,6 +27,9 @@ impl<W: Write> Stream<'_, W> {
     pub fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
         for piece in bytes.chunks(PIECE) {
             interrupt::check()?;
+            if bytes.len() >= PREFETCH {
+                map::prefetch(piece);
+            }
             self.sink.write_all(piece).map_err(self.fail)?;
         }
         Ok(())

@@ -190,6 +190,19 @@ mod tests {
     }
 
     #[test]
+    fn near_the_limit_of_protobuf_tensors_go_to_a_data_file_by_themselves() {
+        use crate::tensor::{DType, Tensor};
+        let mut m = model();
+        // Zeros that the system never has to provide: nothing reads them.
+        let zeros = Tensor::new(DType::U8, vec![INLINE_LIMIT], vec![0; INLINE_LIMIT].into()).unwrap();
+        m.graph.add_constant("huge", zeros);
+        let (message, layout) = lay_out(&m, "m.data", &WriteOptions::default()).unwrap();
+        assert!(message.encoded_len() < 1000);
+        assert_eq!(layout.pieces.iter().map(|p| p.1.len()).collect::<Vec<_>>(), [8192, INLINE_LIMIT]);
+        assert!(lay_out(&m, "m.data", &WriteOptions { external: Some(false) }).is_err());
+    }
+
+    #[test]
     fn a_file_that_is_read_from_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.onnx");

@@ -110,7 +110,7 @@ impl Blocks {
             View::Flat => view = vec![numel(shape).ok_or_else(|| Error::usage(format!("shape {shape:?} has too many elements")))?],
             View::Split { axis, parts } => {
                 let a = axis_of(axis, view.len())?;
-                if parts == 0 || view[a] % parts != 0 {
+                if parts == 0 || !view[a].is_multiple_of(parts) {
                     return Err(Error::usage(format!("axis {axis} of shape {shape:?} does not split into {parts} equal parts")));
                 }
                 view.splice(a..=a, [parts, shape[a] / parts]);

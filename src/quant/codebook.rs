@@ -27,7 +27,8 @@ pub const NF4: [f32; 16] = [
 /// from zero (half-away); `Floor` takes the highest entry that is not above `x`. NaN is taken for 0.
 pub(super) fn nearest(table: &[f32], x: f32, rounding: Rounding) -> i32 {
     let x = if x.is_nan() { 0.0 } else { x };
-    let above = table.partition_point(|&t| t <= x);
+    // Counting has no branches to mispredict.
+    let above = if table.len() <= 32 { table.iter().map(|&t| (t <= x) as u32).sum::<u32>() as usize } else { table.partition_point(|&t| t <= x) };
     if above == 0 || above == table.len() {
         return above.saturating_sub(1) as i32;
     }

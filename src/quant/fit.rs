@@ -96,13 +96,13 @@ pub fn block_ranges(x: &[f32], shape: &[usize], layout: &Layout) -> (Vec<f32>, V
     layout.runs(|r, share| match share {
         Share::One(b) => {
             let (l, h, p) = stretch_range(&x[r]);
-            (lo[b], hi[b], poison[b]) = (lo[b].min(l), hi[b].max(h), poison[b] + p);
+            (lo[b], hi[b], poison[b]) = (least(l, lo[b]), most(h, hi[b]), poison[b] + p);
         }
         Share::Each(b) => {
             let n = r.len();
             for (((&x, l), h), p) in x[r].iter().zip(&mut lo[b..b + n]).zip(&mut hi[b..b + n]).zip(&mut poison[b..b + n]) {
-                *l = if x < *l { x } else { *l };
-                *h = if x > *h { x } else { *h };
+                *l = least(x, *l);
+                *h = most(x, *h);
                 *p += x * 0.0;
             }
         }
@@ -115,22 +115,34 @@ pub fn block_ranges(x: &[f32], shape: &[usize], layout: &Layout) -> (Vec<f32>, V
 
 /// Lowest, highest, and 0 or, if any is NaN or infinite, NaN. In lanes, which the compiler makes SIMD of.
 fn stretch_range(x: &[f32]) -> (f32, f32, f32) {
-    const LANES: usize = 8;
-    let (mut lo, mut hi, mut poison) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES], [0f32; LANES]);
-    let mut step = |i: usize, x: f32| {
-        lo[i] = if x < lo[i] { x } else { lo[i] };
-        hi[i] = if x > hi[i] { x } else { hi[i] };
-        poison[i] += x * 0.0;
-    };
-    let chunks = x.chunks_exact(LANES);
-    let rest = chunks.remainder();
+    let (mut lo, mut hi, mut poison) = ([f32::INFINITY; 16], [f32::NEG_INFINITY; 16], [0f32; 16]);
+    let (chunks, rest) = x.as_chunks::<16>();
     for c in chunks {
-        for i in 0..LANES {
-            step(i, c[i]);
+        for i in 0..16 {
+            lo[i] = least(c[i], lo[i]);
+            hi[i] = most(c[i], hi[i]);
+            poison[i] += c[i] * 0.0;
         }
     }
-    rest.iter().enumerate().for_each(|(i, &x)| step(i, x));
-    (lo.into_iter().fold(f32::INFINITY, f32::min), hi.into_iter().fold(f32::NEG_INFINITY, f32::max), poison.iter().sum())
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            lo[i] = least(lo[i + width], lo[i]);
+            hi[i] = most(hi[i + width], hi[i]);
+            poison[i] += poison[i + width];
+        }
+    }
+    rest.iter().fold((lo[0], hi[0], poison[0]), |(l, h, p), &x| (least(x, l), most(x, h), p + x * 0.0))
+}
+
+/// The lesser of two numbers, as one instruction; `b` if `a` is NaN.
+#[inline(always)]
+fn least(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
+}
+
+#[inline(always)]
+fn most(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }
 
 /// The curve of a scheme before its data is seen: linear, and evenly spaced entries for a codebook.
@@ -257,4 +269,139 @@ fn nest(wanted: &[f32], grid: &[usize], inner: &Scheme) -> Result<(Codes, Params
     }
     let codes = Codes(Tensor::new(dtype, grid.to_vec(), pack::pack(&list, dtype).into())?);
     Ok((codes, params, scale))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::{Blocks, Specials, Timing};
+
+    fn scheme(format: Format, scale: ScaleKind, zero: Zero) -> Scheme {
+        Scheme { format, scale, zero, blocks: Blocks::tensor(), timing: Timing::Static, rounding: Rounding::HalfEven }
+    }
+
+    const F32: ScaleKind = ScaleKind::Exact(DType::F32);
+    const E2M1: Format = Format::Float { exponent: 2, mantissa: 1, specials: Specials::None };
+    const E4M3: Format = Format::Float { exponent: 4, mantissa: 3, specials: Specials::Fn };
+
+    fn int(bits: u8, signed: bool, narrow: bool) -> Format {
+        Format::Int { bits, signed, narrow }
+    }
+
+    fn one(s: &Scheme, lo: f32, hi: f32) -> (f32, f32) {
+        let p = fit_range(s, &[lo], &[hi]).unwrap();
+        (p.scale[0], p.zero_at(0))
+    }
+
+    #[test]
+    fn ranges_become_scale_and_zero() {
+        let fit = |format, zero, lo, hi| one(&scheme(format, F32, zero), lo, hi);
+        assert_eq!(fit(int(8, true, false), Zero::None, -2.0, 1.0), (2.0 / 127.0, 0.0));
+        assert_eq!(fit(int(8, false, false), Zero::None, 0.0, 51.0), (0.2, 0.0));
+        assert_eq!(fit(int(8, false, false), Zero::Integer, -1.0, 1.55), (2.55 / 255.0, 100.0));
+        assert_eq!(fit(int(8, true, false), Zero::Integer, 1.0, 2.55), (2.55 / 255.0, -128.0), "0 is widened in");
+        assert_eq!(fit(int(8, true, true), Zero::Integer, -2.54, 0.0), (2.54 / 254.0, 127.0));
+        assert_eq!(fit(int(8, false, false), Zero::Fixed(128), -1.0, 0.5), (1.0 / 128.0, 128.0));
+        assert_eq!(fit(int(8, false, false), Zero::Fixed(128), -1.0, 1.0), (1.0 / 127.0, 128.0));
+        assert_eq!(fit(int(4, false, false), Zero::Real, 2.0, 5.0), (0.2, -10.0));
+        assert_eq!(fit(E4M3, Zero::None, -896.0, 3.0), (2.0, 0.0));
+        assert_eq!(fit(int(8, true, false), Zero::None, -f32::MAX, f32::MAX).0, f32::MAX / 127.0);
+        assert!(fit(int(8, true, false), Zero::Integer, -f32::MAX, f32::MAX).0.is_finite());
+    }
+
+    #[test]
+    fn empty_and_constant_blocks_have_a_positive_scale() {
+        let nvfp4 = ScaleKind::Nested(Box::new(scheme(E4M3, F32, Zero::None)));
+        let kinds = [F32, ScaleKind::Exact(DType::F16), ScaleKind::Exact(DType::BF16), ScaleKind::Pow2(DType::F32), ScaleKind::Pow2(DType::F8E8M0), nvfp4];
+        for kind in kinds {
+            for zero in [Zero::None, Zero::Fixed(0), Zero::Integer, Zero::Real] {
+                for format in [int(8, true, false), int(4, false, false), E2M1] {
+                    if zero == Zero::Integer && format == E2M1 {
+                        continue;
+                    }
+                    let s = scheme(format, kind.clone(), zero);
+                    for c in [0.0, -0.0, 3.0, -3.0, 1e-45, -1e-40, 1e38] {
+                        let p = fit(&[c, c], &[2], &s).unwrap();
+                        assert!(p.scale[0] > 0.0 && p.scale[0].is_finite(), "{s}: constant {c} has scale {}", p.scale[0]);
+                        let mut x = [c, c];
+                        super::super::fake_quantize(&mut x, &[2], &s, Some(&p)).unwrap();
+                        assert!(x[0].is_finite(), "{s}: {c} became {}", x[0]);
+                    }
+                }
+            }
+        }
+        assert_eq!(fit(&[2.5; 3], &[3], &scheme(int(4, false, false), F32, Zero::Real)).map(|p| (2.5 / p.scale[0] + p.zero_at(0)) * 1.0).unwrap(), 0.0);
+    }
+
+    #[test]
+    fn powers_of_two_cover_the_range_and_the_mx_rule_clips() {
+        let pow2 = |format, zero, lo, hi| one(&scheme(format, ScaleKind::Pow2(DType::F32), zero), lo, hi).0;
+        let int8 = int(8, true, false);
+        assert_eq!(pow2(int8, Zero::None, 0.0, 127.0), 1.0);
+        assert_eq!(pow2(int8, Zero::None, 0.0, 127.01), 2.0);
+        assert_eq!(pow2(int8, Zero::None, -128.0, 0.0), 1.0);
+        assert_eq!(pow2(int(8, true, true), Zero::None, -128.0, 0.0), 2.0);
+        assert_eq!(pow2(int8, Zero::Integer, -1.0, 1.0), 2f32.powi(-6));
+        let mx = |format, absmax: f32| one(&scheme(format, ScaleKind::Pow2(DType::F8E8M0), Zero::None), -absmax, 0.0).0;
+        // 2^(floor(log2 absmax) − e_max), e_max 2 for E2M1, 8 for E4M3, 15 for E5M2, 4 for E3M2, 6 for int8.
+        assert_eq!([1.0, 3.99, 4.0, 7.9, 0.3].map(|a| mx(E2M1, a)), [0.25, 0.5, 1.0, 1.0, 0.0625]);
+        assert_eq!(mx(E4M3, 511.0), 1.0);
+        assert_eq!(mx(Format::Float { exponent: 5, mantissa: 2, specials: Specials::Ieee }, 65535.0), 1.0);
+        assert_eq!(mx(Format::Float { exponent: 3, mantissa: 2, specials: Specials::None }, 31.0), 1.0);
+        assert_eq!(mx(int8, 1.99), 2f32.powi(-6));
+        assert_eq!(mx(E2M1, 1e-45), 2f32.powi(-127), "the smallest of float8e8m0");
+    }
+
+    #[test]
+    fn scales_are_of_the_type_that_the_scheme_says() {
+        let half = fit_range(&scheme(int(8, true, false), ScaleKind::Exact(DType::F16), Zero::None), &[-1.0, 0.0, 0.0], &[0.0, 1e30, 1e-30]).unwrap();
+        assert_eq!(half.scale, [half::f16::from_f32(1.0 / 127.0).to_f32(), 65504.0, 2f32.powi(-24)]);
+        let brain = fit_range(&scheme(int(8, true, false), ScaleKind::Exact(DType::BF16), Zero::None), &[-1.0], &[0.0]).unwrap();
+        assert_eq!(brain.scale, [half::bf16::from_f32(1.0 / 127.0).to_f32()]);
+    }
+
+    #[test]
+    fn nested_scales_are_what_their_codes_decode_to_and_never_zero() {
+        let inner = Scheme { blocks: Blocks::channel(0), ..scheme(int(4, false, false), F32, Zero::None) };
+        let outer = Scheme { blocks: Blocks::block(1, 2), ..scheme(int(4, true, false), ScaleKind::Nested(Box::new(inner.clone())), Zero::None) };
+        // Two channels of three blocks; the last block of each is far too small for a code of its own, one block is all zero.
+        let x = [9.0, -1.0, 14.0, 3.0, 0.001, 0.0, 0.0, 0.0, -21.0, 2.0, 1e-6, 0.0];
+        let p = fit(&x, &[2, 6], &outer).unwrap();
+        let nested = p.nested.as_ref().unwrap();
+        assert_eq!(nested.params.scale, [2.0 / 15.0, 3.0 / 15.0]);
+        assert_eq!(nested.codes.unpack(), [10, 15, 1, 1, 15, 1], "9.64 goes to 10, and 0 is raised to 1");
+        assert_eq!(dequantize(&nested.codes, &inner, &nested.params).unwrap(), p.scale);
+        assert!(fit_range(&outer, &[0.0; 6], &[1.0; 6]).is_err(), "the grid is needed");
+    }
+
+    #[test]
+    fn what_no_scale_covers_is_refused_by_index() {
+        let s = Scheme { blocks: Blocks::channel(0), ..scheme(int(8, true, false), F32, Zero::None) };
+        let error = |x: &[f32]| fit(x, &[2, 10], &s).unwrap_err().to_string();
+        let mut x = [1.0; 20];
+        x[13] = f32::NAN;
+        assert!(error(&x).contains("element 13") && error(&x).contains("NaN"), "{}", error(&x));
+        x[3] = f32::NEG_INFINITY;
+        assert!(error(&x).contains("element 3 ") && error(&x).contains("-inf"));
+        assert!(fit_range(&s, &[0.0, 1.0], &[1.0, 0.0]).unwrap_err().to_string().contains("block 1"));
+        assert!(fit_range(&s, &[0.0], &[f32::INFINITY]).is_err() && fit_range(&s, &[0.0], &[]).is_err());
+        assert!(fit_range(&scheme(E2M1, F32, Zero::Integer), &[0.0], &[1.0]).is_err());
+        assert!(fit_range(&scheme(int(4, false, false), F32, Zero::Fixed(16)), &[0.0], &[1.0]).is_err());
+    }
+
+    #[test]
+    fn ranges_of_blocks_long_and_short() {
+        let x: Vec<f32> = (0..60).map(|i| ((i * 17) % 31) as f32 - 15.0).collect();
+        for blocks in [Blocks::tensor(), Blocks::channel(2), Blocks::block(0, 2), Blocks::block(2, 3), Blocks::token()] {
+            let layout = blocks.layout(&[3, 4, 5]).unwrap();
+            let (lo, hi) = block_ranges(&x, &[3, 4, 5], &layout);
+            let mut want = vec![(f32::INFINITY, f32::NEG_INFINITY); layout.len()];
+            for (i, &x) in x.iter().enumerate() {
+                let at = [i / 20, i / 5 % 4, i % 5];
+                let b = (0..3).fold(0, |b, d| b * layout.grid[d] + at[d] / layout.extent[d]);
+                want[b] = (want[b].0.min(x), want[b].1.max(x));
+            }
+            assert_eq!(lo.into_iter().zip(hi).collect::<Vec<_>>(), want, "{blocks}");
+        }
+    }
 }

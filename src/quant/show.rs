@@ -143,3 +143,37 @@ impl Display for Span<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::{QuantizerId, Specials};
+    use crate::tensor::DType;
+
+    #[test]
+    fn one_line_each() {
+        let int8 = Scheme { blocks: Blocks::channel(0), ..Scheme::int(8, true) };
+        assert_eq!(int8.to_string(), "int8 per channel (axis 0), symmetric, scale float32");
+        let odd = Scheme {
+            format: Format::Float { exponent: 3, mantissa: 4, specials: Specials::None },
+            scale: ScaleKind::Pow2(DType::F8E8M0),
+            blocks: Blocks { view: View::Flat, rest: Extent::One, along: vec![(0, Extent::Size(6))] },
+            timing: Timing::Dynamic,
+            rounding: Rounding::Floor,
+            zero: Zero::Real,
+        };
+        assert_eq!(
+            odd.to_string(),
+            "float8e3m4 per block of [1; axis 0: 6] of the flattened tensor, zero_point real, scale power of two (float8e8m0), dynamic, rounding floor"
+        );
+        assert_eq!(Params::tensor(0.5, Some(3)).to_string(), "scale 0.5, zero_point 3, fitted");
+        let many = Params {
+            scale: vec![0.5, 0.125],
+            zero: Zeros::Integer(vec![4, -2]),
+            curve: Curve::Power(0.5),
+            origin: Origin::Product(QuantizerId(3), QuantizerId(4)),
+            nested: None,
+        };
+        assert_eq!(many.to_string(), "2 scales 0.125…0.5, zero_points -2…4, power 0.5, product of #3 and #4");
+    }
+}

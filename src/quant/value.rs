@@ -110,7 +110,7 @@ impl Format {
         }
     }
 
-    /// The code of a float format nearest to `x`. What lies outside, infinities too, saturates to the largest finite number. A negative
+    /// The code of a float format nearest to `x`; half-even goes to the even bit pattern. What lies outside, infinities too, saturates to the largest finite number. A negative
     /// number that rounds to zero becomes −0 where the format has one. NaN becomes the format's NaN, or 0 where it has none.
     pub(super) fn encode_float(self, x: f32, rounding: Rounding) -> i32 {
         let Format::Float { exponent, mantissa, specials } = self else { return 0 };
@@ -125,11 +125,96 @@ impl Format {
             max
         } else {
             let e = exponent_of(x).max(lowest);
-            let steps = round(x as f64 / pow2(e - mantissa as i32), rounding).abs();
+            let steps = (x as f64 / pow2(e - mantissa as i32)).abs();
+            let code = (((e - lowest) as u32) << mantissa) + steps as u32;
+            let rest = steps.fract();
+            let up = match rounding {
+                Rounding::HalfEven => rest > 0.5 || rest == 0.5 && code % 2 == 1,
+                Rounding::HalfUp => rest > 0.5 || rest == 0.5 && x > 0.0,
+                Rounding::HalfAway => rest >= 0.5,
+                Rounding::Floor => rest > 0.0 && x < 0.0,
+            };
             // A carry out of the mantissa lands in the exponent, as it should.
-            ((((e - lowest) as u32) << mantissa) + steps as u32).min(max)
+            (code + up as u32).min(max)
         };
         let signed = x.is_sign_negative() && !(specials == Specials::Fnuz && magnitude == 0);
         (magnitude | (signed as u32) << (exponent + mantissa)) as i32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn float(exponent: u8, mantissa: u8, specials: Specials) -> Format {
+        Format::Float { exponent, mantissa, specials }
+    }
+
+    #[test]
+    fn the_landmarks_of_the_formats() {
+        // (format, largest, smallest normal, smallest): onnx-formats' table, from the OCP and IEEE definitions.
+        let rows = [
+            (float(4, 3, Specials::Fn), 448.0, -6, -9),
+            (float(4, 3, Specials::Fnuz), 240.0, -7, -10),
+            (float(5, 2, Specials::Ieee), 57344.0, -14, -16),
+            (float(5, 2, Specials::Fnuz), 57344.0, -15, -17),
+            (float(2, 1, Specials::None), 6.0, 0, -1),
+            (float(2, 3, Specials::None), 7.5, 0, -3),
+            (float(3, 2, Specials::None), 28.0, -2, -4),
+            (float(5, 10, Specials::Ieee), 65504.0, -14, -24),
+        ];
+        for (f, max, normal, smallest) in rows {
+            let Format::Float { mantissa, .. } = f else { unreachable!() };
+            assert_eq!(f.max_value(), max, "{f}");
+            assert_eq!(f.value(1 << mantissa) as f64, pow2(normal), "{f}");
+            assert_eq!(f.value(1) as f64, pow2(smallest), "{f}");
+        }
+        assert_eq!(Format::Int { bits: 8, signed: true, narrow: false }.max_value(), 127.0);
+        assert!(float(4, 3, Specials::Fn).value(0xff).is_nan() && float(4, 3, Specials::Fnuz).value(0x80).is_nan());
+        assert_eq!(float(5, 2, Specials::Ieee).value(0xfc), f32::NEG_INFINITY);
+    }
+
+    #[test]
+    fn float16_codes_are_those_of_half() {
+        let f = float(5, 10, Specials::Ieee);
+        for bits in 0..=u16::MAX {
+            let want = half::f16::from_bits(bits).to_f32();
+            let got = f.value(bits as i32);
+            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{bits:x}");
+            // Every midpoint between neighbours, and a hair to either side.
+            let mid = (want + half::f16::from_bits(bits.wrapping_add(1)).to_f32()) / 2.0;
+            for x in [mid, f32::from_bits(mid.to_bits().wrapping_add(1)), f32::from_bits(mid.to_bits().wrapping_sub(1))] {
+                if x.is_finite() && x.abs() <= 65504.0 {
+                    assert_eq!(f.encode_float(x, Rounding::HalfEven), half::f16::from_f32(x).to_bits() as i32, "{x:e}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn four_ways_to_round() {
+        use Rounding::*;
+        let all = |x: f64| [HalfEven, HalfUp, HalfAway, Floor].map(|r| round(x, r));
+        assert_eq!(all(2.5), [2.0, 3.0, 3.0, 2.0]);
+        assert_eq!(all(-2.5), [-2.0, -2.0, -3.0, -3.0]);
+        assert_eq!(all(-1.5), [-2.0, -1.0, -2.0, -2.0]);
+        assert_eq!(all(0.49999997f32 as f64), [0.0; 4]);
+        let e2m1 = |x: f32| [HalfEven, HalfUp, HalfAway, Floor].map(|r| float(2, 1, Specials::None).value(float(2, 1, Specials::None).encode_float(x, r)));
+        assert_eq!(e2m1(2.5), [2.0, 3.0, 3.0, 2.0]);
+        assert_eq!(e2m1(-2.5), [-2.0, -2.0, -3.0, -3.0]);
+        assert_eq!(e2m1(-5.0), [-4.0, -4.0, -6.0, -6.0]);
+        assert_eq!(e2m1(-0.1), [0.0, 0.0, 0.0, -0.5]);
+    }
+
+    #[test]
+    fn e8m0_bytes() {
+        for byte in 0..=254u8 {
+            assert_eq!(e8m0_value(byte) as f64, pow2(byte as i32 - 127));
+            assert_eq!(e8m0_code(e8m0_value(byte)), Some(byte));
+        }
+        assert!(e8m0_value(255).is_nan());
+        for x in [0.0, -1.0, 3.0, f32::NAN, f32::INFINITY, 1e-45] {
+            assert_eq!(e8m0_code(x), None, "{x}");
+        }
     }
 }

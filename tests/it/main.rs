@@ -4,6 +4,7 @@
 mod architecture;
 mod cli;
 mod dependencies;
+mod onnx;
 mod python;
 
 /// A file of the shared folder, whose place the environment variable REQUANT_SHARED holds.

@@ -3,9 +3,11 @@
 
 mod architecture;
 mod cli;
+mod day_one;
 mod dependencies;
 mod onnx;
 mod python;
+mod quant;
 
 /// A file of the shared folder, whose place the environment variable REQUANT_SHARED holds.
 #[cfg(feature = "shared")]

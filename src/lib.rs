@@ -20,7 +20,7 @@ pub mod onnx;
 pub mod pass;
 pub mod place;
 pub mod quant;
-//pub mod range;
+pub mod range;
 pub mod recipe;
 pub mod report;
 pub mod round;

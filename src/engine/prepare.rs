@@ -14,11 +14,11 @@ fn take_constants(g: &mut Graph) {
     for id in g.order().to_vec() {
         let n = g.node(id);
         let Some(value) = n.output(0) else { continue };
-        if n.op == Op::Constant {
-            if let Some(c) = g.constant(value).cloned() {
-                g.remove_node(id);
-                g.value_mut(value).constant = Some(c);
-            }
+        if n.op == Op::Constant
+            && let Some(c) = g.constant(value).cloned()
+        {
+            g.remove_node(id);
+            g.value_mut(value).constant = Some(c);
         }
     }
 }

@@ -28,7 +28,7 @@ pub struct RunnerOptions {
 /// What the plan is given, in its order.
 enum Source {
     Input { name: String, dtype: DType, shape: Vec<usize> },
-    Weight(Weight),
+    Weight(Box<Weight>),
 }
 
 /// Where a requested value comes from.
@@ -166,7 +166,7 @@ fn build(mut model: Model, outputs: &[ValueId], options: RunnerOptions) -> Resul
     } else {
         for w in weights::take(&mut model) {
             if options.live_weights {
-                sources.push((w.value, w.dtype, w.shape.clone(), Source::Weight(w)));
+                sources.push((w.value, w.dtype, w.shape.clone(), Source::Weight(Box::new(w))));
             } else {
                 let row = weights::row(&table, w.id)?;
                 model.graph.value_mut(w.value).constant = Some(w.tensor(&row)?.into());

@@ -67,10 +67,10 @@ impl Weight {
     /// The same for the plan's input, from the last run if the table has not changed.
     pub fn current(&self, table: &Table) -> Result<TValue> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((r, value)) = &*last {
-            if is_current(table, self.id, r) {
-                return Ok(value.clone());
-            }
+        if let Some((r, value)) = &*last
+            && is_current(table, self.id, r)
+        {
+            return Ok(value.clone());
         }
         let r = row(table, self.id)?;
         let value = to_tract(&self.tensor(&r)?)?.into_tvalue();

@@ -518,7 +518,7 @@ impl Graph {
     pub fn captured(&self) -> Vec<String> {
         let mut names: Vec<String> = self
             .values()
-            .filter(|(id, v)| v.producer.is_none() && v.constant.is_none() && !self.inputs.contains(id) && !(v.uses.is_empty() && !self.is_output(*id)))
+            .filter(|(id, v)| v.producer.is_none() && v.constant.is_none() && !self.inputs.contains(id) && (self.is_output(*id) || !v.uses.is_empty()))
             .map(|(_, v)| v.name.clone())
             .collect();
         for (_, node) in self.nodes() {
@@ -565,10 +565,10 @@ impl Graph {
                 stack.push((id, true));
                 let node = self.node(id);
                 for v in node.inputs.iter().flatten().chain(&node.captures).rev() {
-                    if let Some((p, _)) = self.value(*v).producer {
-                        if !done[p.0 as usize] {
-                            stack.push((p, false));
-                        }
+                    if let Some((p, _)) = self.value(*v).producer
+                        && !done[p.0 as usize]
+                    {
+                        stack.push((p, false));
                     }
                 }
             }

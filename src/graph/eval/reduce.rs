@@ -37,14 +37,10 @@ fn reduce(c: &Call) -> Option<Tensor> {
     let shape = reduced_shape(t.shape(), &axes, c.node.int("keepdims").unwrap_or(1) != 0);
     let own = strides(t.shape());
     let (mut outer, mut outer_steps, mut inner, mut inner_steps) = (vec![], vec![], vec![], vec![]);
-    for i in 0..t.rank() {
-        if axes.contains(&i) {
-            inner.push(t.shape()[i]);
-            inner_steps.push(own[i]);
-        } else {
-            outer.push(t.shape()[i]);
-            outer_steps.push(own[i]);
-        }
+    for (i, (&d, &step)) in t.shape().iter().zip(&own).enumerate() {
+        let (dims, steps) = if axes.contains(&i) { (&mut inner, &mut inner_steps) } else { (&mut outer, &mut outer_steps) };
+        dims.push(d);
+        steps.push(step);
     }
     let count: usize = inner.iter().product();
     let mut starts = Vec::with_capacity(c.allow(&outer)?);
@@ -105,7 +101,7 @@ fn cumulate(c: &Call) -> Option<Tensor> {
         return None;
     }
     let (n, inner): (usize, usize) = (t.shape()[a], t.shape()[a + 1..].iter().product());
-    let before = |i: usize| (i / inner.max(1) % n.max(1) > 0).then(|| i - inner);
+    let before = |i: usize| (!(i / inner.max(1)).is_multiple_of(n.max(1))).then(|| i - inner);
     let out = match Numbers::of(t)? {
         Numbers::F32(mut v) => {
             (0..v.len()).for_each(|i| {

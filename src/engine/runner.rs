@@ -236,7 +236,7 @@ fn plan(model: &Model, given: &[(ValueId, DType, Vec<usize>)], wanted: &[ValueId
     let name = |v: ValueId| g.value(v).name.as_str();
     let build = || {
         let mut onnx = tract_onnx::onnx();
-        onnx.op_register.insert(fake_quant::NAME, fake_quant::parse);
+        onnx.op_register.insert(fake_quant::name(), fake_quant::parse);
         let parsed = onnx.parse(&proto, None)?;
         let mut m: InferenceModel = parsed.model;
         for (v, t) in constants {

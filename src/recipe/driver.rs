@@ -76,11 +76,12 @@ fn begin(request: &Request, progress: &dyn Progress) -> Result<Begun> {
         (None, Some(_)) => return Err(Error::usage("--validate-data needs --data beside it: the samples that calibrate")),
         (None, None) => None,
     };
-    let threads = match request.threads {
-        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
-        n => n,
-    };
-    Ok(Begun { recipe, source, samples, threads })
+    Ok(Begun { recipe, source, samples, threads: threads(request.threads) })
+}
+
+/// Threads asked for; one a core where nobody asks.
+pub fn threads(asked: usize) -> usize {
+    if asked > 0 { asked } else { std::thread::available_parallelism().map_or(1, |n| n.get()) }
 }
 
 /// Converts as asked. The outputs are complete where this succeeds, or where `failures` says that only the gate was missed.
@@ -221,27 +222,25 @@ impl Judged<'_> {
     /// Runs the input file and the written one over the samples that judge. What cannot be run is said: the result is then unvalidated.
     fn judge(self, samples: Option<&Samples>, report: &mut Report, progress: &dyn Progress) -> Result<()> {
         let mut lifted = self.written.clone();
-        let notes = match lift(&mut lifted) {
-            Ok(notes) => notes,
-            Err(e) => return Err(Error::failed(e)).at(|| "the written model"),
-        };
-        report.add_quantizers(&lifted);
-        drop(notes);
-        let Some(samples) = samples else {
-            report.validated = Err("no data was given".to_string());
-            return Ok(());
-        };
-        if let Err(e) = self.lifted {
-            report.validated = Err(e.to_string());
-            return Ok(());
+        match (lift(&mut lifted), &self.lifted) {
+            (Ok(_), _) => report.add_quantizers(&lifted),
+            // What the input had and nobody understands is there still.
+            (Err(_), Err(_)) => {}
+            (Err(e), Ok(())) => return Err(Error::failed(e)).at(|| "the written model"),
         }
+        report.unvalidated_because = match (&samples, self.lifted) {
+            (None, _) => Some("no data was given".to_string()),
+            (_, Err(e)) => Some(e.to_string()),
+            _ => None,
+        };
+        let (Some(samples), None) = (samples, &report.unvalidated_because) else { return Ok(()) };
         let (data, which) = (samples.judges(), &samples.validation[..]);
         report.outputs = report::compare(self.reference, &lifted, data, which, self.labels, self.threads, progress)?;
         if let Some(prepared) = self.prepared {
             let few = &which[..which.len().min(NODE_SAMPLES)];
             report.nodes = report::node_errors(prepared, &lifted, data, few, self.threads, progress)?;
         }
-        report.validated = Ok(());
+        report.validated = true;
         Ok(())
     }
 }

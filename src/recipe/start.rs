@@ -23,23 +23,28 @@ pub fn inputs(g: &Graph) -> Vec<ValueId> {
     g.inputs.iter().copied().filter(|v| g.value(*v).constant.is_none()).collect()
 }
 
-/// What the model says of its inputs, with the recipe's shapes on top.
-pub fn input_infos(model: &Model, recipe: &Recipe) -> Result<Vec<InputInfo>> {
+/// What the model says of its inputs.
+pub fn declared_inputs(model: &Model) -> Result<Vec<InputInfo>> {
     let g = &model.graph;
-    let mut infos = Vec::new();
-    for v in inputs(g) {
+    let info = |v: ValueId| {
         let value = g.value(v);
         let dtype = value.dtype().ok_or_else(|| Error::usage(format!("input {} is not a tensor of a declared type; only tensors can be fed", value.name)))?;
-        let declared = match &value.ty {
+        let shape = match &value.ty {
             Type::Tensor { shape, .. } => shape.clone(),
             _ => None,
         };
-        let asked = recipe.inputs.get(&value.name).and_then(|i| i.shape.as_ref());
-        let shape = match asked {
-            None => declared,
-            Some(s) => Some(s.iter().map(|d| Dim::Known(*d)).collect()),
-        };
-        infos.push(InputInfo { name: value.name.clone(), dtype, shape });
+        Ok(InputInfo { name: value.name.clone(), dtype, shape })
+    };
+    inputs(g).into_iter().map(info).collect()
+}
+
+/// The same, with the recipe's shapes on top.
+fn input_infos(model: &Model, recipe: &Recipe) -> Result<Vec<InputInfo>> {
+    let mut infos = declared_inputs(model)?;
+    for info in &mut infos {
+        if let Some(shape) = recipe.inputs.get(&info.name).and_then(|i| i.shape.as_ref()) {
+            info.shape = Some(shape.iter().map(|d| Dim::Known(*d)).collect());
+        }
     }
     Ok(infos)
 }
@@ -171,5 +176,5 @@ pub fn check_engine(model: &Model, samples: &Samples) -> Result<()> {
         return Ok(());
     }
     let text: Vec<String> = list.iter().map(|(node, why)| format!("{node}: {why}")).collect();
-    Err(Error::failed(format!("the engine cannot run {} of the model's nodes: {}", list.len(), text.join("; ")))).at(|| "model")
+    Err(Error::failed(format!("the engine cannot run {} of the model's nodes: {}", list.len(), text.join("; "))))
 }

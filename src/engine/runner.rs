@@ -159,9 +159,10 @@ fn dedup(values: &[ValueId]) -> Vec<ValueId> {
 fn build(mut model: Model, outputs: &[ValueId], options: RunnerOptions) -> Result<Runner> {
     let table = model.quantizers.clone();
     prepare::prepare(&mut model)?;
-    let mut baked = Vec::new();
+    let mut baked = weights::bake_bodies(&mut model, options.float)?;
     let mut sources = Vec::new();
     if options.float {
+        baked.clear();
         weights::make_float(&mut model)?;
     } else {
         for w in weights::take(&mut model) {

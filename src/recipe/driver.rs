@@ -253,7 +253,8 @@ fn as_written(model: &Model, state: State) -> Result<Model> {
         State::Placed => remove_fake_quants(&mut model),
         State::Fitted | State::Rounded => {
             round::round_nearest(&mut model)?;
-            onnx::raise_opset(&mut model, lower::qdq_opset(&model)?)?;
+            let need = lower::qdq_opset(&model)?;
+            onnx::raise_opset(&mut model, need)?;
             lower::lower_qdq(&mut model)?;
         }
     }
@@ -313,10 +314,10 @@ fn opening(recipe: &Recipe, request: &Request, samples: Option<&Samples>, thread
         let list: Vec<String> = recipe
             .origins
             .iter()
-            .filter(|(key, ..)| key == prefix || key.starts_with(&dotted))
-            .map(|(key, value, from)| match key.strip_prefix(&dotted) {
-                Some(short) => format!("{short} {value} ({from})"),
-                None => format!("{value} ({from})"),
+            .filter(|o| o.key == prefix || o.key.starts_with(&dotted))
+            .map(|o| match o.key.strip_prefix(&dotted) {
+                Some(short) => format!("{short} {} ({})", o.value, o.from),
+                None => format!("{} ({})", o.value, o.from),
             })
             .collect();
         list.join(", ")

@@ -4,7 +4,7 @@ use super::shape::{Key, Shape, Tree, unknown};
 use super::table::{STEPS, StepRow};
 use crate::error::{Error, Result};
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::cell::RefCell;
 use std::fmt;
 
@@ -30,7 +30,8 @@ pub fn parse(text: &[u8], shape: &Shape, place: &str) -> Result<Tree> {
     let tree = match seed.deserialize(first) {
         Ok(tree) => tree,
         Err(e) => {
-            let at = e.location().map_or(String::new(), |l| format!(":{}:{}", l.line(), l.column()));
+            // A value from the command line has no lines.
+            let at = e.location().filter(|_| !place.starts_with("--")).map_or(String::new(), |l| format!(":{}:{}", l.line(), l.column()));
             let text = why.take().unwrap_or_else(|| plain(&e));
             return Err(Error::usage(format!("{place}{at}: {text}")));
         }

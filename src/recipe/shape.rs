@@ -98,7 +98,8 @@ impl Shape {
                 Err(e) => why = why.or(e),
             }
         }
-        Err(why.unwrap_or_else(|| format!("{} is not {}", tree.show(), self.wants())))
+        // Where several things may stand, the complaint of one of them misleads.
+        Err(why.filter(|_| self.choices().len() == 1).unwrap_or_else(|| format!("{} is not {}", tree.show(), self.wants())))
     }
 
     /// `Err(None)`: of another kind.
@@ -128,7 +129,7 @@ impl Shape {
             Shape::Format => one_of(&text, FORMATS.iter().map(|f| f.name).chain(["none"])).map(|()| Tree::Text(text)),
             Shape::Op => match Op::of_name(&text) {
                 Some(_) => Ok(Tree::Text(text)),
-                None => one_of(&text, Op::all().map(|op| op.spelling().1)).map(|()| Tree::Text(text)),
+                None => one_of(&text, Op::all().map(|op| op.spelling().1).collect::<Vec<_>>().into_iter()).map(|()| Tree::Text(text)),
             },
             Shape::Bytes => bytes(&text).map(Tree::Int).ok_or(None),
             Shape::Fraction => number.or_else(|| fraction(&text)).filter(|n| n.is_finite()).map(Tree::Number).ok_or(None),

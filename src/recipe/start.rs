@@ -3,7 +3,7 @@
 use super::Recipe;
 use crate::data::{self, DataSettings, Dataset, InputInfo, InputSettings, Split};
 use crate::engine;
-use crate::error::{At, Error, Result};
+use crate::error::{Error, Result};
 use crate::graph::{Dim, Graph, InputShapes, Model, Type, ValueId, specialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -68,7 +68,7 @@ pub fn compare(
         || Ok((Running::default(), Running::default())),
         |(a, b), i| {
             let sample = data.sample(samples[i])?;
-            let run = || -> Result<_> {
+            let mut run = || -> Result<_> {
                 let x = plans.0.run(a, &sample, &reference.quantizers)?;
                 let y = plans.1.run(b, &sample, &other.quantizers)?;
                 x.iter().zip(&y).map(|(x, y)| see(x, y)).collect::<Result<Vec<Seen>>>()

@@ -8,10 +8,12 @@ use crate::data::Dataset;
 use crate::engine::{Plans, RunnerOptions, Running, over_samples};
 use crate::error::{At, Result};
 use crate::graph::{Flow, Graph, Model, Node, NodeId, Op, Site, ValueId};
+use crate::onnx;
 use crate::pass::Progress;
 use crate::quant::{self, Format, Params, QuantizerId, Scheme, Timing};
 use crate::tensor::{DType, Tensor};
 use serde::Serialize;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// One node of the float graph.
@@ -57,6 +59,7 @@ struct Seen {
 /// Rows of the nodes that compute real numbers, worst first. `prepared`: the float graph before quantizers were placed; `quantized`: the written file,
 /// lifted. Nodes whose output the quantized graph has no value for are left out.
 pub fn node_errors(prepared: &Model, quantized: &Model, data: &Dataset, samples: &[usize], threads: usize, progress: &dyn Progress) -> Result<Vec<NodeRow>> {
+    let (prepared, quantized) = (&at_opset(prepared, quantized)?, &at_opset(quantized, prepared)?);
     let (copies, probes) = beside(prepared, quantized);
     let floats: Vec<ValueId> = probes.iter().map(|p| p.float).chain(probes.iter().filter_map(|p| p.own)).collect();
     let reads: Vec<ValueId> = probes.iter().map(|p| p.read).collect();
@@ -69,7 +72,7 @@ pub fn node_errors(prepared: &Model, quantized: &Model, data: &Dataset, samples:
         || Ok((Running::default(), Running::default())),
         |(a, b), i| {
             let sample = data.sample(samples[i])?;
-            let run = || -> Result<_> {
+            let mut run = || -> Result<_> {
                 let x = plans.0.run(a, &sample, &quantized.quantizers)?;
                 let y = plans.1.run(b, &sample, &quantized.quantizers)?;
                 let (floats, mut owns) = (&x[..probes.len()], x[probes.len()..].iter());
@@ -106,6 +109,17 @@ pub fn node_errors(prepared: &Model, quantized: &Model, data: &Dataset, samples:
     let mut rows: Vec<NodeRow> = probes.iter().zip(total).map(row).collect();
     rows.sort_by(|a, b| a.sqnr_db.0.total_cmp(&b.sqnr_db.0));
     Ok(rows)
+}
+
+/// The model in the opset of the other, if that is the higher one: copies of nodes must mean the same in either.
+fn at_opset<'m>(model: &'m Model, other: &Model) -> Result<Cow<'m, Model>> {
+    let (own, wanted) = (model.opset("").unwrap_or(0), other.opset("").unwrap_or(0));
+    if own >= wanted {
+        return Ok(Cow::Borrowed(model));
+    }
+    let mut raised = model.clone();
+    onnx::raise_opset(&mut raised, wanted)?;
+    Ok(Cow::Owned(raised))
 }
 
 impl Seen {

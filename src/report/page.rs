@@ -41,13 +41,13 @@ pub fn report(r: &Report) -> String {
     page += &line(format!("{}  {} (input {}), {:.1} s", r.output.path, size(after), size(before), r.seconds));
     let c = &r.coverage;
     page += &line(format!(
-        "coverage    multiply-adds: {} in 8 bits, {} in 16, {} weights only, {} float; activations: {} in 8 bits",
+        "coverage    multiply-adds: {} in 8 bits, {} in 16, {} weights only, {} float",
         percent(c.cov8),
         percent(c.cov16),
         percent(c.w_only),
-        percent(c.float),
-        percent(c.act8)
+        percent(c.float)
     ));
+    page += &line(format!("            activations:   {} in 8 bits, {} in 16", percent(c.act8), percent(c.act16)));
     page += &outputs(&r.outputs, r.is_random());
     if let Some(why) = &r.unvalidated_because {
         page += &line(format!("unvalidated: {why}"));

@@ -54,7 +54,11 @@ pub fn convert(args: &Convert) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let kept = if outcome.written { "it was written because of --keep-failed" } else { "it was not written; --keep-failed writes it" };
-    Err(Error::failed(format!("the result is below the recipe's gate ({}): {kept}; {} says where the loss is", outcome.failures.join("; "), outcome.report_path.display())))
+    Err(Error::failed(format!(
+        "the result is below the recipe's gate ({}): {kept}; {} says where the loss is",
+        outcome.failures.join("; "),
+        outcome.report_path.display()
+    )))
 }
 
 pub fn explain(args: &Explain) -> Result<()> {

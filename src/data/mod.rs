@@ -182,7 +182,9 @@ impl Dataset {
     /// SHA-256 over the files' names and contents, in their order; empty for random data.
     pub fn sha256(&self) -> Result<String> {
         let From::Files { paths, root, .. } = &self.from else { return Ok(String::new()) };
-        let relative = |p: &Path| p.strip_prefix(root).ok().filter(|r| r.components().next().is_some()).map_or_else(|| p.file_name().unwrap_or_default().into(), Path::to_path_buf);
+        let relative = |p: &Path| {
+            p.strip_prefix(root).ok().filter(|r| r.components().next().is_some()).map_or_else(|| p.file_name().unwrap_or_default().into(), Path::to_path_buf)
+        };
         let mut text = String::new();
         for path in paths {
             text += &format!("{} {}\n", onnx::sha256_file(path)?, relative(path).display());

@@ -72,14 +72,25 @@ impl Part {
         if let (Some(few), Some(many)) = (counts.first(), counts.last())
             && few.1 != many.1
         {
-            return Err(Error::usage(format!("{}: input {} has {} samples and input {} has {}; they must be as many", path.display(), few.0, few.1, many.0, many.1)));
+            return Err(Error::usage(format!(
+                "{}: input {} has {} samples and input {} has {}; they must be as many",
+                path.display(),
+                few.0,
+                few.1,
+                many.0,
+                many.1
+            )));
         }
         let len = counts.first().map_or(1, |c| c.1);
         for (name, feed) in &feeds {
             if let Feed::Rows { array, step } = feed
                 && array.shape()[0] % step != 0
             {
-                remarks.push(format!("{}: input {name}: the last {} entries do not fill the model's batch of {step} and are left out", path.display(), array.shape()[0] % step));
+                remarks.push(format!(
+                    "{}: input {name}: the last {} entries do not fill the model's batch of {step} and are left out",
+                    path.display(),
+                    array.shape()[0] % step
+                ));
             }
         }
         Ok(Part { path: path.to_path_buf(), feeds, len })
@@ -230,7 +241,10 @@ fn lacking(path: &Path, input: &InputInfo, asked: Option<&str>, names: &[String]
     let path = path.display();
     match asked {
         Some(from) => Error::usage(format!("{path}: inputs.{}.from names array {from}, which it does not have; it has {has}", input.name)),
-        None => Error::usage(format!("{path}: it has no array for input {}: it has {has}, the model wants {wants}; rename it, or say inputs.{}.from in the recipe", input.name, input.name)),
+        None => Error::usage(format!(
+            "{path}: it has no array for input {}: it has {has}, the model wants {wants}; rename it, or say inputs.{}.from in the recipe",
+            input.name, input.name
+        )),
     }
 }
 

@@ -32,7 +32,10 @@ pub struct Real {
 pub enum Under {
     Static(QuantizerId),
     /// Fitted when the model runs; the file hands scale and zero point around as these values.
-    Dynamic { scale: ValueId, zero: ValueId },
+    Dynamic {
+        scale: ValueId,
+        zero: ValueId,
+    },
 }
 
 impl Held {

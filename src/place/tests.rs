@@ -47,13 +47,8 @@ impl Asked {
 
     fn place(&self, m: &mut Model) -> crate::Result<(crate::note::Notes, Vec<super::Decision>)> {
         let bias = keys("int32");
-        let rules = Rules {
-            profile: &self.profile,
-            weights: self.weights.as_ref(),
-            activations: self.activations.as_ref(),
-            bias: &bias,
-            overrides: &self.overrides,
-        };
+        let rules =
+            Rules { profile: &self.profile, weights: self.weights.as_ref(), activations: self.activations.as_ref(), bias: &bias, overrides: &self.overrides };
         place(m, &rules)
     }
 }

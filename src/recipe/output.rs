@@ -63,7 +63,9 @@ fn temporary_folder(path: &Path) -> Result<TempDir> {
     let folder = folder_of(path);
     tempfile::Builder::new().prefix(".requant-").tempdir_in(&folder).map_err(|e| {
         let why = match e.kind() {
-            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => "no permission to write into it; choose another folder".to_string(),
+            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+                "no permission to write into it; choose another folder".to_string()
+            }
             _ => e.to_string(),
         };
         Error::usage(format!("{} cannot be written: folder {}: {why}", path.display(), folder.display()))

@@ -139,7 +139,12 @@ pub fn profile(name: &str, place: &str, t: &Tree) -> Result<Profile> {
         quantize: ops(t.get("quantize")),
         moves: ops(t.get("moves")),
         join: ops(t.get("join")),
-        fuse: t.get("fuse").map_or(&[][..], Tree::list).iter().map(|f| Fuse { producers: ops(f.get("producers")), followers: ops(f.get("followers")) }).collect(),
+        fuse: t
+            .get("fuse")
+            .map_or(&[][..], Tree::list)
+            .iter()
+            .map(|f| Fuse { producers: ops(f.get("producers")), followers: ops(f.get("followers")) })
+            .collect(),
         fixed: t
             .get("fixed")
             .map_or(&[][..], Tree::list)

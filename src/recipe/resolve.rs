@@ -291,7 +291,13 @@ fn text_of(r: &Recipe, sources: &Sources, steps: &[Tree], overrides: &[Tree]) ->
     if !overrides.is_empty() {
         put("overrides", list(overrides));
     }
-    let gate = [("sqnr_db", r.gate.sqnr_db), ("cosine", r.gate.cosine), ("agreement", r.gate.agreement), ("coverage", r.gate.coverage), ("top1_drop", r.gate.top1_drop)];
+    let gate = [
+        ("sqnr_db", r.gate.sqnr_db),
+        ("cosine", r.gate.cosine),
+        ("agreement", r.gate.agreement),
+        ("coverage", r.gate.coverage),
+        ("top1_drop", r.gate.top1_drop),
+    ];
     let gate: Vec<String> = gate.iter().filter_map(|(k, v)| v.map(|v| format!("{k}: {v:?}"))).collect();
     if !gate.is_empty() {
         put("gate", format!("{{ {} }}", gate.join(", ")));

@@ -69,7 +69,9 @@ pub fn check_order(steps: &[Step]) -> Result<()> {
     }
     match (state, steps.last()) {
         (Float | Lowered, _) | (_, None) => Ok(()),
-        (_, Some(last)) => Err(Error::usage(format!("the steps end with `{}`, before the model is written in ONNX's own ops: add `lower: qdq`", last.name)).at(&last.origin)),
+        (_, Some(last)) => {
+            Err(Error::usage(format!("the steps end with `{}`, before the model is written in ONNX's own ops: add `lower: qdq`", last.name)).at(&last.origin))
+        }
     }
 }
 

@@ -48,7 +48,11 @@ pub static SCHEME: &[Key] = &[
     Key::new("block_size", COUNT, "elements of a block"),
     Key::new("axis", Shape::Int(-16, 16), "axis of channels or blocks; default: the op's own"),
     Key::new("symmetric", FLAG, "true: no zero point, or one in the middle of an unsigned format"),
-    Key::new("zero_point", Shape::Any(&[Shape::OneOf(&["integer", "real", "none"]), Shape::Int(-32768, 65535)]), "integer or real: from data; none; or this code"),
+    Key::new(
+        "zero_point",
+        Shape::Any(&[Shape::OneOf(&["integer", "real", "none"]), Shape::Int(-32768, 65535)]),
+        "integer or real: from data; none; or this code",
+    ),
     Key::new("narrow", FLAG, "leave the lowest code of a signed format out"),
     Key::new(
         "scale",

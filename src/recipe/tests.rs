@@ -25,7 +25,10 @@ fn refused(text: &str, set: &[&str], want: &str) {
 fn what_is_wrong_is_said_with_its_place() {
     for (text, want) in [
         ("weights: { bits: 8 }\nactivatons: { bits: 8 }\n", "my.yaml:2:1: unknown key `activatons`; did you mean `activations`?"),
-        ("extends: int8\nsteps:\n  - calibrate: { activations: { methd: minmax } }\n", "my.yaml:3:33: activations: unknown key `methd`; did you mean `method`?"),
+        (
+            "extends: int8\nsteps:\n  - calibrate: { activations: { methd: minmax } }\n",
+            "my.yaml:3:33: activations: unknown key `methd`; did you mean `method`?",
+        ),
         ("extends: int8\ndata: { samples: many }\n", "my.yaml:2:18: samples: many is not a whole number of at least 1"),
         ("extends: int8\ndata: { samples: 0 }\n", "my.yaml:2:18: samples: 0 is not"),
         ("extends: int8\nsteps: [ quantise ]\n", "my.yaml:2:10: steps: unknown step `quantise`"),
@@ -113,11 +116,14 @@ fn later_layers_win() {
     assert_eq!(from("activations.granularity"), "target generic");
     assert_eq!(from("weights.bits"), "recipe int8");
 
-    let w8 = resolve(&Sources { recipe: Some("w8".into()), exclude: vec!["/a".into()], fix_dims: vec!["N=4".into()], seed: Some(3), ..Sources::default() }).unwrap();
+    let w8 =
+        resolve(&Sources { recipe: Some("w8".into()), exclude: vec!["/a".into()], fix_dims: vec!["N=4".into()], seed: Some(3), ..Sources::default() }).unwrap();
     assert!(w8.activations.is_none() && w8.weights.is_some());
     assert_eq!((w8.overrides.len(), w8.fix_dims["N"], w8.seed), (1, 4, 3));
     assert!(resolve(&Sources { fix_dims: vec!["N".into()], ..Sources::default() }).is_err());
-    assert!(resolve(&Sources { target: Some("nobody".into()), ..Sources::default() }).unwrap_err().to_string().starts_with("--target: unknown target `nobody`"));
+    assert!(
+        resolve(&Sources { target: Some("nobody".into()), ..Sources::default() }).unwrap_err().to_string().starts_with("--target: unknown target `nobody`")
+    );
 }
 
 #[test]
@@ -136,7 +142,10 @@ fn targets_come_from_files_and_build_on_each_other() {
         assert!(e.contains(want), "{e}");
     };
     refused("extends: generic\nquantise: []\n", "bad.yaml:2:1: unknown key `quantise`; did you mean `quantize`?");
-    refused("extends: generic\nlegal: { activations: [int8] }\n", "bad.yaml: activations.format is uint8, which its own legal.activations does not list (int8)");
+    refused(
+        "extends: generic\nlegal: { activations: [int8] }\n",
+        "bad.yaml: activations.format is uint8, which its own legal.activations does not list (int8)",
+    );
     refused("doc: nothing\n", "bad.yaml: it names no `recipe`");
     refused("extends: generic\nfixed: [ { ops: [Softmax], output: { format: uint8, scale: 1/256 } } ]\n", "bad.yaml: fixed: a fixed scale needs a zero_point");
 }
@@ -154,7 +163,10 @@ fn what_is_shipped_holds_and_says_whom_it_is_for() {
         assert_eq!(again.resolved, r.resolved, "{name}");
         let same = |x: &Recipe| (x.weights.clone(), x.activations.clone(), x.bias.clone(), x.data.clone(), x.memory, x.gate, x.overrides.len());
         assert_eq!(same(&again), same(&r), "{name}");
-        assert_eq!(again.steps.iter().map(|s| (s.name, s.args.clone())).collect::<Vec<_>>(), r.steps.iter().map(|s| (s.name, s.args.clone())).collect::<Vec<_>>());
+        assert_eq!(
+            again.steps.iter().map(|s| (s.name, s.args.clone())).collect::<Vec<_>>(),
+            r.steps.iter().map(|s| (s.name, s.args.clone())).collect::<Vec<_>>()
+        );
     }
     for (name, _) in targets() {
         profile(&name).unwrap();
@@ -232,7 +244,8 @@ fn random_changes_of_a_recipe_never_panic() {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % n
     };
-    let pieces = ["{", "}", "[", "]", ": ", "\n", "  ", "- ", "&a ", "*a", "null", "1e999", "0x10", "~", "!!x ", "\"", "'", "|", "\u{7f}", "ä", "weights", "steps"];
+    let pieces =
+        ["{", "}", "[", "]", ": ", "\n", "  ", "- ", "&a ", "*a", "null", "1e999", "0x10", "~", "!!x ", "\"", "'", "|", "\u{7f}", "ä", "weights", "steps"];
     for _ in 0..3000 {
         let mut bytes = text.clone().into_bytes();
         for _ in 0..1 + next(4) {

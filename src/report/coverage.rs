@@ -128,7 +128,9 @@ impl<'a> File<'a> {
             .inputs
             .iter()
             .filter_map(|v| match &g.value(*v).ty {
-                Type::Tensor { shape: Some(s), .. } => Some((g.value(*v).name.clone(), s.iter().map(|d| if let Dim::Known(n) = d { (*n).max(1) } else { 1 }).collect())),
+                Type::Tensor { shape: Some(s), .. } => {
+                    Some((g.value(*v).name.clone(), s.iter().map(|d| if let Dim::Known(n) = d { (*n).max(1) } else { 1 }).collect()))
+                }
                 _ => None,
             })
             .collect();

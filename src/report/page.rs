@@ -62,11 +62,10 @@ const MEANS_NOTHING: &str = "  (random data: means nothing)";
 fn outputs(rows: &[OutputRow], random: bool) -> String {
     let mut page = String::new();
     for o in rows {
-        let mut text = format!("output      {}: ", shorten(&o.name, 24));
-        match o.equal {
-            Some(share) => text += &format!("{} equal", percent(share)),
-            None => text += &format!("SQNR {}, cosine {:.5}, largest error {:.3}", o.sqnr_db, o.cosine, o.largest_error),
-        }
+        let mut text = match o.equal {
+            Some(share) => format!("{} equal", percent(share)),
+            None => format!("SQNR {}, cosine {:.5}", o.sqnr_db, o.cosine),
+        };
         if o.nan > 0 {
             text += &format!(", {} NaN", o.nan);
         }
@@ -75,10 +74,15 @@ fn outputs(rows: &[OutputRow], random: bool) -> String {
         } else if let Some(a) = o.agreement {
             text += &format!(", agreement {}", percent(a));
         }
-        if random {
-            text = shorten(&text, WIDTH - MEANS_NOTHING.chars().count()) + MEANS_NOTHING;
+        if o.equal.is_none() {
+            text += &format!(", largest error {:.3}", o.largest_error);
         }
-        page += &line(text);
+        if random {
+            text += MEANS_NOTHING;
+        }
+        // The name takes what the figures leave.
+        let room = WIDTH.saturating_sub(14 + text.chars().count()).max(8);
+        page += &line(format!("output      {}: {text}", shorten(&o.name, room)));
     }
     page
 }

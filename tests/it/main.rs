@@ -3,8 +3,10 @@
 
 mod architecture;
 mod cli;
+mod data;
 mod day_one;
 mod dependencies;
+mod models;
 mod onnx;
 mod python;
 mod quant;

@@ -98,8 +98,11 @@ mod shared {
     use super::*;
     use std::process::Command;
 
-    const NAMES: [(&str, &str); 3] =
-        [("resnet20_bn", "cifar_resnet/resnet20_cifar10_bn.onnx"), ("kws_dscnn", "mlperf_tiny/kws_dscnn.onnx"), ("effnet_lite0_dynamo", "effnet_lite/effnet_lite0_dynamo_op20.onnx")];
+    const NAMES: [(&str, &str); 3] = [
+        ("resnet20_bn", "cifar_resnet/resnet20_cifar10_bn.onnx"),
+        ("kws_dscnn", "mlperf_tiny/kws_dscnn.onnx"),
+        ("effnet_lite0_dynamo", "effnet_lite/effnet_lite0_dynamo_op20.onnx"),
+    ];
 
     fn python() -> PathBuf {
         std::env::var_os("REQUANT_PYTHON").map(PathBuf::from).unwrap_or_else(|| crate::repository(".venv/bin/python"))
@@ -131,8 +134,10 @@ mod shared {
             assert!(own["act8"].as_f64().unwrap() >= 0.9, "{name}: {own}");
             assert_engine_is_quiet(&model, &out, &data);
         }
-        let names: Vec<&str> = [shared("").to_str().unwrap().to_string(), dir.path().display().to_string()].iter().map(|s| &**s.to_owned().leak()).chain(NAMES.map(|n| n.0)).collect();
-        let judged = json(&crate::python::run("judge.py", &names));
+        let root = shared("");
+        let mut args = vec![root.to_str().unwrap(), dir.path().to_str().unwrap()];
+        args.extend(NAMES.map(|n| n.0));
+        let judged = json(&crate::python::run("judge.py", &args));
         println!("{judged}");
         for (name, _) in NAMES {
             let (float, ours) = (judged[name]["float"].as_f64().unwrap(), judged[name]["accuracy"].as_f64().unwrap());

@@ -137,7 +137,7 @@ impl Dataset {
     }
 
     /// The part that holds sample `i`, and the sample's number there.
-    fn locate<'p>(parts: &'p [Part], mut i: usize) -> Option<(&'p Part, usize)> {
+    fn locate(parts: &[Part], mut i: usize) -> Option<(&Part, usize)> {
         for part in parts {
             if i < part.len() {
                 return Some((part, i));

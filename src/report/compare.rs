@@ -35,13 +35,16 @@ pub struct Accuracy {
     pub converted: f64,
 }
 
+/// Class by each model, of each entry.
+type Classes = Vec<(usize, usize)>;
+
 /// What one sample adds to one output.
 #[derive(Default, Clone)]
 struct Seen {
     sums: Sums,
     equal: (u64, u64),
-    /// Class by each model, of each entry; `None` where it does not look like classes.
-    classes: Option<Vec<(usize, usize)>>,
+    /// `None` where it does not look like classes.
+    classes: Option<Classes>,
 }
 
 /// Runs both models, each under its own quantizers, over `samples` of `data`. Outputs pair by name; by position where names differ and their number is
@@ -59,7 +62,7 @@ pub fn compare(
     let (left, right): (Vec<ValueId>, Vec<ValueId>) = pairs.iter().copied().unzip();
     let plans = (Plans::new(reference, &left, RunnerOptions::default()), Plans::new(other, &right, RunnerOptions::default()));
     let mut total = vec![Seen::default(); pairs.len()];
-    let mut classes_of: Vec<Option<Vec<(usize, usize)>>> = vec![Some(Vec::new()); pairs.len()];
+    let mut classes_of: Vec<Option<Classes>> = vec![Some(Vec::new()); pairs.len()];
     let mut entries = Vec::new();
     progress.begin("judge", samples.len() as u64);
     over_samples(
@@ -91,7 +94,7 @@ pub fn compare(
     )?;
     progress.end();
     let wanted = labels.map(|l| pick(l, data, &entries));
-    let row = |((total, classes), (a, _)): ((Seen, Option<Vec<(usize, usize)>>), &(ValueId, ValueId))| {
+    let row = |((total, classes), (a, _)): ((Seen, Option<Classes>), &(ValueId, ValueId))| {
         let classes = classes.filter(|c| !c.is_empty());
         let share = |hits: usize, n: usize| hits as f64 / n.max(1) as f64;
         let accuracy = classes.as_ref().zip(wanted.as_ref()).filter(|(c, w)| c.len() == w.len()).map(|(c, w)| Accuracy {

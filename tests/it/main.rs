@@ -6,6 +6,7 @@ mod cli;
 mod data;
 mod day_one;
 mod dependencies;
+mod engine;
 mod models;
 mod onnx;
 mod python;

@@ -8,7 +8,7 @@ use requant::pass::Silent;
 use requant::recipe::{Request, Sources, convert};
 use serde_json::Value as Json;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 fn request(model: &Path, data: &Path, output: &Path) -> Request {
     Request { model: model.to_path_buf(), data: Some(data.display().to_string()), output: Some(output.to_path_buf()), ..Request::default() }
@@ -104,18 +104,13 @@ mod shared {
         ("effnet_lite0_dynamo", "effnet_lite/effnet_lite0_dynamo_op20.onnx"),
     ];
 
-    fn python() -> PathBuf {
-        std::env::var_os("REQUANT_PYTHON").map(PathBuf::from).unwrap_or_else(|| crate::repository(".venv/bin/python"))
-    }
-
-    fn shared(file: &str) -> PathBuf {
-        crate::shared(file)
-    }
+    use crate::shared;
 
     /// Calibration arrays of the models, 64 samples each.
     fn prepare(dir: &Path) {
         let names = NAMES.map(|n| n.0).join(",");
-        let status = Command::new(python()).arg("-B").arg(shared("models/eval/prepare.py")).arg(dir).args(["--only", &names]).status().unwrap();
+        let status =
+            Command::new(crate::python::interpreter()).arg("-B").arg(shared("models/eval/prepare.py")).arg(dir).args(["--only", &names]).status().unwrap();
         assert!(status.success());
     }
 
@@ -127,7 +122,7 @@ mod shared {
             let (model, data, out) = (shared(&format!("models/{file}")), dir.path().join(format!("{name}.npz")), dir.path().join(format!("{name}.onnx")));
             convert(&request(&model, &data, &out), &Silent).unwrap();
             let own = counted(&out);
-            let defined = Command::new(python()).arg("-B").arg(shared("tools/coverage.py")).arg(&out).arg("--json").output().unwrap();
+            let defined = Command::new(crate::python::interpreter()).arg("-B").arg(shared("tools/coverage.py")).arg(&out).arg("--json").output().unwrap();
             assert_eq!(own, json(&String::from_utf8(defined.stdout).unwrap()), "{name}: the two scripts count alike");
             println!("{name}: {own}");
             assert_eq!(own["cov8"], 1.0, "{name}: {own}");

@@ -234,3 +234,95 @@ impl Report {
         page::report(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+    use std::collections::BTreeSet;
+
+    fn full() -> Report {
+        let mut r = Report::new("0");
+        r.data = Some(DataRow::default());
+        r.recipe.origins.push(Origin::new("a", "b", "c"));
+        let accuracy = Some(Accuracy { reference: 0.9, converted: 0.8 });
+        let output = OutputRow {
+            name: "y".into(),
+            sqnr_db: Db(20.0),
+            cosine: 0.99,
+            largest_error: 1.0,
+            mean_error: 0.0,
+            nan: 0,
+            agreement: Some(0.95),
+            accuracy,
+            equal: None,
+            samples: 4,
+        };
+        r.outputs.push(output);
+        let node = NodeRow {
+            name: "n".into(),
+            op: "o".into(),
+            output: "y".into(),
+            sqnr_db: Db(20.0),
+            own_sqnr_db: None,
+            clipped: None,
+            dead_codes: None,
+            scheme: None,
+        };
+        r.nodes.push(node);
+        let mut notes = Notes::of("place");
+        notes.declined("n", "why");
+        notes.fell_back("m", "why");
+        r.add_notes(&notes);
+        let mut m = Model::default();
+        let q = m.quantizers.add("x", crate::quant::Scheme::int(8, false));
+        m.quantizers[q].params = Some(crate::quant::Params::tensor(0.5, Some(3)));
+        r.add_quantizers(&m);
+        r.steps.push(StepRow::new("place", Duration::from_millis(5)));
+        r
+    }
+
+    fn keys(v: &Value, found: &mut BTreeSet<String>) {
+        match v {
+            Value::Object(m) => m.iter().for_each(|(k, v)| {
+                found.insert(k.clone());
+                keys(v, found);
+            }),
+            Value::Array(l) => l.iter().for_each(|v| keys(v, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_key_is_explained() {
+        let docs = std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/report.md")).unwrap();
+        let mut found = BTreeSet::new();
+        keys(&serde_json::from_str(&full().to_json().unwrap()).unwrap(), &mut found);
+        assert!(found.len() > 60);
+        let missing: Vec<&String> = found.iter().filter(|k| !docs.contains(&format!("`{k}`"))).collect();
+        assert!(missing.is_empty(), "docs/report.md does not explain {missing:?}");
+    }
+
+    #[test]
+    fn remarks_and_quantizers_are_counted() {
+        let r = full();
+        assert_eq!((r.declined, r.fell_back), (1, 1));
+        let q = &r.quantizers[0];
+        assert_eq!((q.scale.as_slice(), q.zero_point.as_slice(), q.origin.as_str()), (&[0.5][..], &[3.0][..], "fitted"));
+        assert_eq!(r.remarks(), ["place: n: declined: why", "place: m: fell back: why"]);
+    }
+
+    #[test]
+    fn the_gate_names_what_was_missed() {
+        let r = full();
+        assert!(r.failures(&Gate::default()).is_empty());
+        let gate = Gate { sqnr_db: Some(25.0), cosine: Some(0.9), agreement: Some(0.96), coverage: Some(0.5), top1_drop: Some(0.05) };
+        let failures = r.failures(&gate);
+        assert_eq!(failures.len(), 4, "{failures:?}");
+        for (failure, word) in failures.iter().zip(["sqnr_db of y is 20", "agreement of y", "coverage", "top1_drop of y is 0.1"]) {
+            assert!(failure.contains(word), "{failure}");
+        }
+        let unmeasured = Report::new("0").failures(&Gate { sqnr_db: Some(1.0), ..Gate::default() });
+        assert!(unmeasured[0].contains("was not measured"), "{unmeasured:?}");
+    }
+}

@@ -5,6 +5,7 @@ mod architecture;
 mod cli;
 mod day_one;
 mod dependencies;
+mod lift;
 mod onnx;
 mod python;
 mod quant;

@@ -213,9 +213,8 @@ impl Work<'_> {
             let mut again = Node::fake_quant(q, self.from.clone());
             again.came_from = [n.came_from.clone(), vec![n.name.clone(), self.from.clone()]].concat();
             self.emit_into(again, &[Some(x)], out);
-        } else if value == v {
+        } else if value == v && self.g.value(v).uses().is_empty() {
             self.g.set_output(node, slot as usize, out);
-            self.g.replace_uses(value, out);
             self.drop_value(value);
             if let Some(Held { real: Some(r), .. }) = self.held.get_mut(&v) {
                 r.value = out;

@@ -123,8 +123,7 @@ mod tests {
     fn what_is_captured_keeps_its_meaning_and_its_quantizer() {
         let constants = [("s", f32s(&[0.5])), ("z", bytes(DType::U8, &[], &[3])), ("w", bytes(DType::I8, &[2], &[1, 2]))];
         let choose = node(Op::If).with("then_branch", branch("t")).with("else_branch", branch("e"));
-        let nodes: Vec<(crate::graph::Node, &[&str], &[&str])> =
-            vec![(node(Op::QuantizeLinear), &["x", "s", "z"], &["q"]), (choose, &["c"], &["y", "codes"])];
+        let nodes: Vec<(crate::graph::Node, &[&str], &[&str])> = vec![(node(Op::QuantizeLinear), &["x", "s", "z"], &["q"]), (choose, &["c"], &["y", "codes"])];
         let mut m = model(13, &[("x", DType::F32, &[2]), ("c", DType::Bool, &[])], &constants, nodes, &["y", "codes"]);
         lift(&mut m).unwrap();
         let (id, n) = m.graph.nodes().find(|(_, n)| n.op == Op::If).unwrap();

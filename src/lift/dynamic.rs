@@ -239,12 +239,8 @@ mod tests {
     type Nodes = Vec<(Node, &'static [&'static str], &'static [&'static str])>;
 
     fn lifted(tail: Nodes) -> Model {
-        let constants = [
-            ("w", bytes(DType::I8, &[3, 2], &[1, 2, 3, 4, 5, 6])),
-            ("ws", f32s(&[0.1, 0.2])),
-            ("wz", bytes(DType::I8, &[], &[2])),
-            ("one", f32s(&[0.5])),
-        ];
+        let constants =
+            [("w", bytes(DType::I8, &[3, 2], &[1, 2, 3, 4, 5, 6])), ("ws", f32s(&[0.1, 0.2])), ("wz", bytes(DType::I8, &[], &[2])), ("one", f32s(&[0.5]))];
         let mut nodes: Nodes = vec![
             (node(Op::DynamicQuantizeLinear), &["x"], &["q", "s", "z"]),
             (node(Op::MatMulInteger), &["q", "w", "z", "wz"], &["i"]),
@@ -292,11 +288,8 @@ mod tests {
 
     #[test]
     fn what_the_runtime_does_beyond_is_told() {
-        let constants = [
-            ("w", bytes(DType::I8, &[1, 2, 4], &[1; 8])),
-            ("r", bytes(DType::I8, &[1, 1, 4], &[1; 4])),
-            ("s", crate::tensor::Tensor::of_f32(&[1], vec![0.5])),
-        ];
+        let constants =
+            [("w", bytes(DType::I8, &[1, 2, 4], &[1; 8])), ("r", bytes(DType::I8, &[1, 1, 4], &[1; 4])), ("s", crate::tensor::Tensor::of_f32(&[1], vec![0.5]))];
         let nodes: Nodes = vec![(node(Op::DynamicQuantizeLSTM).with("hidden_size", 1i64), &["x", "w", "r", "", "", "", "", "", "s", "", "s"], &["y"])];
         let mut m = model(13, &[("x", DType::F32, &[3, 1, 2])], &constants, nodes, &["y"]);
         let notes = lift(&mut m).unwrap();

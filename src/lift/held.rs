@@ -32,7 +32,10 @@ pub struct Real {
 pub enum Under {
     Static(QuantizerId),
     /// Fitted when the model runs; the file hands scale and zero point around as these values.
-    Dynamic { scale: ValueId, zero: ValueId },
+    Dynamic {
+        scale: ValueId,
+        zero: ValueId,
+    },
 }
 
 impl Held {
@@ -211,7 +214,7 @@ impl Work<'_> {
         let n = self.g.node(node);
         if let (Some(q), Some(x)) = (n.quantizer(), n.input(0)) {
             let mut again = Node::fake_quant(q, self.from.clone());
-            again.came_from = [n.came_from.clone(), vec![n.name.clone(), self.from.clone()]].concat();
+            again.came_from = [n.came_from.clone(), vec![self.from.clone()]].concat();
             self.emit_into(again, &[Some(x)], out);
         } else if value == v && self.g.value(v).uses().is_empty() {
             self.g.set_output(node, slot as usize, out);

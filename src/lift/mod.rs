@@ -36,25 +36,28 @@ use work::{Shared, Work};
 /// The first node that cannot be lifted, by name, and why. The model is then of no more use.
 pub fn lift(model: &mut Model) -> Result<Notes> {
     let mut notes = Notes::of("lift");
-    let found = count(&model.graph);
-    if found == 0 {
+    if count(&model.graph, &|_| true) == 0 {
         return Ok(notes);
     }
+    let found = count(&model.graph, &|op| op != Op::FakeQuant);
     let inferred = infer(model, &InputShapes::new());
     let mut all = Shared::new(std::mem::take(&mut model.quantizers), std::mem::take(&mut model.codes), model.opset("").unwrap_or(0));
     lift_graph(&mut model.graph, &mut all, Vec::new(), inferred, &Outer::default())?;
     let (quantizers, constants) = (all.table.len(), all.codes.len());
     model.quantizers = all.table;
     model.codes = all.codes;
+    if found == 0 {
+        return Ok(notes);
+    }
     notes.changed("", format!("{found} quantized operators read as FakeQuant: {quantizers} quantizers, {constants} constants held as codes"));
     notes.append(all.notes);
     Ok(notes)
 }
 
-/// Quantized operators in a graph and its bodies.
-fn count(g: &Graph) -> usize {
-    let own = |n: &Node| (n.op.flow() == Flow::Quantize && n.op != Op::FakeQuant) as usize;
-    g.nodes().map(|(_, n)| own(n) + n.bodies().map(|(_, b)| count(b)).sum::<usize>()).sum()
+/// Operators that speak of codes in a graph and its bodies, of those that `wanted` takes.
+fn count(g: &Graph, wanted: &dyn Fn(Op) -> bool) -> usize {
+    let own = |n: &Node| (n.op.flow() == Flow::Quantize && wanted(n.op)) as usize;
+    g.nodes().map(|(_, n)| own(n) + n.bodies().map(|(_, b)| count(b, wanted)).sum::<usize>()).sum()
 }
 
 fn lift_graph(g: &mut Graph, all: &mut Shared, path: work::Path, inferred: crate::graph::Inferred, outer: &Outer) -> Result<()> {
@@ -157,8 +160,11 @@ mod tests {
     #[test]
     fn nothing_that_speaks_of_codes_is_left() {
         let constants = [("s", f32s(&[0.5])), ("z", bytes(DType::U8, &[], &[3]))];
-        let nodes: Vec<(Node, &[&str], &[&str])> =
-            vec![(node(Op::QuantizeLinear), &["x", "s", "z"], &["q"]), (node(Op::Relu), &["x"], &["r"]), (node(Op::DequantizeLinear), &["q", "s", "z"], &["y"])];
+        let nodes: Vec<(Node, &[&str], &[&str])> = vec![
+            (node(Op::QuantizeLinear), &["x", "s", "z"], &["q"]),
+            (node(Op::Relu), &["x"], &["r"]),
+            (node(Op::DequantizeLinear), &["q", "s", "z"], &["y"]),
+        ];
         let mut m = model(13, &[("x", DType::F32, &[2])], &constants, nodes, &["y", "r"]);
         let notes = lift(&mut m).unwrap();
         assert_eq!(ops(&m), [Op::Relu, Op::FakeQuant]);

@@ -31,8 +31,7 @@ fn fills_zeros(op: Op) -> bool {
 /// Gives a node what it needs in place of codes.
 pub fn pass(w: &mut Work, id: NodeId) -> Result<()> {
     let n = w.g.node(id);
-    let reads: Vec<(usize, ValueId)> =
-        n.inputs().iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?))).filter(|(_, v)| w.held.contains_key(v)).collect();
+    let reads: Vec<(usize, ValueId)> = n.inputs().iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?))).filter(|(_, v)| w.held.contains_key(v)).collect();
     if reads.is_empty() {
         return Ok(());
     }

@@ -3,7 +3,9 @@
 use super::work::{Key, Work};
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Op, ValueId};
-use crate::quant::{Blocks, Codes, Curve, Format, NestedScale, Origin, Params, QuantizerId, Rounding, ScaleKind, Scheme, Timing, Zero, Zeros, dequantize, e8m0_value};
+use crate::quant::{
+    Blocks, Codes, Curve, Format, NestedScale, Origin, Params, QuantizerId, Rounding, ScaleKind, Scheme, Timing, Zero, Zeros, dequantize, e8m0_value,
+};
 use crate::tensor::{DType, Tensor, numel};
 
 /// How a node says its parameters.

@@ -185,11 +185,7 @@ mod tests {
 
     #[test]
     fn a_scale_that_is_itself_dequantized_nests() {
-        let constants = [
-            ("c", bytes(DType::U8, &[2, 2], &[1, 2, 3, 4])),
-            ("cs", f32s(&[0.5])),
-            ("w", bytes(DType::I8, &[4, 2], &[1, 2, 3, 4, 5, 6, 7, 8])),
-        ];
+        let constants = [("c", bytes(DType::U8, &[2, 2], &[1, 2, 3, 4])), ("cs", f32s(&[0.5])), ("w", bytes(DType::I8, &[4, 2], &[1, 2, 3, 4, 5, 6, 7, 8]))];
         let nodes: Nodes = vec![
             (node(Op::DequantizeLinear), &["c", "cs"], &["s"]),
             (node(Op::DequantizeLinear).with("axis", 0i64).with("block_size", 2i64), &["w", "s"], &["y"]),

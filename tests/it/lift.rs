@@ -61,7 +61,11 @@ fn compare(case: &Value, got: &Tensor, want: &Tensor) -> Result<(), String> {
         return Err(format!("{got:?}, not {want:?}"));
     }
     let (a, b) = (got.to_f32().map_err(|e| e.to_string())?, want.to_f32().map_err(|e| e.to_string())?);
-    let worst = a.iter().zip(&*b).map(|(a, b)| if a == b || a.is_nan() && b.is_nan() { 0.0 } else { (a - b).abs() as f64 }).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m });
+    let worst = a
+        .iter()
+        .zip(&*b)
+        .map(|(a, b)| if a == b || a.is_nan() && b.is_nan() { 0.0 } else { (a - b).abs() as f64 })
+        .fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m });
     let largest = b.iter().fold(0.0f64, |m, b| m.max(b.abs() as f64));
     if let Some(db) = case["db"].as_f64() {
         let power: f64 = b.iter().map(|b| (*b as f64).powi(2)).sum();
@@ -75,7 +79,11 @@ fn compare(case: &Value, got: &Tensor, want: &Tensor) -> Result<(), String> {
         (None, steps) => steps.unwrap_or(0.0) * case["step"].as_f64().unwrap_or(1.0) * 1.0001,
     };
     let apart = a.iter().zip(&*b).filter(|(a, b)| a != b).count();
-    if worst <= allowed { Ok(()) } else { Err(format!("{apart} of {} differ, by up to {worst:e} where {allowed:e} is allowed and {largest} is largest", a.len())) }
+    if worst <= allowed {
+        Ok(())
+    } else {
+        Err(format!("{apart} of {} differ, by up to {worst:e} where {allowed:e} is allowed and {largest} is largest", a.len()))
+    }
 }
 
 /// Single operators are bit-exact or within one step of the output's scale, products within float rounding, whole nets at 30 dB or better.

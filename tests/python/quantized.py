@@ -353,7 +353,8 @@ def products():
     m = model([node("DynamicQuantizeMatMul", ["f", *p("b"), "c"], ["y"], MS)], {"f": f}, {"y": T.FLOAT}, [c[0], *c[3:]], 13)
     case("DynamicQuantizeMatMul", m, {"f": f}, relative=1e-5, codes=1)
     m = model([node("DynamicQuantizeLinear", ["f"], ["q", "s", "z"]), node("DequantizeLinear", ["q", "s", "z"], ["y"])], {"f": f}, {"q": T.UINT8, "s": T.FLOAT, "z": T.UINT8, "y": T.FLOAT}, [], 13)
-    case("DynamicQuantizeLinear", m, {"f": f}, fakes=1)
+    # The engine divides by 255 as it likes: the scale may be off by a bit in the last place.
+    case("DynamicQuantizeLinear", m, {"f": f}, fakes=1, relative=1e-6)
     case("DynamicQuantizeLinear_of_zeros", m, {"f": np.zeros_like(f)}, fakes=1)
     m = model([node("DynamicQuantizeLinear", ["f"], ["q", "s", "z"]), node("DequantizeLinear", ["q", "s", "z"], ["y"])], {"f": f}, {"y": T.FLOAT}, [], 13)
     case("DynamicQuantizeLinear_and_back", m, {"f": f}, fakes=1, casts=0)

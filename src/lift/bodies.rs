@@ -100,3 +100,41 @@ impl Work<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Op, Site};
+    use crate::lift::lift;
+    use crate::lift::sample::{bytes, f32s, model, node};
+
+    /// An If whose branches dequantize codes, scale and weight of the graph around them, and hand out codes.
+    fn branch(makes: &str) -> Graph {
+        let mut g = Graph::default();
+        let [q, s, z, a, w, d, y] = ["q", "s", "z", "a", "w", "d", makes].map(|n| g.add_value(n));
+        g.add_node(node(Op::DequantizeLinear), &[Some(q), Some(s), Some(z)], &[Some(a)]);
+        g.add_node(node(Op::DequantizeLinear), &[Some(w), Some(s)], &[Some(d)]);
+        g.add_node(node(Op::Add), &[Some(a), Some(d)], &[Some(y)]);
+        g.outputs = vec![y, q];
+        g
+    }
+
+    #[test]
+    fn what_is_captured_keeps_its_meaning_and_its_quantizer() {
+        let constants = [("s", f32s(&[0.5])), ("z", bytes(DType::U8, &[], &[3])), ("w", bytes(DType::I8, &[2], &[1, 2]))];
+        let choose = node(Op::If).with("then_branch", branch("t")).with("else_branch", branch("e"));
+        let nodes: Vec<(crate::graph::Node, &[&str], &[&str])> = vec![(node(Op::QuantizeLinear), &["x", "s", "z"], &["q"]), (choose, &["c"], &["y", "codes"])];
+        let mut m = model(13, &[("x", DType::F32, &[2]), ("c", DType::Bool, &[])], &constants, nodes, &["y", "codes"]);
+        lift(&mut m).unwrap();
+        let (id, n) = m.graph.nodes().find(|(_, n)| n.op == Op::If).unwrap();
+        assert_eq!(n.captures().iter().map(|v| m.graph.value(*v).name.as_str()).collect::<Vec<_>>(), ["q"], "scales are gone, codes became real numbers");
+        assert_eq!(m.quantizers.len(), 2, "one of the activation, one of the weight, however often they are named");
+        for (attr, body) in n.bodies() {
+            let ops: Vec<Op> = body.nodes().map(|(_, n)| n.op).collect();
+            assert_eq!(ops.iter().filter(|op| **op == Op::Cast).count(), 1, "{attr} hands out codes: {ops:?}");
+            let weight = body.nodes().find(|(_, n)| n.op == Op::FakeQuant).unwrap().0;
+            let site = Site { path: vec![(id, attr.into(), 0)], node: weight, slot: 0 };
+            assert_eq!(m.codes[&site].unpack(), [1, 2]);
+        }
+    }
+}

@@ -227,3 +227,74 @@ pub fn dynamic_quantize_lstm(w: &mut Work, id: NodeId) -> Result<()> {
     w.g.add_node(node, &inputs, n.outputs());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::graph::{Model, Node, Op};
+    use crate::lift::lift;
+    use crate::lift::sample::{bytes, f32s, maker, model, node, ops, read};
+    use crate::quant::{Blocks, Timing, Zeros};
+    use crate::tensor::DType;
+
+    type Nodes = Vec<(Node, &'static [&'static str], &'static [&'static str])>;
+
+    fn lifted(tail: Nodes) -> Model {
+        let constants =
+            [("w", bytes(DType::I8, &[3, 2], &[1, 2, 3, 4, 5, 6])), ("ws", f32s(&[0.1, 0.2])), ("wz", bytes(DType::I8, &[], &[2])), ("one", f32s(&[0.5]))];
+        let mut nodes: Nodes = vec![
+            (node(Op::DynamicQuantizeLinear), &["x"], &["q", "s", "z"]),
+            (node(Op::MatMulInteger), &["q", "w", "z", "wz"], &["i"]),
+            (node(Op::Cast).with("to", DType::F32.onnx() as i64), &["i"], &["j"]),
+        ];
+        nodes.extend(tail);
+        let mut m = model(13, &[("x", DType::F32, &[2, 3])], &constants, nodes, &["y"]);
+        lift(&mut m).unwrap();
+        m
+    }
+
+    #[test]
+    fn the_usual_form_is_one_product_of_two_fake_quants() {
+        let forms: [Nodes; 2] = [
+            vec![(node(Op::Mul), &["s", "ws"], &["k"]), (node(Op::Mul), &["j", "k"], &["y"])],
+            vec![(node(Op::Mul), &["j", "ws"], &["k"]), (node(Op::Mul), &["s", "k"], &["y"])],
+        ];
+        for tail in forms {
+            let m = lifted(tail);
+            assert_eq!(ops(&m), [Op::FakeQuant, Op::FakeQuant, Op::MatMul]);
+            let of = |slot| &m.quantizers[maker(&m, read(&m, "y", slot)).1.quantizer().unwrap()];
+            assert_eq!((of(0).name.as_str(), of(0).scheme.timing, of(0).params.is_none()), ("x", Timing::Dynamic, true));
+            let p = of(1).params.as_ref().unwrap();
+            assert_eq!((&of(1).scheme.blocks, &p.scale[..], &p.zero), (&Blocks::channel(1), &[0.1, 0.2][..], &Zeros::Integer(vec![2])));
+        }
+    }
+
+    #[test]
+    fn other_forms_are_products_of_numbers_around_zero() {
+        let m = lifted(vec![(node(Op::Add), &["j", "one"], &["y"])]);
+        let (_, product) = maker(&m, "i");
+        assert_eq!(product.op, Op::MatMul);
+        let weight = &m.quantizers[maker(&m, read(&m, "i", 1)).1.quantizer().unwrap()];
+        assert_eq!(weight.params.as_ref().unwrap().scale, [1.0]);
+    }
+
+    #[test]
+    fn operators_that_quantize_inside_have_a_dynamic_quantizer_of_their_own() {
+        let constants = [("w", bytes(DType::I8, &[3, 2], &[1, 2, 3, 4, 5, 6])), ("s", f32s(&[0.5])), ("b", f32s(&[1.0, 2.0]))];
+        let nodes: Nodes = vec![(node(Op::DynamicQuantizeMatMul), &["x", "w", "s", "", "b"], &["y"])];
+        let mut m = model(13, &[("x", DType::F32, &[2, 3])], &constants, nodes, &["y"]);
+        lift(&mut m).unwrap();
+        assert_eq!(ops(&m), [Op::FakeQuant, Op::FakeQuant, Op::MatMul, Op::Add]);
+    }
+
+    #[test]
+    fn what_the_runtime_does_beyond_is_told() {
+        let constants =
+            [("w", bytes(DType::I8, &[1, 2, 4], &[1; 8])), ("r", bytes(DType::I8, &[1, 1, 4], &[1; 4])), ("s", crate::tensor::Tensor::of_f32(&[1], vec![0.5]))];
+        let nodes: Nodes = vec![(node(Op::DynamicQuantizeLSTM).with("hidden_size", 1i64), &["x", "w", "r", "", "", "", "", "", "s", "", "s"], &["y"])];
+        let mut m = model(13, &[("x", DType::F32, &[3, 1, 2])], &constants, nodes, &["y"]);
+        let notes = lift(&mut m).unwrap();
+        assert!(notes.list().iter().any(|n| n.text.contains("hidden state")));
+        assert_eq!(maker(&m, "y").1.op, Op::LSTM);
+        assert_eq!(maker(&m, read(&m, "y", 1)).1.op, Op::Transpose);
+    }
+}

@@ -214,11 +214,10 @@ impl Work<'_> {
         let n = self.g.node(node);
         if let (Some(q), Some(x)) = (n.quantizer(), n.input(0)) {
             let mut again = Node::fake_quant(q, self.from.clone());
-            again.came_from = [n.came_from.clone(), vec![n.name.clone(), self.from.clone()]].concat();
+            again.came_from = [n.came_from.clone(), vec![self.from.clone()]].concat();
             self.emit_into(again, &[Some(x)], out);
-        } else if value == v {
+        } else if value == v && self.g.value(v).uses().is_empty() {
             self.g.set_output(node, slot as usize, out);
-            self.g.replace_uses(value, out);
             self.drop_value(value);
             if let Some(Held { real: Some(r), .. }) = self.held.get_mut(&v) {
                 r.value = out;

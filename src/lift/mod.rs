@@ -36,25 +36,28 @@ use work::{Shared, Work};
 /// The first node that cannot be lifted, by name, and why. The model is then of no more use.
 pub fn lift(model: &mut Model) -> Result<Notes> {
     let mut notes = Notes::of("lift");
-    let found = count(&model.graph);
-    if found == 0 {
+    if count(&model.graph, &|_| true) == 0 {
         return Ok(notes);
     }
+    let found = count(&model.graph, &|op| op != Op::FakeQuant);
     let inferred = infer(model, &InputShapes::new());
     let mut all = Shared::new(std::mem::take(&mut model.quantizers), std::mem::take(&mut model.codes), model.opset("").unwrap_or(0));
     lift_graph(&mut model.graph, &mut all, Vec::new(), inferred, &Outer::default())?;
     let (quantizers, constants) = (all.table.len(), all.codes.len());
     model.quantizers = all.table;
     model.codes = all.codes;
+    if found == 0 {
+        return Ok(notes);
+    }
     notes.changed("", format!("{found} quantized operators read as FakeQuant: {quantizers} quantizers, {constants} constants held as codes"));
     notes.append(all.notes);
     Ok(notes)
 }
 
-/// Quantized operators in a graph and its bodies.
-fn count(g: &Graph) -> usize {
-    let own = |n: &Node| (n.op.flow() == Flow::Quantize && n.op != Op::FakeQuant) as usize;
-    g.nodes().map(|(_, n)| own(n) + n.bodies().map(|(_, b)| count(b)).sum::<usize>()).sum()
+/// Operators that speak of codes in a graph and its bodies, of those that `wanted` takes.
+fn count(g: &Graph, wanted: &dyn Fn(Op) -> bool) -> usize {
+    let own = |n: &Node| (n.op.flow() == Flow::Quantize && wanted(n.op)) as usize;
+    g.nodes().map(|(_, n)| own(n) + n.bodies().map(|(_, b)| count(b, wanted)).sum::<usize>()).sum()
 }
 
 fn lift_graph(g: &mut Graph, all: &mut Shared, path: work::Path, inferred: crate::graph::Inferred, outer: &Outer) -> Result<()> {
@@ -113,5 +116,59 @@ fn label(g: &Graph, n: &Node) -> String {
     match (n.name.as_str(), n.outputs().iter().flatten().next()) {
         ("", Some(&v)) => format!("the {} node that makes {}", n.op_type, g.value(v).name),
         (name, _) => format!("node {name} ({})", n.op_type),
+    }
+}
+
+#[cfg(test)]
+mod sample;
+
+#[cfg(test)]
+mod tests {
+    use super::sample::{bytes, f32s, model, node, ops};
+    use super::*;
+    use crate::tensor::DType;
+
+    #[test]
+    fn a_float_model_is_left_as_it_is() {
+        let mut m = model(13, &[("x", DType::F32, &[2])], &[], vec![(node(Op::Relu), &["x"], &["y"])], &["y"]);
+        let before = m.clone();
+        assert!(lift(&mut m).unwrap().list().is_empty());
+        assert!(m == before);
+    }
+
+    #[test]
+    fn what_cannot_be_lifted_is_named() {
+        let broken = |op, reads: &'static [&'static str], constants: &[(&str, crate::tensor::Tensor)]| {
+            let mut m = model(13, &[("x", DType::F32, &[2, 3])], constants, vec![(op, reads, &["y"])], &["y"]);
+            lift(&mut m).unwrap_err()
+        };
+        let e = broken(node(Op::QAttention), &["x"], &[]);
+        assert_eq!(e.exit_code(), 2);
+        assert!(e.to_string().contains("make_y (QAttention)"), "{e}");
+        let scale = ("s", f32s(&[0.1, 0.2]));
+        let e = broken(node(Op::QuantizeLinear), &["x", "s"], std::slice::from_ref(&scale)).to_string();
+        assert!(e.starts_with("node make_y (QuantizeLinear): its 2 scales"), "{e}");
+        let e = broken(node(Op::QuantizeLinear).with("saturate", 0i64), &["x", "s", "z"], &[scale, ("z", bytes(DType::F8E5M2, &[2], &[0, 0]))]).to_string();
+        assert!(e.contains("saturate"), "{e}");
+        let e = broken(node(Op::FakeQuant).with("quantizer", 7i64), &["x"], &[]);
+        assert!(e.to_string().contains("quantizer"), "{e}");
+        for op in Op::all().filter(|op| op.flow() == Flow::Quantize) {
+            broken(node(op), &[], &[]);
+        }
+    }
+
+    #[test]
+    fn nothing_that_speaks_of_codes_is_left() {
+        let constants = [("s", f32s(&[0.5])), ("z", bytes(DType::U8, &[], &[3]))];
+        let nodes: Vec<(Node, &[&str], &[&str])> = vec![
+            (node(Op::QuantizeLinear), &["x", "s", "z"], &["q"]),
+            (node(Op::Relu), &["x"], &["r"]),
+            (node(Op::DequantizeLinear), &["q", "s", "z"], &["y"]),
+        ];
+        let mut m = model(13, &[("x", DType::F32, &[2])], &constants, nodes, &["y", "r"]);
+        let notes = lift(&mut m).unwrap();
+        assert_eq!(ops(&m), [Op::Relu, Op::FakeQuant]);
+        assert!(["q", "s", "z"].iter().all(|n| m.graph.find_value(n).is_none()), "scale, zero point and codes are gone");
+        assert!(notes.list()[0].text.starts_with("2 quantized operators"), "{:?}", notes.list());
     }
 }

@@ -170,3 +170,74 @@ pub fn pull(w: &mut Work, v: ValueId, q: QuantizerId) -> Result<Option<ValueId>>
     }
     Ok(Some(made))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::graph::{Model, Node, Op};
+    use crate::lift::lift;
+    use crate::lift::sample::{bytes, f32s, maker, model, node, ops, read};
+    use crate::tensor::DType;
+
+    type Nodes = Vec<(Node, &'static [&'static str], &'static [&'static str])>;
+
+    fn lifted(mut nodes: Nodes, outputs: &[&str]) -> Model {
+        let constants = [
+            ("s", f32s(&[0.5])),
+            ("t", f32s(&[0.25])),
+            ("z", bytes(DType::U8, &[], &[3])),
+            ("k", bytes(DType::U8, &[4, 1], &[1, 2, 3, 4])),
+            ("pads", crate::tensor::Tensor::of_i64(&[4], vec![0, 1, 0, 0])),
+        ];
+        nodes.insert(0, (node(Op::QuantizeLinear), &["x", "s", "z"], &["q"]));
+        let mut m = model(13, &[("x", DType::F32, &[4, 2]), ("i", DType::I64, &[3])], &constants, nodes, outputs);
+        lift(&mut m).unwrap();
+        m
+    }
+
+    #[test]
+    fn movement_between_the_two_runs_on_floats_and_keeps_the_last_name() {
+        let m = lifted(vec![(node(Op::Transpose), &["q"], &["r"]), (node(Op::DequantizeLinear), &["r", "s", "z"], &["y"])], &["y"]);
+        assert_eq!((ops(&m), read(&m, "y", 0)), (vec![Op::FakeQuant, Op::Transpose], "q"));
+        assert!(m.graph.find_value("r").is_none());
+    }
+
+    #[test]
+    fn moved_codes_that_others_read_too_keep_their_meaning() {
+        let nodes: Nodes = vec![
+            (node(Op::Transpose), &["q"], &["r"]),
+            (node(Op::DequantizeLinear), &["r", "s", "z"], &["a"]),
+            (node(Op::Cast).with("to", DType::I32.onnx() as i64), &["r"], &["b"]),
+        ];
+        let m = lifted(nodes, &["a", "b"]);
+        assert_eq!(maker(&m, "a").1.op, Op::Identity);
+        assert!(ops(&m).contains(&Op::Round), "the cast reads codes, not what they stand for");
+    }
+
+    #[test]
+    fn a_constant_that_is_joined_is_dequantized_under_the_others_quantizer() {
+        let m = lifted(vec![(node(Op::Concat).with("axis", 1i64), &["q", "k"], &["r"]), (node(Op::DequantizeLinear), &["r", "s", "z"], &["y"])], &["y"]);
+        assert_eq!(ops(&m), [Op::FakeQuant, Op::FakeQuant, Op::Concat]);
+        assert_eq!((m.codes.len(), m.quantizers.len()), (1, 1));
+    }
+
+    #[test]
+    fn padding_of_codes_fills_in_what_code_0_stands_for() {
+        let m = lifted(vec![(node(Op::Pad), &["q", "pads"], &["r"]), (node(Op::DequantizeLinear), &["r", "s", "z"], &["y"])], &["y"]);
+        let fill = maker(&m, "y").1.input(2).unwrap();
+        assert_eq!(m.graph.constant(fill).unwrap().tensor.to_f32().unwrap()[0], -1.5);
+    }
+
+    #[test]
+    fn codes_are_pulled_through_an_embedding() {
+        let m = lifted(vec![(node(Op::Gather), &["k", "i"], &["g"]), (node(Op::DequantizeLinear), &["g", "t", "z"], &["y"])], &["y"]);
+        assert_eq!(ops(&m)[..2], [Op::FakeQuant, Op::Gather]);
+        assert_eq!(m.codes.len(), 1);
+    }
+
+    #[test]
+    fn other_nodes_get_codes_in_their_own_type() {
+        let m = lifted(vec![(node(Op::ArgMax), &["q"], &["y"])], &["y"]);
+        let (_, cast) = maker(&m, read(&m, "y", 0));
+        assert_eq!((cast.op, cast.int("to")), (Op::Cast, Some(DType::U8.onnx() as i64)));
+    }
+}

@@ -75,10 +75,8 @@ pub fn mat_mul_n_bits(w: &mut Work, id: NodeId) -> Result<()> {
         return Err(Error::usage("its weights are packed for one machine (weight_prepacked); export them unpacked"));
     }
     let blocks = k.div_ceil(block);
-    let blob = (block * bits).div_ceil(8);
-    if !(block * bits).is_multiple_of(8) {
-        return Err(Error::usage(format!("its blocks of {block} do not fill whole bytes")));
-    }
+    let blob = block.checked_mul(bits).filter(|b| b.is_multiple_of(8)).map(|b| b / 8);
+    let blob = blob.ok_or_else(|| Error::usage(format!("its blocks of {block} do not fill whole bytes")))?;
     let want = blocks.checked_mul(blob).and_then(|s| s.checked_mul(columns));
     let bytes = bytes_of(&constant(w, b)?, want, "weights")?;
     let codes = transposed(&unpack_rows(&bytes, columns, k, blocks * blob, bits), columns, k);
@@ -232,6 +230,9 @@ fn unpack_table(t: &Tensor, bits: usize, last: Option<usize>) -> Result<Tensor> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::{Model, Site};
+    use crate::lift::lift;
+    use crate::lift::sample::{bytes, f32s, maker, model, node, read};
 
     #[test]
     fn rows_are_unpacked_from_their_lowest_bits_and_without_their_padding() {
@@ -239,6 +240,61 @@ mod tests {
         assert_eq!(unpack_rows(&[0b11_10_01_00], 1, 4, 1, 2), [0, 1, 2, 3]);
         assert_eq!(unpack_rows(&[7, 9], 2, 1, 1, 8), [7, 9]);
         assert_eq!(transposed(&[1, 2, 3, 4, 5, 6], 2, 3), [1, 4, 2, 5, 3, 6]);
+    }
+
+    fn n_bits(constants: &[(&str, Tensor)], reads: &'static [&'static str], attrs: &[(&str, i64)]) -> Result<Model> {
+        let op = attrs.iter().fold(node(Op::MatMulNBits), |n, (name, i)| n.with(name, *i));
+        let mut m = model(13, &[("x", DType::F32, &[2, 5])], constants, vec![(op, reads, &["y"])], &["y"]);
+        lift(&mut m).map(|_| m)
+    }
+
+    /// N = 2, K = 5, blocks of 4.
+    fn packed() -> Vec<(&'static str, Tensor)> {
+        let w = [0x21, 0x43, 0x05, 0, 0x87, 0xa9, 0x0b, 0];
+        vec![("w", bytes(DType::U8, &[2, 2, 2], &w)), ("s", f32s(&[0.1, 0.2, 0.3, 0.4])), ("z", bytes(DType::U8, &[2, 1], &[0x21, 0x43])), ("g", f32s(&[1.0]))]
+    }
+
+    const SIZES: &[(&str, i64)] = &[("K", 5), ("N", 2), ("bits", 4), ("block_size", 4)];
+
+    #[test]
+    fn mat_mul_n_bits_has_its_weight_the_way_mat_mul_reads_it() {
+        let m = n_bits(&packed(), &["x", "w", "s", "z"], SIZES).unwrap();
+        let (id, f) = maker(&m, read(&m, "y", 1));
+        let codes = &m.codes[&Site::of(id)];
+        assert_eq!((codes.0.dtype(), codes.0.shape()), (DType::U4, &[5, 2][..]));
+        assert_eq!(codes.unpack(), [1, 7, 2, 8, 3, 9, 4, 10, 5, 11]);
+        let q = &m.quantizers[f.quantizer().unwrap()];
+        let p = q.params.as_ref().unwrap();
+        assert_eq!((&q.scheme.blocks, &p.scale[..]), (&Blocks::block(0, 4), &[0.1, 0.3, 0.2, 0.4][..]));
+        assert_eq!(p.zero, Zeros::Integer(vec![1, 3, 2, 4]));
+        let m = n_bits(&packed(), &["x", "w", "s"], SIZES).unwrap();
+        assert_eq!(m.quantizers[m.quantizers.ids().next().unwrap()].params.as_ref().unwrap().zero, Zeros::Integer(vec![8]));
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_and_reordered_channels_are_refused() {
+        let wrong = |reads, name: &'static str, i: i64| {
+            let attrs: Vec<_> = SIZES.iter().map(|(n, v)| (*n, if *n == name { i } else { *v })).collect();
+            n_bits(&packed(), reads, &attrs).unwrap_err().to_string()
+        };
+        let plain: &[&str] = &["x", "w", "s", "z"];
+        assert!(wrong(&["x", "w", "s", "z", "g"], "", 0).contains("g_idx"));
+        assert!(wrong(plain, "bits", 3).contains("3 bits"));
+        for (name, i) in [("K", 50), ("K", 0), ("N", i64::MAX), ("block_size", i64::MAX), ("block_size", -1), ("K", i64::MAX)] {
+            assert!(wrong(plain, name, i).starts_with("node make_y (MatMulNBits): its"), "{name} {i}");
+        }
+    }
+
+    #[test]
+    fn the_entries_of_a_codebook_ascend_and_the_high_nibble_comes_first() {
+        let constants = [("w", bytes(DType::U8, &[2], &[0x3b, 0x80])), ("s", f32s(&[2.0]))];
+        let op = node(Op::MatMulBnb4).with("K", 2i64).with("N", 2i64).with("block_size", 16i64).with("quant_type", 0i64);
+        let mut m = model(13, &[("x", DType::F32, &[2, 2])], &constants, vec![(op, &["x", "w", "s"], &["y"])], &["y"]);
+        lift(&mut m).unwrap();
+        let (id, f) = maker(&m, read(&m, read(&m, "y", 1), 0));
+        let q = &m.quantizers[f.quantizer().unwrap()];
+        let values = crate::quant::dequantize(&m.codes[&Site::of(id)], &q.scheme, q.params.as_ref().unwrap()).unwrap();
+        assert_eq!(values, [2.0, -2.0, 0.0, 0.0]);
     }
 
     #[test]

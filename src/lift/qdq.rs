@@ -95,3 +95,116 @@ pub fn dequantize_linear(w: &mut Work, id: NodeId) -> Result<()> {
     w.real(x, ask, to, Some(y))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::graph::{Model, Node, Op, Site};
+    use crate::lift::lift;
+    use crate::lift::sample::{bytes, f32s, maker, model, node, ops, read};
+    use crate::quant::{Blocks, Format, Origin, ScaleKind, Zero, Zeros};
+    use crate::tensor::{DType, Tensor};
+
+    type Nodes = Vec<(Node, &'static [&'static str], &'static [&'static str])>;
+
+    fn lifted(nodes: Nodes, outputs: &[&str]) -> Model {
+        let constants = [
+            ("s", f32s(&[0.5])),
+            ("t", f32s(&[0.25])),
+            ("z", bytes(DType::U8, &[], &[3])),
+            ("w", bytes(DType::I8, &[2, 3], &[1, 2, 3, 4, 5, 6])),
+            ("ws", f32s(&[0.1, 0.2, 0.3])),
+        ];
+        let mut m = model(13, &[("x", DType::F32, &[2, 3]), ("c", DType::U8, &[2, 3])], &constants, nodes, outputs);
+        lift(&mut m).unwrap();
+        m
+    }
+
+    #[test]
+    fn a_pair_is_one_fake_quant_under_the_name_of_what_it_gives_back() {
+        let m = lifted(vec![(node(Op::QuantizeLinear), &["x", "s", "z"], &["q"]), (node(Op::DequantizeLinear), &["q", "s", "z"], &["y"])], &["y"]);
+        let (_, f) = maker(&m, "y");
+        assert_eq!((f.name.as_str(), &f.came_from[..]), ("make_y", &["make_q".to_string(), "make_y".to_string()][..]));
+        let q = &m.quantizers[f.quantizer().unwrap()];
+        assert_eq!((q.name.as_str(), q.scheme.zero, q.scheme.format), ("x", Zero::Integer, Format::of_dtype(DType::U8).unwrap()));
+        let p = q.params.as_ref().unwrap();
+        assert_eq!((&p.scale[..], &p.zero, p.origin), (&[0.5][..], &Zeros::Integer(vec![3]), Origin::Fixed));
+    }
+
+    #[test]
+    fn mentions_of_the_same_scale_and_zero_are_one_quantizer() {
+        let two = |s2: &'static [&'static str], back: &'static [&'static str]| {
+            let nodes: Nodes = vec![
+                (node(Op::QuantizeLinear), &["x", "s", "z"], &["q"]),
+                (node(Op::DequantizeLinear), &["q", "s", "z"], &["a"]),
+                (node(Op::Relu), &["a"], &["b"]),
+                (node(Op::QuantizeLinear), s2, &["q2"]),
+                (node(Op::DequantizeLinear), back, &["y"]),
+            ];
+            lifted(nodes, &["y"])
+        };
+        assert_eq!(two(&["b", "s", "z"], &["q2", "s", "z"]).quantizers.len(), 1);
+        let m = two(&["b", "t", "z"], &["q2", "t", "z"]);
+        assert_eq!((m.quantizers.len(), ops(&m)), (2, vec![Op::FakeQuant, Op::Relu, Op::FakeQuant]));
+    }
+
+    #[test]
+    fn every_reader_of_the_codes_has_its_own_fake_quant_and_other_parameters_are_arithmetic() {
+        let nodes: Nodes = vec![
+            (node(Op::QuantizeLinear), &["x", "s", "z"], &["q"]),
+            (node(Op::DequantizeLinear), &["q", "s", "z"], &["a"]),
+            (node(Op::DequantizeLinear), &["q", "s", "z"], &["b"]),
+            (node(Op::DequantizeLinear), &["q", "t"], &["y"]),
+        ];
+        let m = lifted(nodes, &["a", "b", "y"]);
+        assert_eq!(maker(&m, "a").1.quantizer(), maker(&m, "b").1.quantizer());
+        assert_eq!((read(&m, "a", 0), read(&m, "b", 0)), ("x", "x"));
+        assert_eq!(maker(&m, "y").1.op, Op::Mul);
+        assert_eq!(ops(&m).iter().filter(|op| **op == Op::Round).count(), 1);
+    }
+
+    #[test]
+    fn interfaces_keep_their_types() {
+        let m = lifted(vec![(node(Op::QuantizeLinear), &["x", "s", "z"], &["q"]), (node(Op::DequantizeLinear), &["c", "s", "z"], &["y"])], &["q", "y"]);
+        let (_, cast) = maker(&m, "q");
+        assert_eq!((cast.op, cast.int("to")), (Op::Cast, Some(DType::U8.onnx() as i64)));
+        assert_eq!(maker(&m, "y").1.op, Op::Mul);
+        assert_eq!(m.graph.value(m.graph.inputs[1]).dtype(), Some(DType::U8));
+    }
+
+    #[test]
+    fn constant_codes_stand_at_their_site() {
+        let m = lifted(vec![(node(Op::DequantizeLinear).with("axis", -1i64), &["w", "ws"], &["d"]), (node(Op::MatMul), &["x", "d"], &["y"])], &["y"]);
+        let (id, f) = maker(&m, "d");
+        assert!(f.inputs().is_empty());
+        assert_eq!(m.codes[&Site::of(id)].unpack(), [1, 2, 3, 4, 5, 6]);
+        let q = &m.quantizers[f.quantizer().unwrap()];
+        assert_eq!((q.name.as_str(), &q.scheme.blocks, q.scheme.zero), ("w", &Blocks::channel(1), Zero::None));
+        assert_eq!(m.graph.value(m.graph.find_value("d").unwrap()).known_shape(), Some(vec![2, 3]));
+        assert!(m.graph.find_value("w").is_none());
+    }
+
+    #[test]
+    fn a_scale_that_is_itself_dequantized_nests() {
+        let constants = [("c", bytes(DType::U8, &[2, 2], &[1, 2, 3, 4])), ("cs", f32s(&[0.5])), ("w", bytes(DType::I8, &[4, 2], &[1, 2, 3, 4, 5, 6, 7, 8]))];
+        let nodes: Nodes = vec![
+            (node(Op::DequantizeLinear), &["c", "cs"], &["s"]),
+            (node(Op::DequantizeLinear).with("axis", 0i64).with("block_size", 2i64), &["w", "s"], &["y"]),
+        ];
+        let mut m = model(21, &[], &constants, nodes, &["y"]);
+        lift(&mut m).unwrap();
+        let q = &m.quantizers[maker(&m, "y").1.quantizer().unwrap()];
+        assert!(matches!(q.scheme.scale, ScaleKind::Nested(_)));
+        let p = q.params.as_ref().unwrap();
+        assert_eq!((&p.scale[..], p.nested.as_ref().unwrap().codes.unpack()), (&[0.5, 1.0, 1.5, 2.0][..], vec![1, 2, 3, 4]));
+        assert_eq!((ops(&m), m.codes.len()), (vec![Op::FakeQuant], 1));
+    }
+
+    #[test]
+    fn a_float_weight_between_the_two_is_fake_quantized_and_no_codes() {
+        let constants = [("f", Tensor::of_f32(&[2], vec![0.3, 0.9])), ("s", f32s(&[0.5])), ("z", bytes(DType::I8, &[], &[0]))];
+        let nodes: Nodes = vec![(node(Op::QuantizeLinear), &["f", "s", "z"], &["q"]), (node(Op::DequantizeLinear), &["q", "s", "z"], &["y"])];
+        let mut m = model(13, &[], &constants, nodes, &["y"]);
+        lift(&mut m).unwrap();
+        assert_eq!((read(&m, "y", 0), m.codes.len()), ("f", 0));
+    }
+}

@@ -209,3 +209,82 @@ fn bias(w: &mut Work, b: ValueId, input: (ValueId, Option<QuantizerId>), weight:
     }
     Ok(real)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::graph::{Model, Node, Op, Site};
+    use crate::lift::lift;
+    use crate::lift::sample::{bytes, f32s, maker, model, node, ops, read};
+    use crate::quant::{Blocks, Origin};
+    use crate::tensor::{DType, Tensor};
+
+    fn lifted(op: Node, reads: &'static [&'static str]) -> Model {
+        let constants = [
+            ("s", f32s(&[0.5])),
+            ("z", bytes(DType::U8, &[], &[3])),
+            ("t", f32s(&[0.25])),
+            ("w", bytes(DType::I8, &[2, 4, 1, 1], &[1, 2, 3, 4, 5, 6, 7, 8])),
+            ("m", bytes(DType::I8, &[4, 2], &[1, 2, 3, 4, 5, 6, 7, 8])),
+            ("ws", f32s(&[0.1, 0.2])),
+            ("wz", bytes(DType::I8, &[2], &[0, 0])),
+            ("b", Tensor::of(DType::I32, &[2], vec![7i32, -9])),
+        ];
+        let shape: &[usize] = if op.op == Op::QLinearConv { &[1, 4, 3, 3] } else { &[3, 4] };
+        let mut m = model(13, &[("x", DType::U8, shape), ("k", DType::Bool, &[4])], &constants, vec![(op, reads, &["y"])], &["y"]);
+        lift(&mut m).unwrap();
+        m
+    }
+
+    #[test]
+    fn conv_has_a_weight_by_channel_and_a_bias_under_the_product() {
+        let m = lifted(node(Op::QLinearConv).with("group", 1i64), &["x", "s", "z", "w", "ws", "wz", "t", "z", "b"]);
+        let (_, conv) = maker(&m, "y_float");
+        assert_eq!((conv.op, conv.name.as_str(), conv.int("group")), (Op::Conv, "make_y", Some(1)));
+        let (weight, bias) = (maker(&m, read(&m, "y_float", 1)), maker(&m, read(&m, "y_float", 2)));
+        let of = |n: &Node| &m.quantizers[n.quantizer().unwrap()];
+        assert_eq!((of(weight.1).name.as_str(), &of(weight.1).scheme.blocks), ("w", &Blocks::channel(0)));
+        assert_eq!(m.codes[&Site::of(bias.0)].unpack(), [7, -9]);
+        let p = of(bias.1).params.as_ref().unwrap();
+        assert_eq!(p.scale, [0.5 * 0.1, 0.5 * 0.2]);
+        assert!(matches!(p.origin, Origin::Product(x, w) if m.quantizers[x].name == "x" && m.quantizers[w].name == "w"));
+        assert_eq!(m.graph.value(m.graph.outputs[0]).name, "y");
+    }
+
+    #[test]
+    fn mat_mul_has_a_weight_by_column() {
+        let m = lifted(node(Op::QLinearMatMul), &["x", "s", "z", "m", "ws", "wz", "t", "z"]);
+        let weight = maker(&m, read(&m, "y_float", 1)).1;
+        assert_eq!(m.quantizers[weight.quantizer().unwrap()].scheme.blocks, Blocks::channel(1));
+    }
+
+    #[test]
+    fn gemm_without_a_scale_for_its_result_gives_floats() {
+        let m = lifted(node(Op::QGemm).with("alpha", 2f32), &["x", "s", "z", "m", "ws", "wz", "b"]);
+        assert_eq!(maker(&m, "y").1.op, Op::Gemm);
+        let bias = maker(&m, read(&m, "y", 2)).1;
+        assert_eq!(m.quantizers[bias.quantizer().unwrap()].params.as_ref().unwrap().scale, [0.5 * 0.1 * 2.0, 0.5 * 0.2 * 2.0]);
+    }
+
+    #[test]
+    fn each_operator_stands_between_its_quantizers() {
+        let unary: &[&str] = &["x", "s", "z", "t", "z"];
+        let binary: &[&str] = &["x", "s", "z", "x", "s", "z", "t", "z"];
+        for (op, reads, float) in [
+            (node(Op::QLinearSigmoid), unary, Op::Sigmoid),
+            (node(Op::QLinearLeakyRelu), unary, Op::LeakyRelu),
+            (node(Op::QLinearSoftmax).with("opset", 13i64), unary, Op::Softmax),
+            (node(Op::QLinearReduceMean).with("axes", vec![1i64]), unary, Op::ReduceMean),
+            (node(Op::QLinearAveragePool).with("kernel_shape", vec![1i64, 1]), unary, Op::AveragePool),
+            (node(Op::QLinearGlobalAveragePool), unary, Op::GlobalAveragePool),
+            (node(Op::QLinearAdd), binary, Op::Add),
+            (node(Op::QLinearMul), binary, Op::Mul),
+            (node(Op::QLinearWhere), &["k", "x", "s", "z", "x", "s", "z", "t", "z"], Op::Where),
+            (node(Op::QLinearConcat).with("axis", 0i64), &["t", "z", "x", "s", "z", "x", "s", "z"], Op::Concat),
+        ] {
+            let m = lifted(op, reads);
+            assert_eq!(maker(&m, "y_float").1.op, float);
+            assert_eq!(ops(&m).iter().filter(|op| **op == Op::FakeQuant).count(), 1, "{float:?}");
+            assert_eq!(maker(&m, "y").1.op, Op::Cast, "the output keeps its type");
+        }
+    }
+}

@@ -7,6 +7,7 @@ mod data;
 mod day_one;
 mod dependencies;
 mod engine;
+mod lift;
 mod models;
 mod onnx;
 mod python;

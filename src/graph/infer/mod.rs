@@ -1,6 +1,7 @@
 //! Types, shapes and constants of every value, found together in one walk: a shape that is known makes the ops that read it constants,
 //! and a constant that is known makes the shapes that depend on it.
 
+mod computed;
 mod partial;
 mod rules;
 mod windows;

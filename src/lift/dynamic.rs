@@ -39,14 +39,14 @@ pub fn dynamic_quantize_linear(w: &mut Work, id: NodeId) -> Result<()> {
     let lowest = w.op(Op::Sub, &[nought, below], &part("lowest"));
     let rounded = w.op(Op::Round, &[lowest], &part("rounded_zero"));
     let zero_number = saturate(w, rounded, DType::U8, &part("zero"));
-    let divided = w.op(Op::Div, &[x, scale], &part("divided"));
-    let divided = w.op(Op::Round, &[divided], &part("rounded"));
-    let shifted = w.op(Op::Add, &[divided, zero_number], &part("shifted"));
-    let numbers = saturate(w, shifted, DType::U8, &name);
-
     let q = dynamic(w, x);
     let real = w.landing(y, DType::F32);
     w.emit_into(Node::fake_quant(q, n.name.clone()), &[Some(x)], real);
+    // Won back from what FakeQuant made, so that a last bit in the scale moves no code.
+    let divided = w.op(Op::Div, &[real, scale], &part("divided"));
+    let steps = w.op(Op::Round, &[divided], &part("rounded"));
+    let numbers = w.op(Op::Add, &[steps, zero_number], &part("number"));
+
     let under = Under::Dynamic { scale, zero };
     w.hold(zero, Held::numbers(DType::U8, zero_number))?;
     w.g.value_mut(zero).ty = Type::Tensor { dtype: Some(DType::U8), shape: Some(vec![]) };
@@ -72,7 +72,8 @@ pub fn integer_product(w: &mut Work, id: NodeId) -> Result<()> {
         return Ok(());
     }
     let one = w.g.add_constant("one", Tensor::scalar(1.0));
-    let left = centred(w, a, zero_a)?;
+    // One zero point a row of the first operand, one an output channel of the second.
+    let left = centred(w, a, zero_a, -2)?;
     let right = match w.constant(b) {
         // A zero point for each channel asks for as many scales.
         Some(_) => {
@@ -80,26 +81,23 @@ pub fn integer_product(w: &mut Work, id: NodeId) -> Result<()> {
             let ones = if zeros == 1 { one } else { w.g.add_constant("ones", Tensor::of_f32(&[zeros], vec![1.0; zeros])) };
             w.real(b, Ask { scale: ones, zero: zero_b, axis, block: 0 }, DType::F32, None)?.0
         }
-        None => centred(w, b, zero_b)?,
+        None => centred(w, b, zero_b, axis)?,
     };
     let product = w.landing(y, DType::F32);
     w.emit_into(node, &[Some(left), Some(right)], product);
     w.hold(y, Held::numbers(DType::I32, product))
 }
 
-/// Codes less their zero point, one for all, as numbers.
-fn centred(w: &mut Work, v: ValueId, zero: Option<ValueId>) -> Result<ValueId> {
+/// Codes less their zero point as numbers: one zero point for all, or one an index of `axis`.
+fn centred(w: &mut Work, v: ValueId, zero: Option<ValueId>, axis: i64) -> Result<ValueId> {
     let numbers = w.numbers(v)?;
     let Some(zero) = zero else { return Ok(numbers) };
-    let known = w.constant(zero);
-    if known.as_ref().is_some_and(|t| t.len() == 1 && t.bytes().iter().all(|b| *b == 0)) {
+    if w.constant(zero).is_some_and(|t| t.len() == 1 && t.bytes().iter().all(|b| *b == 0)) {
         return Ok(numbers);
     }
-    if known.is_some_and(|t| t.len() != 1) || !w.is_one_number(zero) {
-        return Err(Error::usage(format!("the zero point {} of an operand that is no constant is not one number", w.name(zero))));
-    }
-    let zero = w.numbers(zero)?;
     let name = w.name(v);
+    let zero_numbers = w.numbers(zero)?;
+    let zero = w.along(zero_numbers, zero, v, axis)?;
     Ok(w.op(Op::Sub, &[numbers, zero], &format!("{name}_centred")))
 }
 

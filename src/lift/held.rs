@@ -160,7 +160,7 @@ impl Work<'_> {
                 };
                 (self.spread(params.scale, q, v, &format!("{name}_scale"))?, zero)
             }
-            None => self.computed(ask, &name)?,
+            None => self.computed(ask, v, &name)?,
         };
         let centred = match zero {
             Some(z) => self.op(Op::Sub, &[n, z], &format!("{name}_centred")),
@@ -181,19 +181,43 @@ impl Work<'_> {
         Ok((made, q))
     }
 
-    /// Scale and zero point that are computed when the model runs, as float32 numbers.
-    pub fn computed(&mut self, ask: Ask, name: &str) -> Result<(ValueId, Option<ValueId>)> {
-        for v in [Some(ask.scale), ask.zero].into_iter().flatten() {
-            if !self.is_one_number(v) {
-                return Err(Error::usage(format!("{} is computed when the model runs, and is not known to be one number", self.g.value(v).name)));
-            }
+    /// Scale and zero point that are computed when the model runs, as float32 numbers that broadcast against `like`.
+    pub fn computed(&mut self, ask: Ask, like: ValueId, name: &str) -> Result<(ValueId, Option<ValueId>)> {
+        if ask.block != 0 && !self.is_one_number(ask.scale) {
+            return Err(Error::usage(format!("the scales {} of its blocks are computed when the model runs", self.name(ask.scale))));
         }
         let scale = match self.dtype(ask.scale) {
             None | Some(DType::F32) => ask.scale,
             _ => self.cast(ask.scale, DType::F32, &format!("{name}_scale")),
         };
-        let zero = ask.zero.map(|z| self.numbers(z)).transpose()?;
-        Ok((scale, zero))
+        let scale = self.along(scale, ask.scale, like, ask.axis)?;
+        let Some(zero) = ask.zero else { return Ok((scale, None)) };
+        let numbers = self.numbers(zero)?;
+        Ok((scale, Some(self.along(numbers, zero, like, ask.axis)?)))
+    }
+
+    /// `numbers`, which stand for `parameter` of the file, in a shape that broadcasts against `like`: one for all, or one an index of `axis`.
+    pub fn along(&mut self, numbers: ValueId, parameter: ValueId, like: ValueId, axis: i64) -> Result<ValueId> {
+        if self.is_one_number(parameter) {
+            return Ok(numbers);
+        }
+        let name = self.name(parameter);
+        let (Some(1), Some(rank)) = (self.rank(parameter), self.rank(like)) else {
+            return Err(Error::usage(format!("{name} is computed when the model runs, and is not known to be one number or one an index of an axis")));
+        };
+        let rank = rank as i64;
+        let place = match (rank, axis) {
+            (1, _) => 0,
+            (_, ..0) => axis + rank,
+            _ => axis,
+        };
+        if !(0..rank).contains(&place) {
+            return Err(Error::usage(format!("its axis {axis} does not exist in a tensor of {rank} dimensions")));
+        }
+        let mut shape = vec![1; (rank - place) as usize];
+        shape[0] = -1;
+        let shape = self.g.add_constant(&format!("{name}_shape"), Tensor::of_i64(&[shape.len()], shape));
+        Ok(self.op(Op::Reshape, &[numbers, shape], &format!("{name}_along")))
     }
 
     fn is_under(&self, under: Under, q: Option<QuantizerId>, ask: Ask) -> bool {

@@ -2,7 +2,7 @@
 
 use super::work::{Key, Work};
 use crate::error::{Error, Result};
-use crate::graph::{Dim, Op, ValueId};
+use crate::graph::{Dim, ValueId};
 use crate::quant::{
     Blocks, Codes, Curve, Format, NestedScale, Origin, Params, QuantizerId, Rounding, ScaleKind, Scheme, Timing, Zero, Zeros, dequantize, e8m0_value,
 };
@@ -143,8 +143,16 @@ impl Work<'_> {
         if let [one] = numbers[..] {
             return Ok(self.scalar(one, name));
         }
-        let axis = self.all.table[q].scheme.blocks.channel_axis();
-        let axis = axis.ok_or_else(|| Error::usage("codes in blocks can only be read by DequantizeLinear with the same parameters"))?;
+        let blocks = self.all.table[q].scheme.blocks.clone();
+        let Some(axis) = blocks.channel_axis() else {
+            let shape = self.dims(like).and_then(|d| known(&d));
+            let each = match shape {
+                Some(shape) => each_element(&numbers, &blocks, &shape)?,
+                None => None,
+            };
+            let each = each.ok_or_else(|| Error::usage(format!("{} is read as codes in blocks, which needs a fixed shape", self.name(like))))?;
+            return Ok(self.g.add_constant(name, each));
+        };
         let behind = match (axis, self.rank(like)) {
             (a @ ..0, _) => (-1 - a) as usize,
             (a, Some(rank)) if (a as usize) < rank => rank - 1 - a as usize,
@@ -157,9 +165,35 @@ impl Work<'_> {
 
     /// Whether a value is surely one number, to which everything broadcasts.
     pub fn is_one_number(&self, v: ValueId) -> bool {
-        let made = self.g.value(v).producer().map(|(n, _)| self.g.node(n).op);
-        matches!(made, Some(Op::ReduceMax | Op::ReduceMin)) || self.dims(v).is_some_and(|d| d.len() <= 1 && d.iter().all(|d| *d == Dim::Known(1)))
+        self.dims(v).is_some_and(|d| d.len() <= 1 && d.iter().all(|d| *d == Dim::Known(1)))
     }
+}
+
+/// The shape, where every dimension is a number.
+fn known(dims: &[Dim]) -> Option<Vec<usize>> {
+    dims.iter().map(|d| if let Dim::Known(n) = d { Some(*n) } else { None }).collect()
+}
+
+/// Numbers, one a block, as a tensor with one for each element; `None` where they do not fit.
+fn each_element(numbers: &[f32], blocks: &Blocks, shape: &[usize]) -> Result<Option<Tensor>> {
+    let layout = blocks.layout(shape)?;
+    if layout.view != shape || layout.len() != numbers.len() {
+        return Ok(None);
+    }
+    let mut each = Vec::with_capacity(shape.iter().product());
+    let mut index = vec![0; shape.len()];
+    for _ in 0..shape.iter().product() {
+        let block = index.iter().zip(&layout.extent).zip(&layout.grid).fold(0, |b, ((i, e), g)| b * g + i / e);
+        each.push(numbers[block]);
+        for d in (0..shape.len()).rev() {
+            index[d] += 1;
+            if index[d] < shape[d] {
+                break;
+            }
+            index[d] = 0;
+        }
+    }
+    Ok(Some(Tensor::of_f32(shape, each)))
 }
 
 /// What a scale's shape says, as ONNX reads it.
@@ -195,8 +229,7 @@ fn blocks(scale: &[usize], axis: i64, block: i64, dims: Option<&[Dim]>) -> Resul
                 return Err(Error::usage(format!("its scale of shape {s:?} has not as many dimensions as what it scales")));
             }
             let blocks = Blocks::block(axis, block);
-            let known: Option<Vec<usize>> = dims.and_then(|d| d.iter().map(|d| if let Dim::Known(n) = d { Some(*n) } else { None }).collect());
-            if let Some(shape) = known
+            if let Some(shape) = dims.and_then(known)
                 && blocks.layout(&shape)?.grid != s
             {
                 return Err(Error::usage(format!("its scale of shape {s:?} does not fit blocks of {block} along axis {axis} of shape {shape:?}")));
@@ -229,6 +262,13 @@ mod tests {
         assert!(of(&[4, 3], 1, 0).unwrap_err().contains("block_size"));
         assert_eq!(blocks(&[5], 1, 0, Some(&dims(&[5]))).unwrap(), Blocks::channel(0), "a vector has one axis");
         assert_eq!(blocks(&[5], -1, 0, None).unwrap(), Blocks::channel(-1));
+    }
+
+    #[test]
+    fn every_element_finds_its_block() {
+        let t = each_element(&[1.0, 2.0, 3.0, 4.0], &Blocks::block(1, 2), &[2, 3]).unwrap().unwrap();
+        assert_eq!(t.to_f32().unwrap()[..], [1.0, 1.0, 2.0, 3.0, 3.0, 4.0]);
+        assert!(each_element(&[1.0], &Blocks::block(1, 2), &[2, 3]).unwrap().is_none());
     }
 
     #[test]

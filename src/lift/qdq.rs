@@ -53,6 +53,7 @@ pub fn quantize_linear(w: &mut Work, id: NodeId) -> Result<()> {
 pub fn quantize(w: &mut Work, x: ValueId, y: ValueId, ask: Ask, dtype: DType, node: &str) -> Result<()> {
     let (name, dims) = (w.name(x), w.dims(x).or_else(|| w.dims(y)));
     let q = w.quantizer(ask, dtype, dims.as_deref(), &name)?;
+    let shaped = if w.rank(x).is_some() { x } else { y };
     let x = match w.dtype(x) {
         _ if w.held.contains_key(&x) => w.numbers(x)?,
         Some(t) if !t.is_float() => w.cast(x, DType::F32, &format!("{name}_float")),
@@ -65,7 +66,7 @@ pub fn quantize(w: &mut Work, x: ValueId, y: ValueId, ask: Ask, dtype: DType, no
         return w.hold(y, Held::real(dtype, real, float, Under::Static(q)));
     }
     let name = w.name(y);
-    let (scale, zero) = w.computed(ask, &name)?;
+    let (scale, zero) = w.computed(ask, shaped, &name)?;
     let steps = w.op(Op::Div, &[x, scale], &format!("{name}_steps"));
     let mut numbers = w.round(steps, dtype, &name)?;
     if let Some(zero) = zero {

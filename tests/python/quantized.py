@@ -8,13 +8,13 @@ import os
 import sys
 import tempfile
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import numpy_helper as nh
+from onnx.backend.test.case.node import collect_testcases
 from onnx.reference import ReferenceEvaluator
 
 FOLDER = sys.argv[1]
@@ -51,7 +51,7 @@ def info(name, dtype, shape):
 DT = {np.dtype(k): v for k, v in [("float32", T.FLOAT), ("float16", T.FLOAT16), ("uint8", T.UINT8), ("int8", T.INT8), ("int32", T.INT32), ("int64", T.INT64), ("bool", T.BOOL), ("uint16", T.UINT16), ("int16", T.INT16)]}
 
 
-def model(nodes, inputs, outputs, consts, opset, functions=()):
+def model(nodes, inputs, outputs, consts, opset):
     ins = [info(k, DT[v.dtype], v.shape) for k, v in inputs.items()]
     outs = [info(k, t, None) for k, t in outputs.items()]
     graph = h.make_graph(nodes, "g", ins, outs, consts)
@@ -69,9 +69,9 @@ def run(m, inputs, reference=False):
     return ort.InferenceSession(m.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, inputs)
 
 
-def case(name, m, inputs, *, steps=0, step=None, relative=None, db=None, reference=False, codes=None, fakes=None, quantizers=None, casts=None):
+def case(name, m, inputs, *, steps=0, step=None, relative=None, db=None, reference=False, codes=None, fakes=None, quantizers=None, casts=None, outputs=None):
     """`steps` of size `step` (1 for integer outputs); or `relative` to the largest number; or `db` of SQNR."""
-    outputs = run(m, inputs, reference)
+    outputs = run(m, inputs, reference) if outputs is None else outputs
     onnx.save(m, os.path.join(FOLDER, name + ".onnx"))
     record = dict(name=name, inputs=[], outputs=[], steps=steps, step=step, relative=relative, db=db, codes=codes, fakes=fakes, quantizers=quantizers, casts=casts)
     i = 0
@@ -242,10 +242,38 @@ def constants():
     case("dq_mxfp8", m, {"x": x}, codes=1, reference=True)
 
 
+# ---- onnx's own tests of its operators
+
+
+def onnx_tests():
+    """Once as they are, every parameter an input; once with all inputs but the first (for DequantizeLinear all) as constants."""
+    plain = set(DT.values())
+    wanted = ["QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger"]
+    tests = {t.name: t for t in collect_testcases(None) if len(t.model.graph.node) == 1 and t.model.graph.node[0].op_type in wanted}
+    for name, t in sorted(tests.items()):
+        g = t.model.graph
+        op = g.node[0].op_type
+        values, outputs = [[nh.to_array(v) if isinstance(v, T) else np.asarray(v) for v in vs] for vs in t.data_sets[0]]
+        if any(o.type.tensor_type.elem_type not in plain for o in g.output):
+            continue  # the engine has no tensors of these types
+        names = [i.name for i in g.input]
+        steps = 1 if op.startswith("QLinear") else 0
+        blocked = any(a.name == "block_size" for a in g.node[0].attribute)
+        relative = 1e-6 if op == "DynamicQuantizeLinear" else None
+        if all(i.type.tensor_type.elem_type in plain for i in g.input) and not blocked:
+            case(f"onnx_{name}", t.model, dict(zip(names, values)), steps=steps, relative=relative, outputs=outputs)
+        if len(names) == 1:
+            continue
+        kept = 0 if op == "DequantizeLinear" else 1
+        m = onnx.ModelProto()
+        m.CopyFrom(t.model)
+        for i, v in list(zip(m.graph.input, values))[kept:]:
+            m.graph.initializer.append(nh.from_array(v, i.name))
+        del m.graph.input[kept:]
+        case(f"onnx_{name}_constant", m, dict(list(zip(names, values))[:kept]), steps=steps, outputs=outputs)
+
+
 # ---- QOperator
-
-U = dict(x=(np.uint8, 0.02, 120), w=(np.int8, 0.01, 0), y=(np.uint8, 0.05, 100))
-
 
 def ints(name, dtype, *shape):
     i = np.iinfo(dtype)
@@ -354,8 +382,8 @@ def products():
     case("DynamicQuantizeMatMul", m, {"f": f}, relative=1e-5, codes=1)
     m = model([node("DynamicQuantizeLinear", ["f"], ["q", "s", "z"]), node("DequantizeLinear", ["q", "s", "z"], ["y"])], {"f": f}, {"q": T.UINT8, "s": T.FLOAT, "z": T.UINT8, "y": T.FLOAT}, [], 13)
     # The engine divides by 255 as it likes: the scale may be off by a bit in the last place.
-    case("DynamicQuantizeLinear", m, {"f": f}, fakes=1, relative=1e-6)
-    case("DynamicQuantizeLinear_of_zeros", m, {"f": np.zeros_like(f)}, fakes=1)
+    case("DynamicQuantizeLinear", m, {"f": f}, fakes=2, relative=1e-6)
+    case("DynamicQuantizeLinear_of_zeros", m, {"f": np.zeros_like(f)}, fakes=2)
     m = model([node("DynamicQuantizeLinear", ["f"], ["q", "s", "z"]), node("DequantizeLinear", ["q", "s", "z"], ["y"])], {"f": f}, {"y": T.FLOAT}, [], 13)
     case("DynamicQuantizeLinear_and_back", m, {"f": f}, fakes=1, casts=0)
     nodes = [node("DynamicQuantizeLinear", ["f"], ["q", "s", "z"]), node("MatMulInteger", ["q", "b", "z", "bz"], ["i"]), node("Cast", ["i"], ["j"], to=T.FLOAT), node("Mul", ["j", "s"], ["y"])]
@@ -537,6 +565,7 @@ def n_bits():
 
 
 no_zero_point()
+onnx_tests()
 interfaces()
 movement()
 constants()

@@ -15,13 +15,151 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Convert a model as a recipe says
+    Convert(Box<Convert>),
+    /// Compare two models, end to end and node by node
+    Diff(Diff),
     /// Say what is in a model file
     Inspect(Inspect),
+    /// Say what was decided about a node, and by which rule
+    Explain(Explain),
+    /// List the recipes, or print one
+    Recipes {
+        /// The recipe to print
+        name: Option<String>,
+    },
+    /// List the targets, or print one
+    Targets {
+        /// The target to print
+        name: Option<String>,
+    },
+    /// List the steps that a recipe may have, or the keys of one
+    Steps {
+        /// The step to describe
+        name: Option<String>,
+    },
+    /// List the formats of codes, or describe one
+    Formats {
+        /// The format to describe
+        name: Option<String>,
+    },
+    /// Print the JSON schema of recipes
+    Schema,
     /// Print completions for a shell
     Completions {
         /// The shell
         shell: Shell,
     },
+}
+
+/// What is resolved to a recipe.
+#[derive(Debug, Clone, Default, Args)]
+pub struct RecipeArgs {
+    /// A shipped recipe's name, or the path of one [default: the target's own]
+    #[arg(short, long, value_name = "RECIPE")]
+    pub recipe: Option<String>,
+    /// A target's name, or the path of a profile [default: the recipe's own, else generic]
+    #[arg(short, long, value_name = "TARGET")]
+    pub target: Option<String>,
+    /// Set one key of the recipe, such as calibrate.activations.method=percentile
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Leave the nodes whose names match in float (* stops at /, ** does not)
+    #[arg(long, value_name = "PATTERN")]
+    pub exclude: Vec<String>,
+    /// Give a symbolic dimension a size, in the written model too
+    #[arg(long, value_name = "NAME=N")]
+    pub fix_dim: Vec<String>,
+    /// Seed of everything random
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+/// How much is said on stderr.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct Loudness {
+    /// Say errors only
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say every remark
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+/// `requant convert`.
+#[derive(Debug, Args)]
+pub struct Convert {
+    /// The model; never changed
+    pub model: PathBuf,
+    /// Sample inputs: .npz, .npy, a folder of them, ONNX test sets, or random:N
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<String>,
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// The converted model [default: MODEL.<recipe>.onnx beside the model]
+    #[arg(short, long, value_name = "OUT.onnx")]
+    pub output: Option<PathBuf>,
+    /// Other sample inputs to judge the result on
+    #[arg(long, value_name = "PATH")]
+    pub validate_data: Option<String>,
+    /// Class labels of the samples that judge: .npy, or CSV lines file,class
+    #[arg(long, value_name = "FILE")]
+    pub labels: Option<PathBuf>,
+    /// The report [default: OUT.report.json beside the output]
+    #[arg(long, value_name = "FILE.json")]
+    pub report: Option<PathBuf>,
+    /// Write the model even where the result is below the recipe's gate
+    #[arg(long)]
+    pub keep_failed: bool,
+    /// A fall-back is an error
+    #[arg(long)]
+    pub strict: bool,
+    /// Replace an existing output that requant did not write
+    #[arg(long)]
+    pub force: bool,
+    /// Leave out fields of the file that ONNX does not define, rather than refuse it
+    #[arg(long)]
+    pub drop_unknown: bool,
+    /// Print the resolved recipe, the plan node by node and an estimate; write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Write the graph as it is after this step
+    #[arg(long, value_name = "STEP")]
+    pub stop_after: Option<String>,
+    /// Write the graph after each step into this folder
+    #[arg(long, value_name = "DIR")]
+    pub dump: Option<PathBuf>,
+    /// Threads [default: one a core]; the result does not depend on them
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    #[command(flatten)]
+    pub loudness: Loudness,
+}
+
+/// `requant diff`.
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// The reference
+    pub a: PathBuf,
+    /// The model held against it
+    pub b: PathBuf,
+    /// Sample inputs, as for convert
+    #[arg(long, value_name = "PATH", default_value = "random:8")]
+    pub data: String,
+    /// Class labels of the samples
+    #[arg(long, value_name = "FILE")]
+    pub labels: Option<PathBuf>,
+    /// Write the comparison as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Threads [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    /// Seed of random inputs
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub loudness: Loudness,
 }
 
 /// `requant inspect`.
@@ -32,6 +170,17 @@ pub struct Inspect {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `requant explain`.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// The model
+    pub model: PathBuf,
+    /// The node, by its name or the name of a tensor it makes; a pattern may match several
+    pub node: String,
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
 }
 
 #[cfg(test)]

@@ -1,11 +1,15 @@
 //! The command line: parse, call, print. The only room that prints.
 
 mod args;
+mod convert;
+mod diff;
 mod inspect;
+mod lists;
 mod print;
+mod progress;
 
 use crate::error::Result;
-use crate::interrupt;
+use crate::{interrupt, recipe};
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
 use std::process::ExitCode;
@@ -26,7 +30,15 @@ pub fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
+        Command::Convert(args) => return convert::convert(args),
+        Command::Diff(args) => diff::run(args)?,
         Command::Inspect(args) => inspect::run(args)?,
+        Command::Explain(args) => convert::explain(args)?,
+        Command::Recipes { name } => lists::recipes(name.as_deref())?,
+        Command::Targets { name } => lists::targets(name.as_deref())?,
+        Command::Steps { name } => lists::steps(name.as_deref())?,
+        Command::Formats { name } => lists::formats(name.as_deref())?,
+        Command::Schema => print::json(&recipe::schema())?,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "requant", &mut script);

@@ -12,7 +12,9 @@ use tract_onnx::pb::NodeProto;
 use tract_onnx::tract_hir::internal::*;
 
 /// Name under which the operator is registered.
-pub const NAME: &str = "FakeQuant";
+pub fn name() -> &'static str {
+    crate::graph::Op::FakeQuant.spelling().1
+}
 
 /// Scheme and parameters by quantizer number: what a run reads.
 pub type Rows = BTreeMap<u32, (Scheme, Option<Params>)>;
@@ -61,7 +63,7 @@ pub fn parse(_: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn Infer
 
 impl Expansion for FakeQuant {
     fn name(&self) -> StaticName {
-        NAME.into()
+        name().into()
     }
 
     fn rules<'r, 'p: 'r, 's: 'r>(&'s self, s: &mut Solver<'r>, inputs: &'p [TensorProxy], outputs: &'p [TensorProxy]) -> InferenceResult {
@@ -82,7 +84,7 @@ impl Expansion for FakeQuant {
 
 impl Op for FakeQuant {
     fn name(&self) -> StaticName {
-        NAME.into()
+        name().into()
     }
 
     op_as_typed_op!();

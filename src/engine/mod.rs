@@ -13,9 +13,12 @@ mod samples;
 mod segment;
 mod support;
 mod tensors;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 pub use plans::{Plans, Running};
 pub use runner::{Runner, RunnerOptions, State};
 pub use samples::over_samples;
+pub use segment::Given;
 pub use support::unsupported;

@@ -159,9 +159,10 @@ fn dedup(values: &[ValueId]) -> Vec<ValueId> {
 fn build(mut model: Model, outputs: &[ValueId], options: RunnerOptions) -> Result<Runner> {
     let table = model.quantizers.clone();
     prepare::prepare(&mut model)?;
-    let mut baked = Vec::new();
+    let mut baked = weights::bake_bodies(&mut model, options.float)?;
     let mut sources = Vec::new();
     if options.float {
+        baked.clear();
         weights::make_float(&mut model)?;
     } else {
         for w in weights::take(&mut model) {
@@ -236,7 +237,7 @@ fn plan(model: &Model, given: &[(ValueId, DType, Vec<usize>)], wanted: &[ValueId
     let name = |v: ValueId| g.value(v).name.as_str();
     let build = || {
         let mut onnx = tract_onnx::onnx();
-        onnx.op_register.insert(fake_quant::NAME, fake_quant::parse);
+        onnx.op_register.insert(fake_quant::name(), fake_quant::parse);
         let parsed = onnx.parse(&proto, None)?;
         let mut m: InferenceModel = parsed.model;
         for (v, t) in constants {

@@ -4,7 +4,7 @@
 use super::fake_quant::{Rows, apply, of_f32};
 use super::tensors::to_tract;
 use crate::error::{At, Error, Result};
-use crate::graph::{Constant, Graph, Model, Op, Site, ValueId};
+use crate::graph::{AttrValue, Constant, Graph, Model, Op, Site, ValueId};
 use crate::quant::{Codes, Params, QuantizerId, Scheme, Table, Timing, dequantize};
 use crate::tensor::{DType, Tensor};
 use std::collections::BTreeMap;
@@ -100,6 +100,41 @@ pub fn take(model: &mut Model) -> Vec<Weight> {
         model.graph.remove_node(node);
     }
     weights
+}
+
+/// Constants of bodies whose codes are stored become constants there: bodies are planned by tract itself, which knows no codes. In float, those
+/// that also have an input pass it through. The rows they were computed under.
+pub fn bake_bodies(model: &mut Model, float: bool) -> Result<Vec<(QuantizerId, Row)>> {
+    let mut baked = Vec::new();
+    for site in model.codes.keys().filter(|s| !s.path.is_empty()).cloned().collect::<Vec<_>>() {
+        let Some(codes) = model.codes.remove(&site) else { continue };
+        let Some(body) = body_mut(&mut model.graph, &site.path) else { continue };
+        let Some((id, value, only_codes)) = body.get_node(site.node).and_then(|n| Some((n.quantizer()?, n.output(0)?, n.input(0).is_none()))) else { continue };
+        if float && !only_codes {
+            continue;
+        }
+        let row = row(&model.quantizers, id)?;
+        let (dtype, shape) = (body.value(value).dtype().unwrap_or(DType::F32), codes.0.shape().to_vec());
+        let name = body.value(value).name.clone();
+        let weight = Weight { value, name, id, dtype, shape, from: From::Codes(codes), last: Mutex::new(None) };
+        body.remove_node(site.node);
+        body.value_mut(value).constant = Some(weight.tensor(&row)?.into());
+        baked.push((id, row));
+    }
+    Ok(baked)
+}
+
+/// The body that a site's path leads to.
+fn body_mut<'a>(g: &'a mut Graph, path: &[(crate::graph::NodeId, std::sync::Arc<str>, u32)]) -> Option<&'a mut Graph> {
+    let Some(((node, attr, index), rest)) = path.split_first() else { return Some(g) };
+    g.get_node(*node)?;
+    let attr = g.node_mut(*node).attrs.iter_mut().find(|a| *a.name == **attr)?;
+    let body = match &mut attr.value {
+        AttrValue::Graph(b) if *index == 0 => &mut **b,
+        AttrValue::Graphs(b) => b.get_mut(*index as usize)?,
+        _ => return None,
+    };
+    body_mut(body, rest)
 }
 
 /// Makes every FakeQuant pass its input through. One that has only codes gives what they stand for.

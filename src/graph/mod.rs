@@ -7,12 +7,14 @@ mod graph;
 mod infer;
 mod linear;
 mod model;
+mod node;
 mod op;
 
 pub use attr::{Attr, AttrValue, Constant, Storage};
 pub use eval::eval;
-pub use graph::{Dim, Graph, Node, NodeId, Port, Type, Value, ValueId};
+pub use graph::{Dim, Graph, NodeId, Port, Type, Value, ValueId};
 pub use infer::{Fact, Inferred, InputShapes, fold, infer, specialize};
 pub use linear::{Linear, constant_behind};
 pub use model::{Model, Site};
+pub use node::Node;
 pub use op::{Facts, Flow, Op, Role};

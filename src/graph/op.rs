@@ -293,6 +293,16 @@ ops! {
     QLinearConcat "com.microsoft" "QLinearConcat" [] Activation Quantize;
     QLinearAveragePool "com.microsoft" "QLinearAveragePool" [Activation, Params, Params, Params, Params] Shape Quantize;
     QLinearGlobalAveragePool "com.microsoft" "QLinearGlobalAveragePool" [Activation, Params, Params, Params, Params] Shape Quantize;
+    QLinearReduceMean "com.microsoft" "QLinearReduceMean" [Activation, Params, Params, Params, Params] Shape Quantize;
+    QAttention "com.microsoft" "QAttention" [Activation, Weight, Bias, Params, Params, Shape, Params, Params, Activation] Shape Quantize;
+    QEmbedLayerNormalization "com.microsoft" "QEmbedLayerNormalization" [] Params Quantize;
+    QMoE "com.microsoft" "QMoE" [Activation, Activation] Params Quantize;
+    MatMulInteger16 "com.microsoft" "MatMulInteger16" [Activation, Weight] Shape Quantize;
+    MulInteger "com.microsoft" "MulInteger" [Activation, Params, Activation, Params] Shape Quantize;
+    ReduceSumInteger "com.microsoft" "ReduceSumInteger" [Activation] Shape Quantize;
+    MatMulFpQ4 "com.microsoft" "MatMulFpQ4" [Activation, Weight] Shape Quantize;
+    QuantizeBFP "com.microsoft" "QuantizeBFP" [Activation] Shape Quantize;
+    DequantizeBFP "com.microsoft" "DequantizeBFP" [Activation, Shape, Shape] Shape Quantize;
     QLinearWhere "com.microsoft" "QLinearWhere" [Shape, Activation, Params, Params, Activation, Params, Params, Params, Params] Shape Quantize;
     MatMulNBits "com.microsoft" "MatMulNBits" [Activation, Weight, Params, Params, Shape, Bias] Shape Quantize;
     MatMulBnb4 "com.microsoft" "MatMulBnb4" [Activation, Weight, Params] Shape Quantize;

@@ -2,4 +2,4 @@
 
 mod qdq;
 
-pub use qdq::lower_qdq;
+pub use qdq::{lower_qdq, qdq_opset};

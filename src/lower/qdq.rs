@@ -37,6 +37,25 @@ pub fn lower_qdq(model: &mut Model) -> Result<Notes> {
     Ok(notes)
 }
 
+/// The lowest opset of ONNX's own domain in which every quantizer of the model can be written.
+pub fn qdq_opset(model: &Model) -> Result<i64> {
+    graph_opset(&model.graph, &model.quantizers)
+}
+
+fn graph_opset(g: &Graph, table: &Table) -> Result<i64> {
+    let mut need = 0;
+    for (_, node) in g.nodes() {
+        for (_, body) in node.bodies() {
+            need = need.max(graph_opset(body, table)?);
+        }
+        let Some(id) = node.quantizer() else { continue };
+        let quantizer = &table[table.root(id)];
+        let constant = node.input(0).is_none_or(|v| g.constant(v).is_some());
+        need = need.max(spelling::qdq_opset(&quantizer.scheme, constant).map_err(Error::failed).at(|| &quantizer.name)?);
+    }
+    Ok(need)
+}
+
 /// The lowest opset and IR version that hold everything written so far.
 struct Need {
     opset: i64,

@@ -19,12 +19,13 @@ mod types;
 mod wire;
 mod write;
 
-pub use hash::sha256_file;
+pub use hash::{sha256, sha256_file};
 pub use opset::raise_opset;
 pub use write::{WriteOptions, write};
 
 use crate::error::{At, Error, Result};
 use crate::graph::Model;
+use crate::tensor::Tensor;
 use bytes::Bytes;
 use prost::Message;
 use std::path::Path;
@@ -82,6 +83,17 @@ pub fn unknown_fields(path: &Path) -> Result<Vec<String>> {
 pub fn producer(model: &Model) -> Result<String> {
     let rest: proto::ModelProto = rest::unpack_rest(&model.extra)?;
     Ok(format!("{} {}", rest.producer_name(), rest.producer_version()).trim().to_string())
+}
+
+/// One tensor of a test set (`input_0.pb`), with its name.
+pub fn read_tensor(path: &Path) -> Result<(String, Tensor)> {
+    let bytes = open(path)?;
+    let read = || {
+        let mut message = proto::TensorProto::decode(bytes).map_err(|e| Error::usage(format!("it is not a tensor ({e}); write it with onnx.numpy_helper")))?;
+        let name = message.name.take().unwrap_or_default();
+        Ok((name, tensor::import(message, &mut external::Files::of(path.parent()))?.tensor))
+    };
+    read().at(|| path.display())
 }
 
 fn message(bytes: Bytes) -> Result<proto::ModelProto> {

@@ -4,7 +4,7 @@ use super::external::Files;
 use super::proto::*;
 use super::{import, rest};
 use crate::error::Result;
-use crate::graph::Model;
+use crate::graph::{Model, Op};
 
 pub fn text(t: &str) -> Option<String> {
     Some(t.to_string())
@@ -46,7 +46,7 @@ pub fn model(graph: GraphProto) -> ModelProto {
 
 /// y = x + w.
 pub fn add() -> ModelProto {
-    let mut g = graph(vec![node("Add", &["x", "w"], &["y"])]);
+    let mut g = graph(vec![node(Op::Add.spelling().1, &["x", "w"], &["y"])]);
     g.initializer.push(initializer("w", &[2, 3]));
     model(g)
 }

@@ -5,6 +5,8 @@ mod insert;
 mod kind;
 mod plan;
 mod sets;
+#[cfg(test)]
+mod tests;
 mod wishes;
 
 pub use kind::Kind;

@@ -250,7 +250,10 @@ impl Planner<'_> {
                 None => {
                     let name = g.value(v).name.clone();
                     let mut keys = self.wishes.value(v, base);
-                    if let Some(Some(first)) = fixed.get(&root).and_then(|f| f.first().filter(|k| f.iter().all(|x| x == *k))) {
+                    // Who asked for another width gets the range of the data in that width.
+                    if let Some(Some(first)) = fixed.get(&root).and_then(|f| f.first().filter(|k| f.iter().all(|x| x == *k)))
+                        && first.format == keys.format
+                    {
                         keys = self.wishes.fixed(v, base, first);
                     }
                     let scheme = keys.scheme(None).at(|| &name)?;

@@ -125,7 +125,11 @@ fn watch(model: &Model, how: &Calibrate, watched: &[(ValueId, QuantizerId)], dat
             let see = |(t, (v, q)): (&crate::tensor::Tensor, &(ValueId, QuantizerId))| -> Result<Seen> {
                 let x = t.to_f32()?;
                 if let Some(k) = x.iter().position(|v| v.is_nan()) {
-                    return Err(Error::failed(format!("sample {}: tensor {} is NaN at element {k} in the float model", samples[i], model.graph.value(*v).name)));
+                    return Err(Error::failed(format!(
+                        "sample {}: tensor {} is NaN at element {k} in the float model",
+                        samples[i],
+                        model.graph.value(*v).name
+                    )));
                 }
                 let scheme = &model.quantizers[*q].scheme;
                 if scheme.blocks.is_tensor() {

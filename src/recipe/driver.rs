@@ -1,16 +1,20 @@
 //! Carries a recipe out: read, run the steps in order, write, read back, judge, report.
 
-use super::{Args, Recipe, Sources};
-use crate::data::{self, DataSettings, Dataset, InputInfo};
+use super::output::{self, Pending, VERSION_KEY};
+use super::start::{self, Samples};
+use super::steps::{self, Work};
+use super::{Recipe, Sources, Step, resolve};
+use crate::data::{self, Dataset};
 use crate::error::{At, Error, Result};
-use crate::graph::{Dim, Flow, Model, Type};
+use crate::graph::Model;
+use crate::lift::lift;
+use crate::lower;
 use crate::note::{NoteKind, Notes};
-use crate::onnx::{self, ReadOptions, WriteOptions};
+use crate::onnx::{self, ReadOptions};
 use crate::pass::{Progress, State};
-use crate::place::{self, Decision, Rules};
-use crate::range::{self, Calibrate, Method};
-use crate::report::Report;
-use crate::{lower, round, transform};
+use crate::place::Decision;
+use crate::report::{self, Report};
+use crate::round;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -19,20 +23,20 @@ use std::time::Instant;
 pub struct Request {
     pub model: PathBuf,
     pub data: Option<String>,
+    pub validate_data: Option<String>,
+    pub labels: Option<PathBuf>,
     pub sources: Sources,
     /// Default: `MODEL.<recipe>.onnx` beside the model.
     pub output: Option<PathBuf>,
     /// Default: `OUT.report.json`.
     pub report: Option<PathBuf>,
-    pub labels: Option<PathBuf>,
-    pub validate_data: Option<String>,
     pub strict: bool,
     pub force: bool,
     pub keep_failed: bool,
-    pub dry_run: bool,
     pub drop_unknown: bool,
     pub stop_after: Option<String>,
     pub dump: Option<PathBuf>,
+    /// 0: one a core.
     pub threads: usize,
 }
 
@@ -41,48 +45,369 @@ pub struct Request {
 pub struct Outcome {
     pub report: Report,
     pub output: PathBuf,
+    pub report_path: PathBuf,
     /// Whether the model lies at `output`.
     pub written: bool,
     /// Why the result is below the recipe's gate; empty if it is not.
-    pub gate_failures: Vec<String>,
+    pub failures: Vec<String>,
 }
 
-/// The model on its way, and what its steps may use.
-pub struct Work<'a> {
-    pub recipe: &'a Recipe,
-    pub model: Model,
-    /// The float graph as it was before quantizers were placed.
-    pub prepared: Option<Model>,
-    pub data: Option<&'a Dataset>,
-    /// Samples of `data` to calibrate on.
-    pub calibration: &'a [usize],
-    pub threads: usize,
-    pub progress: &'a dyn Progress,
-    pub notes: Notes,
-    pub decisions: Vec<Decision>,
+/// A request, its recipe and its model: what `convert`, `plan` and `explain` begin with.
+struct Begun {
+    recipe: Recipe,
+    /// As read, with dimensions frozen as the recipe says.
+    source: Model,
+    samples: Option<Samples>,
+    threads: usize,
 }
 
-// ---- the steps: each looks its keys up and calls the room that knows how
-
-pub fn fold_constants(w: &mut Work, _: &Args) -> Result<()> {
-    w.notes.append(transform::fold_constants(&mut w.model)?);
-    Ok(())
-}
-
-pub fn fold_batch_norm(w: &mut Work, _: &Args) -> Result<()> {
-    w.notes.append(transform::fold_batch_norm(&mut w.model)?);
-    Ok(())
-}
-
-pub fn place(w: &mut Work, _: &Args) -> Result<()> {
-    if let Some((_, node)) = w.model.graph.nodes().find(|(_, n)| n.op.flow() == Flow::Quantize) {
-        return Err(Error::usage(format!("the model is quantized already (node {} is a {}): start from the float model", node.name, node.op_type)));
+fn begin(request: &Request, progress: &dyn Progress) -> Result<Begun> {
+    let recipe = resolve(&request.sources)?;
+    steps::check_order(&recipe.steps)?;
+    if request.drop_unknown {
+        for field in onnx::unknown_fields(&request.model)? {
+            progress.say(&format!("dropped from {}: {field}", request.model.display()));
+        }
     }
-    w.prepared = Some(w.model.clone());
-    let r = w.recipe;
-    let rules = Rules { profile: &r.target, weights: r.weights.as_ref(), activations: r.activations.as_ref(), bias: &r.bias, overrides: &r.overrides };
-    let (notes, decisions) = place::place(&mut w.model, &rules)?;
-    w.notes.append(notes);
-    w.decisions = decisions;
-    Ok(())
+    let mut source = onnx::read(&request.model, &ReadOptions { drop_unknown: request.drop_unknown })?;
+    start::fix_dims(&mut source, &recipe).at(|| request.model.display())?;
+    let samples = match (&request.data, &request.validate_data) {
+        (Some(data), validate) => Some(start::open_samples(&source, &recipe, data, validate.as_deref())?),
+        (None, Some(_)) => return Err(Error::usage("--validate-data needs --data beside it: the samples that calibrate")),
+        (None, None) => None,
+    };
+    Ok(Begun { recipe, source, samples, threads: threads(request.threads) })
+}
+
+/// Threads asked for; one a core where nobody asks.
+pub fn threads(asked: usize) -> usize {
+    if asked > 0 { asked } else { std::thread::available_parallelism().map_or(1, |n| n.get()) }
+}
+
+/// Converts as asked. The outputs are complete where this succeeds, or where `failures` says that only the gate was missed.
+pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
+    let started = Instant::now();
+    let Begun { recipe, source, samples, threads } = begin(request, progress)?;
+    let output = request.output.clone().unwrap_or_else(|| request.model.with_extension(format!("{}.onnx", recipe.name)));
+    let report_path = request.report.clone().unwrap_or_else(|| output.with_extension("report.json"));
+    output::check_destination(&output, &request.model, request.force)?;
+    if let Some(dir) = &request.dump {
+        std::fs::create_dir_all(dir).map_err(|e| Error::usage(format!("--dump {}: {e}", dir.display())))?;
+    }
+    let labels = match (&request.labels, &samples) {
+        (None, _) => None,
+        (Some(path), Some(s)) => Some(data::labels(path, s.judges())?),
+        (Some(_), None) => return Err(Error::usage("--labels needs --data beside it: the samples that the labels are of")),
+    };
+    if let Some(name) = &request.stop_after
+        && !recipe.steps.iter().any(|s| s.name == *name || s.id.as_deref() == Some(name))
+    {
+        let known: Vec<&str> = recipe.steps.iter().map(|s| s.name).collect();
+        return Err(Error::usage(format!("--stop-after {name}: the recipe has no such step; its steps are {}", known.join(", "))));
+    }
+    opening(&recipe, request, samples.as_ref(), threads).iter().for_each(|line| progress.say(line));
+
+    // The float reference: the file as it is, or, if it is quantized, what it computes.
+    let mut reference = source.clone();
+    let lifted = lift(&mut reference).at(|| request.model.display());
+    if let (Some(s), Ok(_)) = (&samples, &lifted) {
+        start::check_engine(&reference, s).at(|| request.model.display())?;
+    }
+
+    let calibration = samples.as_ref().map_or(&[][..], |s| &s.calibration);
+    let mut work = Work {
+        recipe: &recipe,
+        model: source.clone(),
+        state: State::Float,
+        prepared: None,
+        data: samples.as_ref().map(|s| &s.data),
+        calibration,
+        threads,
+        progress,
+        notes: Vec::new(),
+        decisions: Vec::new(),
+    };
+    let mut measured = Vec::new();
+    for (i, step) in recipe.steps.iter().enumerate() {
+        let begun = Instant::now();
+        work.step(step)?;
+        measured.push(report::StepRow::new(step.name, begun.elapsed()));
+        if work.state == State::Placed && work.model.quantizers.is_empty() {
+            progress.say("nothing in this model can be quantized under this recipe; it is written unchanged");
+            work.model = source.clone();
+            work.prepared = None;
+            break;
+        }
+        if let Some(dir) = &request.dump {
+            let path = dir.join(format!("{:02}-{}.onnx", i + 1, step.id.as_deref().unwrap_or(step.name)));
+            Pending::write(&as_written(&work.model, work.state)?, &path)?.publish()?;
+        }
+        if request.stop_after.as_deref().is_some_and(|name| step.name == name || step.id.as_deref() == Some(name)) {
+            work.model = as_written(&work.model, work.state)?;
+            break;
+        }
+    }
+    let Work { mut model, prepared, notes, .. } = work;
+    let notes = notes.into_iter().fold(Notes::default(), |mut all, n| {
+        all.append(n);
+        all
+    });
+    if request.strict
+        && let Some(note) = notes.list().iter().find(|n| n.kind == NoteKind::FellBack)
+    {
+        return Err(Error::failed(format!("--strict: {note}")));
+    }
+
+    let hash = onnx::sha256_file(&request.model)?;
+    if !recipe.steps.is_empty() {
+        set_metadata(&mut model, VERSION_KEY, env!("CARGO_PKG_VERSION"));
+        set_metadata(&mut model, "requant.input_sha256", &hash);
+        set_metadata(&mut model, "requant.recipe", &recipe.name);
+        set_metadata(&mut model, "requant.recipe_sha256", &onnx::sha256(recipe.resolved.as_bytes()));
+    }
+    let pending = Pending::write(&model, &output)?;
+    drop(model);
+
+    let written = onnx::read(&pending.model(), &ReadOptions::default()).at(|| "the written model cannot be read back")?;
+    let judged = Judged { reference: &reference, lifted: lifted.map(drop), prepared: prepared.as_ref(), written: &written, labels: labels.as_deref(), threads };
+    let mut report = Report::new(env!("CARGO_PKG_VERSION"));
+    report.input = report::FileRow { path: request.model.display().to_string(), sha256: hash, bytes: file_size(&request.model), data_bytes: 0 };
+    report.output = report::FileRow {
+        path: output.display().to_string(),
+        sha256: onnx::sha256_file(&pending.model())?,
+        bytes: pending.sizes().0,
+        data_bytes: pending.sizes().1,
+    };
+    report.recipe = report::RecipeRow { name: recipe.name.clone(), resolved: recipe.resolved.clone(), origins: recipe.origins.clone() };
+    report.target = recipe.target.name.clone();
+    report.seed = recipe.seed;
+    report.threads = threads;
+    report.data = match &samples {
+        Some(s) => Some(data_row(request, s)?),
+        None => None,
+    };
+    report.add_notes(&notes);
+    report.coverage = report::coverage(&written);
+    judged.judge(samples.as_ref(), &mut report, progress)?;
+    report.steps = measured;
+    report.seconds = started.elapsed().as_secs_f64();
+
+    let failures = if report.is_random() { Vec::new() } else { report.failures(&recipe.gate) };
+    let keep = failures.is_empty() || request.keep_failed;
+    drop(written);
+    if keep {
+        pending.publish()?;
+    } else {
+        drop(pending);
+    }
+    output::write_text(&report_path, &report.to_json()?)?;
+    Ok(Outcome { report, output, report_path, written: keep, failures })
+}
+
+/// What judging reads.
+struct Judged<'a> {
+    reference: &'a Model,
+    /// Whether the engine can run the input file.
+    lifted: Result<()>,
+    prepared: Option<&'a Model>,
+    written: &'a Model,
+    labels: Option<&'a [i64]>,
+    threads: usize,
+}
+
+/// Samples on which every node is measured.
+const NODE_SAMPLES: usize = 16;
+
+impl Judged<'_> {
+    /// Runs the input file and the written one over the samples that judge. What cannot be run is said: the result is then unvalidated.
+    fn judge(self, samples: Option<&Samples>, report: &mut Report, progress: &dyn Progress) -> Result<()> {
+        let mut lifted = self.written.clone();
+        match (lift(&mut lifted), &self.lifted) {
+            (Ok(_), _) => report.add_quantizers(&lifted),
+            // What the input had and nobody understands is there still.
+            (Err(_), Err(_)) => {}
+            (Err(e), Ok(())) => return Err(Error::failed(e)).at(|| "the written model"),
+        }
+        report.unvalidated_because = match (&samples, self.lifted) {
+            (None, _) => Some("no data was given".to_string()),
+            (_, Err(e)) => Some(e.to_string()),
+            _ => None,
+        };
+        let (Some(samples), None) = (samples, &report.unvalidated_because) else { return Ok(()) };
+        let (data, which) = (samples.judges(), &samples.validation[..]);
+        report.outputs = report::compare(self.reference, &lifted, data, which, self.labels, self.threads, progress)?;
+        if let Some(prepared) = self.prepared {
+            let few = &which[..which.len().min(NODE_SAMPLES)];
+            report.nodes = report::node_errors(prepared, &lifted, data, few, self.threads, progress)?;
+        }
+        report.validated = true;
+        Ok(())
+    }
+}
+
+/// The model in ONNX's own ops, wherever it is on its way: quantizers that have no scale yet are left out, weights without codes get the nearest.
+fn as_written(model: &Model, state: State) -> Result<Model> {
+    let mut model = model.clone();
+    match state {
+        State::Float | State::Lowered => {}
+        State::Placed => remove_fake_quants(&mut model),
+        State::Fitted | State::Rounded => {
+            round::round_nearest(&mut model)?;
+            let need = lower::qdq_opset(&model)?;
+            onnx::raise_opset(&mut model, need)?;
+            lower::lower_qdq(&mut model)?;
+        }
+    }
+    Ok(model)
+}
+
+fn remove_fake_quants(model: &mut Model) {
+    let g = &mut model.graph;
+    for id in g.order().to_vec() {
+        if g.node(id).quantizer().is_none() {
+            continue;
+        }
+        let (Some(x), Some(y)) = (g.node(id).input(0), g.node(id).output(0)) else { continue };
+        g.remove_node(id);
+        if g.is_output(y) {
+            let (producer, slot) = g.value(x).producer().expect("an output is quantized behind the node that makes it");
+            g.replace_uses(x, y);
+            g.set_output(producer, slot as usize, y);
+            g.remove_value(x);
+        } else {
+            g.replace_uses(y, x);
+            g.remove_value(y);
+        }
+    }
+    model.quantizers = Default::default();
+}
+
+fn set_metadata(model: &mut Model, key: &str, value: &str) {
+    match model.metadata.iter_mut().find(|(k, _)| k == key) {
+        Some((_, v)) => *v = value.to_string(),
+        None => model.metadata.push((key.to_string(), value.to_string())),
+    }
+}
+
+fn file_size(path: &Path) -> u64 {
+    path.metadata().map_or(0, |m| m.len())
+}
+
+fn data_row(request: &Request, s: &Samples) -> Result<report::DataRow> {
+    let names = |d: &Dataset, which: &[usize]| which.iter().map(|i| d.name(*i)).collect();
+    Ok(report::DataRow {
+        path: request.data.clone().unwrap_or_default(),
+        sha256: s.data.sha256()?,
+        validate_path: request.validate_data.clone(),
+        validate_sha256: s.judging.as_ref().map(Dataset::sha256).transpose()?,
+        random: s.is_random(),
+        calibration: names(&s.data, &s.calibration),
+        validation: names(s.judges(), &s.validation),
+        remarks: s.remarks.clone(),
+    })
+}
+
+/// The lines with which a run opens: target, formats, methods and samples, and where each came from.
+fn opening(recipe: &Recipe, request: &Request, samples: Option<&Samples>, threads: usize) -> Vec<String> {
+    let from = |prefix: &str| {
+        let dotted = format!("{prefix}.");
+        let list: Vec<String> = recipe
+            .origins
+            .iter()
+            .filter(|o| o.key == prefix || o.key.starts_with(&dotted))
+            .map(|o| match o.key.strip_prefix(&dotted) {
+                Some(short) => format!("{short} {} ({})", o.value, o.from),
+                None => format!("{} ({})", o.value, o.from),
+            })
+            .collect();
+        list.join(", ")
+    };
+    let mut lines = vec![format!("target       {}", from("target")), format!("recipe       {}", recipe.name)];
+    for (title, key) in [("weights      ", "weights"), ("activations  ", "activations"), ("bias         ", "bias")] {
+        lines.push(format!("{title}{}", from(key)));
+    }
+    let step = |s: &Step| match s.args.show() {
+        keys if keys.is_empty() => s.name.to_string(),
+        keys => format!("{} ({keys})", s.name),
+    };
+    let list: Vec<String> = recipe.steps.iter().map(step).collect();
+    lines.push(format!("steps        {}", if list.is_empty() { "none: the model is written back as it was".to_string() } else { list.join(", ") }));
+    match samples {
+        None => lines.push("samples      none: the result is not validated".to_string()),
+        Some(s) => {
+            let judge = request.validate_data.as_deref().map_or(String::new(), |p| format!(" of {p}"));
+            let data = request.data.as_deref().unwrap_or_default();
+            lines.push(format!("samples      {} of {data} calibrate, {}{judge} judge; {threads} threads", s.calibration.len(), s.validation.len()));
+            lines.extend(s.remarks.iter().map(|r| format!("             {r}")));
+        }
+    }
+    lines
+}
+
+/// Everything that would be decided, without data and without writing: the decisions, and the model as it is when quantizers stand.
+fn decide(begun: &Begun, progress: &dyn Progress) -> Result<(Vec<Decision>, Model)> {
+    let mut work = Work {
+        recipe: &begun.recipe,
+        model: begun.source.clone(),
+        state: State::Float,
+        prepared: None,
+        data: None,
+        calibration: &[],
+        threads: begun.threads,
+        progress,
+        notes: Vec::new(),
+        decisions: Vec::new(),
+    };
+    for step in &begun.recipe.steps {
+        work.step(step)?;
+        if work.state == State::Placed {
+            break;
+        }
+    }
+    Ok((work.decisions, work.prepared.unwrap_or(work.model)))
+}
+
+/// `--dry-run`: the resolved recipe, the plan node by node, and an estimate of time and memory.
+pub fn dry_run(request: &Request, progress: &dyn Progress) -> Result<String> {
+    let begun = begin(request, progress)?;
+    let (decisions, prepared) = decide(&begun, progress)?;
+    let mut page = format!("# recipe, resolved\n{}\n# plan\n", begun.recipe.resolved);
+    for d in &decisions {
+        page += &format!("{}: {} ({})\n", d.node, d.what, d.rule);
+    }
+    if decisions.is_empty() {
+        page += "no quantizers are placed\n";
+    }
+    page += "\n# estimate\n";
+    page += &match &begun.samples {
+        Some(samples) => super::estimate::estimate(&prepared, samples, begun.threads)?,
+        None => "no data was given, so nothing was timed\n".to_string(),
+    };
+    Ok(page)
+}
+
+/// Every decision about the nodes that `pattern` matches, by their own names or those of tensors they make.
+pub fn explain(request: &Request, pattern: &str, progress: &dyn Progress) -> Result<Vec<Decision>> {
+    let begun = begin(request, progress)?;
+    let (decisions, prepared) = decide(&begun, progress)?;
+    let g = &prepared.graph;
+    let by_tensor = g.find_value(pattern).and_then(|v| g.value(v).producer()).map(|(n, _)| g.node(n).name.clone());
+    let select = crate::target::Select { nodes: Some(pattern.to_string()), ..Default::default() };
+    let mut names: Vec<String> = select.nodes(&prepared)?.into_iter().map(|n| g.node(n).name.clone()).collect();
+    names.extend(by_tensor);
+    names.push(pattern.to_string());
+    let found: Vec<Decision> = decisions.iter().filter(|d| names.contains(&d.node)).cloned().collect();
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    if begun.source.graph.nodes().any(|(_, n)| n.name == pattern) {
+        return Ok(vec![Decision {
+            node: pattern.to_string(),
+            what: "is no longer there when quantizers are placed".into(),
+            rule: "a step before `place` folded it into its neighbours or into a constant".into(),
+        }]);
+    }
+    let near = g.nodes().map(|(_, n)| (strsim::jaro_winkler(&n.name, pattern), n.name.as_str())).max_by(|a, b| a.0.total_cmp(&b.0));
+    let hint = near.map_or(String::new(), |(_, n)| format!("; the nearest name is {n}"));
+    Err(Error::usage(format!("{}: no node is called {pattern}{hint}", request.model.display())))
 }

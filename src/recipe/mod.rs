@@ -1,1 +1,117 @@
-//! (being written)
+//! Recipes: YAML text → checked and merged layers → steps, and the driver that carries them out.
+
+mod configs;
+mod diff;
+mod driver;
+mod estimate;
+mod output;
+mod parse;
+mod read;
+mod resolve;
+mod schema;
+mod set;
+mod shape;
+mod start;
+mod steps;
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub use configs::{recipe_text, recipes, target_text, targets};
+pub use diff::{DiffRequest, diff};
+pub use driver::{Outcome, Request, convert, dry_run, explain};
+pub use output::write_text;
+pub use resolve::{profile, resolve};
+pub use schema::schema;
+pub use table::{STEPS, StepRow, step_keys};
+
+use crate::data::Fill;
+use crate::target::{Override, Profile, SchemeKeys};
+use shape::Tree;
+use std::collections::BTreeMap;
+
+/// Where a recipe comes from.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// A shipped recipe's name, or a path; `None`: the target's own.
+    pub recipe: Option<String>,
+    pub target: Option<String>,
+    /// `--set KEY=VALUE`, in order.
+    pub set: Vec<String>,
+    pub exclude: Vec<String>,
+    /// `--fix-dim NAME=N`.
+    pub fix_dims: Vec<String>,
+    pub seed: Option<u64>,
+}
+
+/// A recipe, every layer merged.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recipe {
+    pub name: String,
+    pub target: Profile,
+    /// `None`: weights stay float.
+    pub weights: Option<SchemeKeys>,
+    /// `None`: only weights are quantized.
+    pub activations: Option<SchemeKeys>,
+    pub bias: SchemeKeys,
+    pub inputs: BTreeMap<String, InputRecipe>,
+    pub fix_dims: BTreeMap<String, usize>,
+    pub data: DataRecipe,
+    /// Bytes that statistics and caches may take.
+    pub memory: u64,
+    pub steps: Vec<Step>,
+    pub overrides: Vec<Override>,
+    pub gate: Gate,
+    pub seed: u64,
+    pub origins: Vec<Origin>,
+    /// The merged recipe as YAML.
+    pub resolved: String,
+}
+
+/// `inputs.X`
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct InputRecipe {
+    pub shape: Option<Vec<usize>>,
+    pub fix: bool,
+    pub from: Option<String>,
+    pub fill: Option<Fill>,
+}
+
+/// `data:`
+#[derive(Debug, Clone, PartialEq)]
+pub struct DataRecipe {
+    pub samples: usize,
+    pub validate: Option<usize>,
+    pub shuffle: bool,
+}
+
+pub use crate::report::{Gate, Origin};
+
+/// One entry of `steps`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    pub name: &'static str,
+    pub id: Option<String>,
+    pub args: Args,
+    /// For complaints.
+    pub origin: String,
+}
+
+/// A step's keys, nested ones dotted: `activations.method`.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Args(BTreeMap<String, Tree>);
+
+impl Args {
+    pub fn text(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.text()
+    }
+
+    pub fn number(&self, key: &str) -> Option<f64> {
+        self.0.get(key)?.number()
+    }
+
+    /// `activations.method minmax, weights.method minmax`, for people.
+    pub fn show(&self) -> String {
+        self.0.iter().map(|(k, v)| format!("{k} {}", v.show())).collect::<Vec<_>>().join(", ")
+    }
+}

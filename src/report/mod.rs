@@ -1,1 +1,328 @@
-//! (being written)
+//! What a conversion cost: metrics, coverage, what each node lost, and the pages that say so. Every figure was measured on the file as written.
+
+mod compare;
+mod coverage;
+mod diff;
+mod metrics;
+mod nodes;
+mod page;
+
+pub use compare::{Accuracy, OutputRow, compare};
+pub use coverage::{Coverage, coverage};
+pub use diff::{Diff, diff};
+pub use metrics::{Db, Sums};
+pub use nodes::{NodeRow, node_errors};
+
+use crate::error::{Error, Result};
+use crate::graph::Model;
+use crate::note::{Note, NoteKind, Notes};
+use crate::quant::Zeros;
+use serde::Serialize;
+use std::time::Duration;
+
+/// `report.json`; each key is explained in docs/report.md.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub schema_version: u32,
+    pub requant_version: String,
+    pub input: FileRow,
+    pub output: FileRow,
+    pub recipe: RecipeRow,
+    pub target: String,
+    pub data: Option<DataRow>,
+    pub seed: u64,
+    pub threads: usize,
+    /// Whether the written file ran beside the input.
+    pub validated: bool,
+    pub unvalidated_because: Option<String>,
+    pub outputs: Vec<OutputRow>,
+    pub coverage: Coverage,
+    /// Worst first.
+    pub nodes: Vec<NodeRow>,
+    pub quantizers: Vec<QuantizerRow>,
+    pub declined: usize,
+    pub fell_back: usize,
+    pub notes: Vec<Note>,
+    pub steps: Vec<StepRow>,
+    pub seconds: f64,
+}
+
+/// A model file.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct FileRow {
+    pub path: String,
+    pub sha256: String,
+    pub bytes: u64,
+    /// Of its external data.
+    pub data_bytes: u64,
+}
+
+/// The recipe that was carried out.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct RecipeRow {
+    pub name: String,
+    /// YAML, every layer merged.
+    pub resolved: String,
+    pub origins: Vec<Origin>,
+}
+
+/// Where a value of the resolved recipe came from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Origin {
+    pub key: String,
+    pub value: String,
+    pub from: String,
+}
+
+/// The samples.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct DataRow {
+    pub path: String,
+    pub sha256: String,
+    pub validate_path: Option<String>,
+    pub validate_sha256: Option<String>,
+    /// Made up: no figure means anything.
+    pub random: bool,
+    pub calibration: Vec<String>,
+    pub validation: Vec<String>,
+    pub remarks: Vec<String>,
+}
+
+/// One quantizer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct QuantizerRow {
+    pub name: String,
+    pub scheme: String,
+    /// The first scales, at most 16.
+    pub scale: Vec<f32>,
+    pub scales: usize,
+    pub scale_min: f32,
+    pub scale_max: f32,
+    /// The first zero points, at most 16; empty: none.
+    pub zero_point: Vec<f32>,
+    pub origin: String,
+}
+
+/// One step that was carried out.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepRow {
+    pub step: String,
+    pub seconds: f64,
+    /// Highest resident memory of the process so far, in bytes; where the system tells.
+    pub peak_bytes: Option<u64>,
+}
+
+/// `gate:` of a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Gate {
+    pub sqnr_db: Option<f64>,
+    pub cosine: Option<f64>,
+    pub agreement: Option<f64>,
+    pub coverage: Option<f64>,
+    pub top1_drop: Option<f64>,
+}
+
+impl Origin {
+    pub fn new(key: &str, value: &str, from: &str) -> Self {
+        Origin { key: key.into(), value: value.into(), from: from.into() }
+    }
+}
+
+impl StepRow {
+    pub fn new(step: &str, time: Duration) -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let kib = status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<u64>().ok());
+        StepRow { step: step.into(), seconds: time.as_secs_f64(), peak_bytes: kib.map(|k| k * 1024) }
+    }
+}
+
+impl Report {
+    pub fn new(version: &str) -> Self {
+        Report {
+            schema_version: 1,
+            requant_version: version.into(),
+            input: FileRow::default(),
+            output: FileRow::default(),
+            recipe: RecipeRow::default(),
+            target: String::new(),
+            data: None,
+            seed: 0,
+            threads: 1,
+            validated: false,
+            unvalidated_because: None,
+            outputs: Vec::new(),
+            coverage: Coverage::default(),
+            nodes: Vec::new(),
+            quantizers: Vec::new(),
+            declined: 0,
+            fell_back: 0,
+            notes: Vec::new(),
+            steps: Vec::new(),
+            seconds: 0.0,
+        }
+    }
+
+    /// Whether the samples were made up.
+    pub fn is_random(&self) -> bool {
+        self.data.as_ref().is_some_and(|d| d.random)
+    }
+
+    pub fn add_notes(&mut self, notes: &Notes) {
+        self.notes.extend(notes.list().iter().cloned());
+        self.declined = self.notes.iter().filter(|n| n.kind == NoteKind::Declined).count();
+        self.fell_back = self.notes.iter().filter(|n| n.kind == NoteKind::FellBack).count();
+    }
+
+    /// Rows of a lifted model's quantizers.
+    pub fn add_quantizers(&mut self, model: &Model) {
+        let t = &model.quantizers;
+        for id in t.ids() {
+            let q = &t[id];
+            let Some(p) = &t[t.root(id)].params else { continue };
+            let zero_point = match &p.zero {
+                Zeros::None => vec![],
+                Zeros::Integer(z) => z.iter().take(16).map(|z| *z as f32).collect(),
+                Zeros::Real(z) => z.iter().take(16).copied().collect(),
+            };
+            self.quantizers.push(QuantizerRow {
+                name: q.name.clone(),
+                scheme: q.scheme.to_string(),
+                scale: p.scale.iter().take(16).copied().collect(),
+                scales: p.scale.len(),
+                scale_min: p.scale.iter().copied().fold(f32::INFINITY, f32::min),
+                scale_max: p.scale.iter().copied().fold(0.0, f32::max),
+                zero_point,
+                origin: p.to_string().rsplit(", ").next().unwrap_or_default().to_string(),
+            });
+        }
+    }
+
+    /// Why the result is below the gate: one text a key that was missed.
+    pub fn failures(&self, gate: &Gate) -> Vec<String> {
+        let mut failures = Vec::new();
+        let mut judge = |what: &str, limit: Option<f64>, values: Vec<(&str, f64)>, least: bool| {
+            let Some(limit) = limit else { return };
+            match values.into_iter().reduce(|a, b| if (b.1 < a.1) == least { b } else { a }) {
+                Some((name, value)) if if least { value < limit } else { value > limit } || value.is_nan() => {
+                    failures.push(format!("{what} of {name} is {value:.4}, the gate wants {limit}"))
+                }
+                Some(_) => {}
+                None => failures.push(format!("{what} was not measured, and the gate wants {limit}")),
+            }
+        };
+        let each = |f: &dyn Fn(&OutputRow) -> Option<f64>| self.outputs.iter().filter_map(|o| Some((o.name.as_str(), f(o)?))).collect::<Vec<_>>();
+        judge("sqnr_db", gate.sqnr_db, each(&|o| Some(o.sqnr_db.0)), true);
+        judge("cosine", gate.cosine, each(&|o| Some(o.cosine)), true);
+        judge("agreement", gate.agreement, each(&|o| o.agreement), true);
+        judge("coverage", gate.coverage, vec![("the written file", self.coverage.cov8)], true);
+        judge("top1_drop", gate.top1_drop, each(&|o| o.accuracy.map(|a| a.reference - a.converted)), false);
+        failures
+    }
+
+    /// All of it as JSON.
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string_pretty(self).map(|t| t + "\n").map_err(Error::failed)
+    }
+
+    /// Every remark, a line each.
+    pub fn remarks(&self) -> Vec<String> {
+        self.notes.iter().map(Note::to_string).collect()
+    }
+
+    /// The page for people: at most 100 columns.
+    pub fn page(&self) -> String {
+        page::report(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+    use std::collections::BTreeSet;
+
+    fn full() -> Report {
+        let mut r = Report::new("0");
+        r.data = Some(DataRow::default());
+        r.recipe.origins.push(Origin::new("a", "b", "c"));
+        let accuracy = Some(Accuracy { reference: 0.9, converted: 0.8 });
+        let output = OutputRow {
+            name: "y".into(),
+            sqnr_db: Db(20.0),
+            cosine: 0.99,
+            largest_error: 1.0,
+            mean_error: 0.0,
+            nan: 0,
+            agreement: Some(0.95),
+            accuracy,
+            equal: None,
+            samples: 4,
+        };
+        r.outputs.push(output);
+        let node = NodeRow {
+            name: "n".into(),
+            op: "o".into(),
+            output: "y".into(),
+            sqnr_db: Db(20.0),
+            own_sqnr_db: None,
+            clipped: None,
+            dead_codes: None,
+            scheme: None,
+        };
+        r.nodes.push(node);
+        let mut notes = Notes::of("place");
+        notes.declined("n", "why");
+        notes.fell_back("m", "why");
+        r.add_notes(&notes);
+        let mut m = Model::default();
+        let q = m.quantizers.add("x", crate::quant::Scheme::int(8, false));
+        m.quantizers[q].params = Some(crate::quant::Params::tensor(0.5, Some(3)));
+        r.add_quantizers(&m);
+        r.steps.push(StepRow::new("place", Duration::from_millis(5)));
+        r
+    }
+
+    fn keys(v: &Value, found: &mut BTreeSet<String>) {
+        match v {
+            Value::Object(m) => m.iter().for_each(|(k, v)| {
+                found.insert(k.clone());
+                keys(v, found);
+            }),
+            Value::Array(l) => l.iter().for_each(|v| keys(v, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_key_is_explained() {
+        let docs = std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/report.md")).unwrap();
+        let mut found = BTreeSet::new();
+        keys(&serde_json::from_str(&full().to_json().unwrap()).unwrap(), &mut found);
+        assert!(found.len() > 60);
+        let missing: Vec<&String> = found.iter().filter(|k| !docs.contains(&format!("`{k}`"))).collect();
+        assert!(missing.is_empty(), "docs/report.md does not explain {missing:?}");
+    }
+
+    #[test]
+    fn remarks_and_quantizers_are_counted() {
+        let r = full();
+        assert_eq!((r.declined, r.fell_back), (1, 1));
+        let q = &r.quantizers[0];
+        assert_eq!((q.scale.as_slice(), q.zero_point.as_slice(), q.origin.as_str()), (&[0.5][..], &[3.0][..], "fitted"));
+        assert_eq!(r.remarks(), ["place: n: declined: why", "place: m: fell back: why"]);
+    }
+
+    #[test]
+    fn the_gate_names_what_was_missed() {
+        let r = full();
+        assert!(r.failures(&Gate::default()).is_empty());
+        let gate = Gate { sqnr_db: Some(25.0), cosine: Some(0.9), agreement: Some(0.96), coverage: Some(0.5), top1_drop: Some(0.05) };
+        let failures = r.failures(&gate);
+        assert_eq!(failures.len(), 4, "{failures:?}");
+        for (failure, word) in failures.iter().zip(["sqnr_db of y is 20", "agreement of y", "coverage", "top1_drop of y is 0.1"]) {
+            assert!(failure.contains(word), "{failure}");
+        }
+        let unmeasured = Report::new("0").failures(&Gate { sqnr_db: Some(1.0), ..Gate::default() });
+        assert!(unmeasured[0].contains("was not measured"), "{unmeasured:?}");
+    }
+}

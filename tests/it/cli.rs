@@ -1,5 +1,6 @@
 //! The program as users meet it: bad input gets one sentence and the right exit code, and leaves nothing behind.
 
+mod convert;
 mod models;
 mod program;
 

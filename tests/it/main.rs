@@ -3,8 +3,12 @@
 
 mod architecture;
 mod cli;
+mod data;
 mod day_one;
 mod dependencies;
+mod engine;
+mod lift;
+mod models;
 mod onnx;
 mod python;
 mod quant;

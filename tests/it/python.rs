@@ -3,6 +3,11 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+/// The interpreter.
+pub fn interpreter() -> PathBuf {
+    std::env::var_os("REQUANT_PYTHON").map(PathBuf::from).unwrap_or_else(|| crate::repository(".venv/bin/python"))
+}
+
 /// What `tests/python/<script>` prints when it is run with `args`, from the repository's root.
 ///
 /// # Panics
@@ -10,7 +15,7 @@ use std::process::{Command, Stdio};
 #[allow(dead_code)]
 pub fn run(script: &str, args: &[&str]) -> String {
     let root = crate::repository("");
-    let python = std::env::var_os("REQUANT_PYTHON").map(PathBuf::from).unwrap_or_else(|| root.join(".venv/bin/python"));
+    let python = interpreter();
     let output = Command::new(&python)
         .arg(root.join("tests/python").join(script))
         .args(args)

@@ -1,6 +1,7 @@
 //! Types, shapes and constants of every value, found together in one walk: a shape that is known makes the ops that read it constants,
 //! and a constant that is known makes the shapes that depend on it.
 
+mod computed;
 mod partial;
 mod rules;
 mod windows;
@@ -146,7 +147,8 @@ fn infer_graph(g: &Graph, fixed: &InputShapes, declared: bool, outer: &BTreeMap<
             let fact = facts.next().unwrap_or_default();
             if let Some(v) = v {
                 let ty = &g.value(*v).ty;
-                let fact = match declared {
+                // What a node makes out of nothing (FakeQuant of stored codes) has the shape it is declared to have.
+                let fact = match declared || node.op == Op::FakeQuant && node.input(0).is_none() {
                     true => fact.or_declared(ty),
                     // Types do not depend on shapes.
                     false => Fact { dtype: fact.dtype.or(g.value(*v).dtype()), ..fact },

@@ -1,0 +1,227 @@
+//! Small graphs, run: FakeQuant under changing tables, weights, segments, and what is refused.
+
+use super::*;
+use crate::graph::{AttrValue, Dim, Graph, InputShapes, Model, Node, Op, Type, ValueId};
+use crate::quant::{self, Blocks, Params, QuantizerId, Scheme};
+use crate::tensor::{DType, Tensor};
+use std::collections::BTreeMap;
+
+struct Built {
+    m: Model,
+}
+
+impl Built {
+    fn new() -> Self {
+        Built { m: Model { opsets: vec![(String::new(), 13)], ..Model::default() } }
+    }
+
+    fn value(&mut self, name: &str, shape: &[usize]) -> ValueId {
+        let v = self.m.graph.add_value(name);
+        self.m.graph.value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(shape.iter().map(|d| Dim::Known(*d)).collect()) };
+        v
+    }
+
+    fn input(&mut self, name: &str, shape: &[usize]) -> ValueId {
+        let v = self.value(name, shape);
+        self.m.graph.inputs.push(v);
+        v
+    }
+
+    fn node(&mut self, node: Node, inputs: &[ValueId], out: &str, shape: &[usize]) -> ValueId {
+        let y = self.value(out, shape);
+        let inputs: Vec<_> = inputs.iter().copied().map(Some).collect();
+        self.m.graph.add_node(node, &inputs, &[Some(y)]);
+        y
+    }
+
+    fn quantizer(&mut self, scale: f32) -> QuantizerId {
+        let id = self.m.quantizers.add("q", Scheme::int(8, true));
+        self.m.quantizers[id].params = Some(Params::tensor(scale, None));
+        id
+    }
+
+    fn fake(&mut self, x: ValueId, scale: f32, out: &str, shape: &[usize]) -> (ValueId, QuantizerId) {
+        let q = self.quantizer(scale);
+        (self.node(Node::fake_quant(q, out), &[x], out, shape), q)
+    }
+}
+
+fn feed(name: &str, t: Tensor) -> BTreeMap<String, Tensor> {
+    BTreeMap::from([(name.to_string(), t)])
+}
+
+fn shapes(sample: &BTreeMap<String, Tensor>) -> InputShapes {
+    sample.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect()
+}
+
+fn numbers(n: usize) -> Vec<f32> {
+    (0..n).map(|i| ((i * 37) % 101) as f32 * 0.07 - 3.0).collect()
+}
+
+/// x[2,8] → FakeQuant → MatMul(FakeQuant(w[8,4])) → h → Softmax → FakeQuant → y
+fn net() -> (Model, [ValueId; 3], [QuantizerId; 3]) {
+    let mut b = Built::new();
+    let x = b.input("x", &[2, 8]);
+    let w = b.m.graph.add_constant("w", Tensor::of_f32(&[8, 4], numbers(32)));
+    let (xq, q0) = b.fake(x, 0.05, "xq", &[2, 8]);
+    let (wq, q1) = b.fake(w, 0.03, "wq", &[8, 4]);
+    b.m.quantizers[q1].scheme.blocks = Blocks::tensor();
+    let h = b.node(Node::new(Op::MatMul, "mm"), &[xq, wq], "h", &[2, 4]);
+    let s = b.node(Node::new(Op::Softmax, "sm").with("axis", 1i64), &[h], "s", &[2, 4]);
+    let (y, q2) = b.fake(s, 1.0 / 127.0, "y", &[2, 4]);
+    b.m.graph.outputs.push(y);
+    (b.m, [xq, h, y], [q0, q1, q2])
+}
+
+#[test]
+fn fake_quant_reads_the_table_at_each_run_and_is_the_quantizers_own_arithmetic() {
+    let (m, [xq, h, y], [q0, _, q2]) = net();
+    let sample = feed("x", Tensor::of_f32(&[2, 8], numbers(16)));
+    let runner = Runner::new(&m, &shapes(&sample), &[xq, h, y]).unwrap();
+    let mut state = runner.spawn();
+    let mut table = m.quantizers.clone();
+    for scale in [0.05, 0.5, 0.013] {
+        table[q0].params = Some(Params::tensor(scale, None));
+        let out = runner.run(&mut state, &sample, &table).unwrap();
+        let mut want = numbers(16);
+        quant::fake_quantize(&mut want, &[2, 8], &table[q0].scheme, table[q0].params.as_ref()).unwrap();
+        assert_eq!(&*out[0].to_f32().unwrap(), &want[..], "{scale}");
+        // Softmax between two quantizers: tract's own rewriting of Q and DQ gets this wrong.
+        let h = out[1].to_f32().unwrap();
+        let mut soft: Vec<f32> = h
+            .chunks(4)
+            .flat_map(|r| {
+                let e: Vec<f32> = r.iter().map(|v| v.exp()).collect();
+                let sum: f32 = e.iter().sum();
+                e.into_iter().map(move |v| v / sum)
+            })
+            .collect();
+        quant::fake_quantize(&mut soft, &[2, 4], &table[q2].scheme, table[q2].params.as_ref()).unwrap();
+        let found = out[2].to_f32().unwrap();
+        assert!(found.iter().zip(&soft).all(|(a, b)| (a - b).abs() <= 1.0001 / 127.0), "{found:?} {soft:?}");
+    }
+    table[q0].scheme = Scheme::int(4, true);
+    let coarse = runner.run(&mut state, &sample, &table).unwrap();
+    assert!(coarse[0].to_f32().unwrap().iter().all(|v| (v / 0.013).round().abs() <= 8.0), "another width needs no new plan");
+}
+
+#[test]
+fn weights_are_baked_or_follow_the_table() {
+    let (m, [_, h, _], [_, q1, _]) = net();
+    let sample = feed("x", Tensor::of_f32(&[2, 8], numbers(16)));
+    let mut table = m.quantizers.clone();
+    table[q1].params = Some(Params::tensor(0.3, None));
+    let baked = Runner::new(&m, &shapes(&sample), &[h]).unwrap();
+    let e = baked.run(&mut baked.spawn(), &sample, &table).unwrap_err().to_string();
+    assert!(e.contains("has changed since"), "{e}");
+    let live = Runner::with(&m, &shapes(&sample), &[h], RunnerOptions { live_weights: true, ..Default::default() }).unwrap();
+    let mut state = live.spawn();
+    let same = |a: &[Tensor], b: &[Tensor]| a[0].to_f32().unwrap().iter().zip(b[0].to_f32().unwrap().iter()).all(|(a, b)| (a - b).abs() < 1e-5);
+    let first = live.run(&mut state, &sample, &m.quantizers).unwrap();
+    assert!(same(&first, &baked.run(&mut baked.spawn(), &sample, &m.quantizers).unwrap()));
+    let second = live.run(&mut state, &sample, &table).unwrap();
+    assert!(!same(&first, &second));
+    let mut other = m.clone();
+    other.quantizers = table.clone();
+    let fresh = Runner::new(&other, &shapes(&sample), &[h]).unwrap();
+    assert!(same(&second, &fresh.run(&mut fresh.spawn(), &sample, &table).unwrap()));
+}
+
+#[test]
+fn float_passes_every_quantizer() {
+    let (m, [xq, ..], _) = net();
+    let sample = feed("x", Tensor::of_f32(&[2, 8], numbers(16)));
+    let r = Runner::with(&m, &shapes(&sample), &[xq], RunnerOptions { float: true, ..Default::default() }).unwrap();
+    assert_eq!(&*r.run(&mut r.spawn(), &sample, &Default::default()).unwrap()[0].to_f32().unwrap(), &numbers(16)[..]);
+}
+
+#[test]
+fn a_segment_from_cached_inputs_is_bit_for_bit_the_whole() {
+    let (m, [_, h, y], _) = net();
+    let sample = feed("x", Tensor::of_f32(&[2, 8], numbers(16)));
+    let whole = Runner::new(&m, &shapes(&sample), &[h, y]).unwrap();
+    let out = whole.run(&mut whole.spawn(), &sample, &m.quantizers).unwrap();
+    let given = [Given { value: h, dtype: DType::F32, shape: vec![2, 4] }];
+    let part = Runner::segment(&m, &given, &[y], RunnerOptions::default()).unwrap();
+    let again = part.run(&mut part.spawn(), &feed("h", out[0].clone()), &m.quantizers).unwrap();
+    assert!(again[0] == out[1]);
+    let s = m.graph.find_value("s").unwrap();
+    let wrong = [Given { value: s, dtype: DType::F32, shape: vec![2, 4] }];
+    let e = Runner::segment(&m, &wrong, &[h], RunnerOptions::default()).err().unwrap().to_string();
+    assert!(e.contains("needs x"), "{e}");
+}
+
+#[test]
+fn a_quantizer_inside_a_branch_runs() {
+    let mut b = Built::new();
+    let x = b.input("x", &[4]);
+    let q = b.quantizer(0.5);
+    let branch = |fake: bool| {
+        let mut g = Graph::default();
+        let (read, out) = (g.add_value("x"), g.add_value("out"));
+        g.value_mut(out).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(vec![Dim::Known(4)]) };
+        g.outputs.push(out);
+        let node = if fake { Node::fake_quant(q, "inner") } else { Node::new(Op::Neg, "neg") };
+        g.add_node(node, &[Some(read)], &[Some(out)]);
+        g
+    };
+    let c = b.m.graph.add_value("c");
+    b.m.graph.value_mut(c).ty = Type::Tensor { dtype: Some(DType::Bool), shape: Some(vec![]) };
+    b.m.graph.inputs.push(c);
+    let node = Node::new(Op::If, "if").with("then_branch", branch(true)).with("else_branch", branch(false));
+    let y = b.node(node, &[c], "y", &[4]);
+    b.m.graph.outputs.push(y);
+    let _ = x;
+    let run = |on: u8| {
+        let mut sample = feed("x", Tensor::of_f32(&[4], vec![0.3, 0.6, -0.9, 2.0]));
+        sample.insert("c".into(), Tensor::new(DType::Bool, vec![], vec![on].into()).unwrap());
+        let r = Runner::new(&b.m, &shapes(&sample), &[y]).unwrap();
+        r.run(&mut r.spawn(), &sample, &b.m.quantizers).unwrap()[0].to_f32().unwrap().into_owned()
+    };
+    assert_eq!(run(1), [0.5, 0.5, -1.0, 2.0]);
+    assert_eq!(run(0), [-0.3, -0.6, 0.9, -2.0]);
+}
+
+#[test]
+fn every_node_that_cannot_run_is_named_in_one_error() {
+    let mut b = Built::new();
+    let x = b.input("x", &[2, 2]);
+    let odd = b.node(Node::spelled("my.domain", "Dream", "dream"), &[x], "odd", &[2, 2]);
+    let far = b.node(Node::new(Op::Conv, "conv").with("colour", AttrValue::Int(3)), &[odd, x], "far", &[2, 2]);
+    let y = b.node(Node::new(Op::Relu, "fine"), &[far], "y", &[2, 2]);
+    b.m.graph.outputs.push(y);
+    let e = Runner::new(&b.m, &InputShapes::from([("x".to_string(), vec![2, 2])]), &[y]).err().unwrap();
+    assert_eq!(e.exit_code(), 1);
+    for word in ["2 of the model's nodes", "dream", "my.domain.Dream", "conv", "colour = 3"] {
+        assert!(e.to_string().contains(word), "{word}: {e}");
+    }
+}
+
+#[test]
+fn inputs_are_checked_and_a_state_outlives_an_error() {
+    let (m, [_, h, _], _) = net();
+    let sample = feed("x", Tensor::of_f32(&[2, 8], numbers(16)));
+    let r = Runner::new(&m, &shapes(&sample), &[h]).unwrap();
+    let mut state = r.spawn();
+    let wrong = |state: &mut State, s: BTreeMap<String, Tensor>, word: &str| {
+        let e = r.run(state, &s, &m.quantizers).unwrap_err().to_string();
+        assert!(e.contains(word), "{e}");
+    };
+    wrong(&mut state, BTreeMap::new(), "input x is not given");
+    wrong(&mut state, feed("x", Tensor::of_f32(&[1, 8], numbers(8))), "the plan was built for");
+    wrong(&mut state, feed("x", Tensor::of_i64(&[2, 8], vec![0; 16])), "float32[2, 8]");
+    r.run(&mut state, &sample, &m.quantizers).unwrap();
+}
+
+#[test]
+fn an_output_may_be_an_input_or_a_constant() {
+    let mut b = Built::new();
+    let x = b.input("x", &[2]);
+    let c = b.m.graph.add_constant("c", Tensor::of_f32(&[1], vec![5.0]));
+    let y = b.node(Node::new(Op::Add, "add"), &[x, c], "y", &[2]);
+    b.m.graph.outputs = vec![x, c, y];
+    let sample = feed("x", Tensor::of_f32(&[2], vec![1.0, 2.0]));
+    let r = Runner::new(&b.m, &shapes(&sample), &[y, x, c, y]).unwrap();
+    let out: Vec<Vec<f32>> = r.run(&mut r.spawn(), &sample, &Default::default()).unwrap().iter().map(|t| t.to_f32().unwrap().into_owned()).collect();
+    assert_eq!(out, [vec![6.0, 7.0], vec![1.0, 2.0], vec![5.0], vec![6.0, 7.0]]);
+}

@@ -1,0 +1,301 @@
+//! Small graphs under a small profile, and where quantizers stand in them.
+
+use super::{Rules, place};
+use crate::graph::{Dim, Graph, Model, Node, Op, Type, ValueId};
+use crate::note::NoteKind;
+use crate::quant::{Blocks, Origin, Scheme};
+use crate::target::{Fixed, Fuse, Granularity, Keep, Override, Profile, ScaleKey, SchemeKeys, Select, Wish, ZeroKey};
+use crate::tensor::{DType, Tensor};
+
+fn keys(format: &str) -> SchemeKeys {
+    SchemeKeys { format: Some(format.into()), ..SchemeKeys::default() }
+}
+
+fn profile() -> Profile {
+    Profile {
+        name: "test".into(),
+        quantize: vec![Op::Conv, Op::MatMul, Op::Gemm, Op::Add, Op::Relu, Op::Clip, Op::Softmax, Op::Sigmoid, Op::Concat, Op::GlobalAveragePool],
+        moves: vec![Op::Reshape, Op::MaxPool, Op::Gather, Op::Resize, Op::Transpose],
+        join: vec![Op::Concat],
+        fuse: vec![Fuse { producers: vec![Op::Conv, Op::Add], followers: vec![Op::Relu, Op::Clip] }],
+        fixed: vec![Fixed {
+            ops: vec![Op::Softmax, Op::Sigmoid],
+            output: SchemeKeys { scale: Some(ScaleKey::Fixed(1.0 / 256.0)), zero_point: Some(ZeroKey::Fixed(0)), ..keys("uint8") },
+        }],
+        ..Profile::default()
+    }
+}
+
+/// Weights int8 per channel, activations uint8, biases int32.
+struct Asked {
+    profile: Profile,
+    weights: Option<SchemeKeys>,
+    activations: Option<SchemeKeys>,
+    overrides: Vec<Override>,
+}
+
+impl Asked {
+    fn new() -> Self {
+        let weights = SchemeKeys { granularity: Some(Granularity::Channel), ..keys("int8") };
+        Asked { profile: profile(), weights: Some(weights), activations: Some(keys("uint8")), overrides: vec![] }
+    }
+
+    fn with(select: Select, set: Wish) -> Self {
+        let overrides = vec![Override { select, set, optional: false, origin: "overrides[0]".into() }];
+        Asked { overrides, ..Asked::new() }
+    }
+
+    fn place(&self, m: &mut Model) -> crate::Result<(crate::note::Notes, Vec<super::Decision>)> {
+        let bias = keys("int32");
+        let rules =
+            Rules { profile: &self.profile, weights: self.weights.as_ref(), activations: self.activations.as_ref(), bias: &bias, overrides: &self.overrides };
+        place(m, &rules)
+    }
+}
+
+/// A graph built up node by node; every value is float32 of shape [1,2,4,4] unless said.
+struct Built(Model);
+
+impl Built {
+    fn new() -> Self {
+        Built(Model { opsets: vec![(String::new(), 13)], ..Model::default() })
+    }
+
+    fn g(&mut self) -> &mut Graph {
+        &mut self.0.graph
+    }
+
+    fn value(&mut self, name: &str) -> ValueId {
+        let v = self.g().add_value(name);
+        self.g().value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some([1, 2, 4, 4].map(Dim::Known).to_vec()) };
+        v
+    }
+
+    fn input(&mut self, name: &str) -> ValueId {
+        let v = self.value(name);
+        self.g().inputs.push(v);
+        v
+    }
+
+    fn weight(&mut self, name: &str, shape: &[usize]) -> ValueId {
+        let n = shape.iter().product();
+        self.g().add_constant(name, Tensor::of_f32(shape, (0..n).map(|i| i as f32 * 0.1 - 0.3).collect()))
+    }
+
+    fn node(&mut self, op: Op, inputs: &[ValueId], out: &str) -> ValueId {
+        self.with(Node::new(op, format!("/{out}")), inputs, out)
+    }
+
+    fn with(&mut self, node: Node, inputs: &[ValueId], out: &str) -> ValueId {
+        let y = self.value(out);
+        let inputs: Vec<_> = inputs.iter().copied().map(Some).collect();
+        self.g().add_node(node, &inputs, &[Some(y)]);
+        y
+    }
+
+    fn output(mut self, v: ValueId) -> Model {
+        self.g().outputs.push(v);
+        self.0
+    }
+}
+
+/// The node that makes `value`; the one before its quantizer, where `value` is a graph's output.
+fn maker<'m>(m: &'m Model, value: &str) -> &'m Node {
+    let g = &m.graph;
+    let of = |v: ValueId| g.node(g.value(v).producer().unwrap().0);
+    let node = of(g.find_value(value).unwrap());
+    if node.op == Op::FakeQuant { of(node.input(0).unwrap()) } else { node }
+}
+
+/// What stands on the edge from `value` to the node that makes `reader`: the quantizer's name, if one does.
+fn quantizer_between<'m>(m: &'m Model, value: &str, reader: &str) -> Option<&'m str> {
+    let g = &m.graph;
+    let v = g.find_value(value).unwrap();
+    for input in maker(m, reader).inputs().iter().flatten() {
+        if *input == v {
+            return None;
+        }
+        if let Some((p, _)) = g.value(*input).producer()
+            && g.node(p).input(0) == Some(v)
+            && let Some(q) = g.node(p).quantizer()
+        {
+            return Some(&m.quantizers[q].name);
+        }
+    }
+    panic!("{reader} does not read {value}")
+}
+
+fn scheme<'m>(m: &'m Model, name: &str) -> &'m Scheme {
+    &m.quantizers[m.quantizers.ids().find(|q| m.quantizers[*q].name == name).unwrap_or_else(|| panic!("no quantizer {name}"))].scheme
+}
+
+/// x → Conv(w, b) → Relu → y
+fn conv_relu() -> Model {
+    let mut b = Built::new();
+    let x = b.input("x");
+    let (w, bias) = (b.weight("w", &[2, 2, 1, 1]), b.weight("b", &[2]));
+    let c = b.node(Op::Conv, &[x, w, bias], "c");
+    let y = b.node(Op::Relu, &[c], "y");
+    b.output(y)
+}
+
+#[test]
+fn nothing_stands_between_a_conv_and_its_activation() {
+    let mut m = conv_relu();
+    Asked::new().place(&mut m).unwrap();
+    assert_eq!(quantizer_between(&m, "x", "c"), Some("x"));
+    assert_eq!(quantizer_between(&m, "w", "c"), Some("w"));
+    assert_eq!(quantizer_between(&m, "b", "c"), Some("b"));
+    let g = &m.graph;
+    let (relu, _) = g.nodes().find(|(_, n)| n.op == Op::Relu).unwrap();
+    assert_eq!(g.node(relu).input(0), g.find_value("c"));
+    // The output keeps its name; what the Relu makes has another.
+    let (fake, _) = g.value(g.outputs[0]).producer().unwrap();
+    assert_eq!((g.value(g.outputs[0]).name.as_str(), g.node(fake).op), ("y", Op::FakeQuant));
+    assert_eq!(scheme(&m, "w").blocks, Blocks::channel(0));
+    assert_eq!(*scheme(&m, "x"), Scheme::int(8, false));
+    let bias = m.quantizers.ids().find(|q| m.quantizers[*q].name == "b").unwrap();
+    assert!(matches!(m.quantizers[bias].params.as_ref().unwrap().origin, Origin::Product(..)));
+    assert_eq!(m.quantizers.len(), 4);
+}
+
+#[test]
+fn a_value_that_two_read_is_a_value_of_its_own_before_the_activation() {
+    let mut b = Built::new();
+    let x = b.input("x");
+    let w = b.weight("w", &[2, 2, 1, 1]);
+    let c = b.node(Op::Conv, &[x, w], "c");
+    let r = b.node(Op::Relu, &[c], "r");
+    let y = b.node(Op::Add, &[c, r], "y");
+    let mut m = b.output(y);
+    Asked::new().place(&mut m).unwrap();
+    assert_eq!(quantizer_between(&m, "c", "r"), Some("c"));
+    assert_eq!(quantizer_between(&m, "c", "y"), Some("c"));
+}
+
+#[test]
+fn moving_ops_and_concat_share_one_quantizer() {
+    let mut b = Built::new();
+    let x = b.input("x");
+    let w = b.weight("w", &[2, 2, 1, 1]);
+    let c = b.node(Op::Conv, &[x, w], "c");
+    let p = b.node(Op::MaxPool, &[c], "p");
+    let t = b.with(Node::new(Op::Concat, "/t").with("axis", 1i64), &[p, x], "t");
+    let y = b.node(Op::Relu, &[t], "y");
+    let mut m = b.output(y);
+    Asked::new().place(&mut m).unwrap();
+    let of = |value: &str, reader: &str| {
+        let g = &m.graph;
+        let read = maker(&m, reader).inputs().iter().flatten().filter_map(|v| g.value(*v).producer()).map(|(p, _)| g.node(p));
+        read.filter(|n| n.input(0) == g.find_value(value)).find_map(|n| n.quantizer())
+    };
+    let shared = of("c", "p");
+    assert!(shared.is_some());
+    assert_eq!(of("p", "t"), shared);
+    assert_eq!(of("x", "t"), shared);
+    assert_eq!(of("t", "y"), shared);
+}
+
+#[test]
+fn a_fixed_range_needs_no_data_and_falls_where_it_is_shared() {
+    let mut b = Built::new();
+    let x = b.input("x");
+    let s = b.node(Op::Softmax, &[x], "s");
+    let mut m = b.output(s);
+    Asked::new().place(&mut m).unwrap();
+    let q = m.quantizers.ids().find(|q| m.quantizers[*q].name == "s").unwrap();
+    let p = m.quantizers[q].params.as_ref().unwrap();
+    assert_eq!((p.scale[0], p.zero_at(0), p.origin), (1.0 / 256.0, 0.0, Origin::Fixed));
+
+    let mut b = Built::new();
+    let x = b.input("x");
+    let s = b.node(Op::Sigmoid, &[x], "s");
+    let t = b.with(Node::new(Op::Concat, "/t").with("axis", 1i64), &[s, x], "t");
+    let mut m = b.output(t);
+    Asked::new().place(&mut m).unwrap();
+    assert!(m.quantizers.ids().all(|q| m.quantizers[q].params.is_none()), "the other input of the Concat has another range");
+}
+
+#[test]
+fn weights_only_leaves_activations_and_biases_alone() {
+    let mut m = conv_relu();
+    Asked { activations: None, ..Asked::new() }.place(&mut m).unwrap();
+    assert_eq!(m.quantizers.len(), 1);
+    assert_eq!(quantizer_between(&m, "w", "c"), Some("w"));
+    assert_eq!(quantizer_between(&m, "x", "c"), None);
+}
+
+#[test]
+fn a_node_that_is_kept_float_is_a_remark_and_its_neighbours_are_codes() {
+    let keep = Wish { keep: Some(Keep::Float), ..Wish::default() };
+    let mut b = Built::new();
+    let x = b.input("x");
+    let w = b.weight("w", &[2, 2, 1, 1]);
+    let c = b.node(Op::Conv, &[x, w], "c");
+    let s = b.node(Op::Softmax, &[c], "s");
+    let y = b.node(Op::Add, &[s, c], "y");
+    let mut m = b.output(y);
+    let (notes, decisions) = Asked::with(Select { nodes: Some("/s".into()), ..Select::default() }, keep).place(&mut m).unwrap();
+    assert_eq!(notes.count(NoteKind::Declined), 1);
+    assert!(notes.list()[0].text.contains("overrides[0]"), "{:?}", notes.list());
+    let d = decisions.iter().find(|d| d.node == "/s").unwrap();
+    assert!(d.what.contains("float") && d.rule.contains("overrides[0]"), "{d:?}");
+    // The Add reads the Softmax's result as codes all the same: under a quantizer of its own range.
+    assert_eq!(quantizer_between(&m, "s", "y"), Some("s"));
+}
+
+#[test]
+fn neighbours_of_different_formats_have_one_conversion_on_the_edge() {
+    let wide = Wish { activations: Some(SchemeKeys { bits: Some(16), ..SchemeKeys::default() }), ..Wish::default() };
+    let mut b = Built::new();
+    let x = b.input("x");
+    let w = b.weight("w", &[2, 2, 1, 1]);
+    let c = b.node(Op::Conv, &[x, w], "c");
+    let y = b.node(Op::Add, &[c, c], "y");
+    let mut m = b.output(y);
+    Asked::with(Select { ops: Some(vec![Op::Add]), ..Select::default() }, wide).place(&mut m).unwrap();
+    let schemes: Vec<_> = m.quantizers.ids().filter(|q| m.quantizers[*q].name == "c").map(|q| m.quantizers[q].scheme.format.bits()).collect();
+    assert_eq!(schemes, [8, 16], "one for the Conv's result and one conversion, which both of the Add's slots read");
+    assert_eq!(scheme(&m, "y").format.bits(), 16);
+}
+
+#[test]
+fn a_weight_under_two_schemes_has_two_quantizers() {
+    let wish = Wish { weights: Some(SchemeKeys { bits: Some(4), ..SchemeKeys::default() }), ..Wish::default() };
+    let mut b = Built::new();
+    let x = b.input("x");
+    let w = b.weight("w", &[2, 2, 1, 1]);
+    let c = b.node(Op::Conv, &[x, w], "c");
+    let d = b.node(Op::Conv, &[c, w], "d");
+    let mut m = b.output(d);
+    Asked::with(Select { nodes: Some("/d".into()), ..Select::default() }, wish).place(&mut m).unwrap();
+    let bits: Vec<_> = m.quantizers.ids().filter(|q| m.quantizers[*q].name == "w").map(|q| m.quantizers[q].scheme.format.bits()).collect();
+    assert_eq!(bits, [8, 4]);
+}
+
+#[test]
+fn integers_and_shapes_are_left_exact() {
+    let mut b = Built::new();
+    let x = b.input("x");
+    let shape = b.g().add_value("shape");
+    b.g().value_mut(shape).ty = Type::Tensor { dtype: Some(DType::I64), shape: Some(vec![Dim::Known(4)]) };
+    b.g().add_node(Node::new(Op::Shape, "/shape"), &[Some(x)], &[Some(shape)]);
+    let r = b.node(Op::Reshape, &[x, shape], "r");
+    let y = b.node(Op::Relu, &[r], "y");
+    let mut m = b.output(y);
+    Asked::new().place(&mut m).unwrap();
+    let g = &m.graph;
+    let (reshape, _) = g.nodes().find(|(_, n)| n.op == Op::Reshape).unwrap();
+    assert_eq!(g.node(reshape).input(1), g.find_value("shape"));
+    assert_eq!(quantizer_between(&m, "x", "r"), Some("x"));
+}
+
+#[test]
+fn an_override_that_matches_nothing_is_refused_unless_it_is_optional() {
+    let select = || Select { nodes: Some("/none".into()), ..Select::default() };
+    let mut asked = Asked::with(select(), Wish { keep: Some(Keep::Float), ..Wish::default() });
+    let e = asked.place(&mut conv_relu()).unwrap_err();
+    assert!(e.exit_code() == 2 && e.to_string().contains("overrides[0]"), "{e}");
+    asked.overrides[0].optional = true;
+    asked.place(&mut conv_relu()).unwrap();
+}

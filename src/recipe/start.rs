@@ -1,0 +1,180 @@
+//! What a conversion starts from: the model as the recipe wants its inputs, and the samples.
+
+use super::Recipe;
+use crate::data::{self, DataSettings, Dataset, InputInfo, InputSettings, Split};
+use crate::engine;
+use crate::error::{Error, Result};
+use crate::graph::{Dim, Graph, InputShapes, Model, Type, ValueId, specialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Samples, and who takes which.
+pub struct Samples {
+    pub data: Dataset,
+    pub calibration: Vec<usize>,
+    /// What the result is judged on.
+    pub judging: Option<Dataset>,
+    pub validation: Vec<usize>,
+    pub remarks: Vec<String>,
+}
+
+/// The inputs that a user gives: those that are no initializers.
+pub fn inputs(g: &Graph) -> Vec<ValueId> {
+    g.inputs.iter().copied().filter(|v| g.value(*v).constant.is_none()).collect()
+}
+
+/// What the model says of its inputs.
+pub fn declared_inputs(model: &Model) -> Result<Vec<InputInfo>> {
+    let g = &model.graph;
+    let info = |v: ValueId| {
+        let value = g.value(v);
+        let dtype = value.dtype().ok_or_else(|| Error::usage(format!("input {} is not a tensor of a declared type; only tensors can be fed", value.name)))?;
+        let shape = match &value.ty {
+            Type::Tensor { shape, .. } => shape.clone(),
+            _ => None,
+        };
+        Ok(InputInfo { name: value.name.clone(), dtype, shape })
+    };
+    inputs(g).into_iter().map(info).collect()
+}
+
+/// The same, with the recipe's shapes on top.
+fn input_infos(model: &Model, recipe: &Recipe) -> Result<Vec<InputInfo>> {
+    let mut infos = declared_inputs(model)?;
+    for info in &mut infos {
+        if let Some(shape) = recipe.inputs.get(&info.name).and_then(|i| i.shape.as_ref()) {
+            info.shape = Some(shape.iter().map(|d| Dim::Known(*d)).collect());
+        }
+    }
+    Ok(infos)
+}
+
+/// Freezes the dimensions that `--fix-dim` and `inputs.X: { fix: true }` name, throughout the model.
+pub fn fix_dims(model: &mut Model, recipe: &Recipe) -> Result<()> {
+    let mut sizes: BTreeMap<Arc<str>, usize> = BTreeMap::new();
+    for (name, n) in &recipe.fix_dims {
+        if !symbols(&model.graph).contains(name.as_str()) {
+            let known: Vec<&str> = symbols(&model.graph).into_iter().collect();
+            let known = if known.is_empty() { "its inputs have none".to_string() } else { format!("its inputs have {}", known.join(", ")) };
+            return Err(Error::usage(format!("--fix-dim {name}={n}: the model has no symbolic dimension {name}; {known}")));
+        }
+        sizes.insert(name.as_str().into(), *n);
+    }
+    for (name, input) in &recipe.inputs {
+        let g = &model.graph;
+        let id = g.find_value(name).filter(|v| inputs(g).contains(v));
+        let id = id.ok_or_else(|| {
+            let known: Vec<&str> = inputs(g).iter().map(|v| g.value(*v).name.as_str()).collect();
+            Error::usage(format!("inputs.{name}: the model has no such input; it has {}", known.join(", ")))
+        })?;
+        let Some(asked) = &input.shape else { continue };
+        let Type::Tensor { shape, dtype } = g.value(id).ty.clone() else { continue };
+        let Some(declared) = shape else {
+            if input.fix {
+                let shape = Some(asked.iter().map(|d| Dim::Known(*d)).collect());
+                model.graph.value_mut(id).ty = Type::Tensor { dtype, shape };
+            }
+            continue;
+        };
+        let fits = declared.len() == asked.len() && declared.iter().zip(asked).all(|(d, a)| !matches!(d, Dim::Known(n) if n != a));
+        if !fits {
+            return Err(Error::usage(format!("inputs.{name}.shape: {asked:?} does not fit the shape that the model declares, {}", show(&declared))));
+        }
+        if !input.fix {
+            continue;
+        }
+        for (d, a) in declared.iter().zip(asked) {
+            if let Dim::Symbol(s) = d
+                && *sizes.entry(s.clone()).or_insert(*a) != *a
+            {
+                return Err(Error::usage(format!("inputs.{name}.shape: dimension {s} is given two sizes, {} and {a}", sizes[s])));
+            }
+        }
+        model.graph.value_mut(id).ty = Type::Tensor { dtype, shape: Some(asked.iter().map(|d| Dim::Known(*d)).collect()) };
+    }
+    if !sizes.is_empty() {
+        substitute(&mut model.graph, &sizes);
+    }
+    Ok(())
+}
+
+/// `N,3,224,224`.
+fn show(shape: &[Dim]) -> String {
+    let dim = |d: &Dim| match d {
+        Dim::Known(n) => n.to_string(),
+        Dim::Symbol(s) => s.to_string(),
+        Dim::Unknown => "?".to_string(),
+    };
+    format!("[{}]", shape.iter().map(dim).collect::<Vec<_>>().join(", "))
+}
+
+fn symbols(g: &Graph) -> std::collections::BTreeSet<&str> {
+    let shapes = inputs(g).into_iter().filter_map(|v| match &g.value(v).ty {
+        Type::Tensor { shape: Some(s), .. } => Some(s),
+        _ => None,
+    });
+    shapes.flatten().filter_map(|d| if let Dim::Symbol(s) = d { Some(&**s) } else { None }).collect()
+}
+
+/// Symbolic dimensions become numbers in every declaration, bodies included.
+fn substitute(g: &mut Graph, sizes: &BTreeMap<Arc<str>, usize>) {
+    let values: Vec<ValueId> = g.values().map(|(v, _)| v).collect();
+    for v in values {
+        if let Type::Tensor { shape: Some(shape), .. } = &mut g.value_mut(v).ty {
+            for d in shape {
+                if let Dim::Symbol(s) = d
+                    && let Some(n) = sizes.get(s)
+                {
+                    *d = Dim::Known(*n);
+                }
+            }
+        }
+    }
+    for node in g.order().to_vec() {
+        g.node_mut(node).bodies_mut().for_each(|body| substitute(body, sizes));
+    }
+}
+
+/// Opens the samples and divides them.
+pub fn open_samples(model: &Model, recipe: &Recipe, data: &str, validate_data: Option<&str>) -> Result<Samples> {
+    let infos = input_infos(model, recipe)?;
+    let inputs = recipe.inputs.iter().map(|(name, i)| (name.clone(), InputSettings { from: i.from.clone(), fill: i.fill })).collect();
+    let settings = DataSettings { inputs, seed: recipe.seed };
+    let data = Dataset::open(data, &infos, &settings)?;
+    let shuffle = recipe.data.shuffle.then_some(recipe.seed);
+    let Split { mut calibration, mut validation, mut remarks } = data::split(data.len(), recipe.data.samples, recipe.data.validate, shuffle);
+    remarks.extend(data.remarks().iter().cloned());
+    let judging = validate_data.map(|spec| Dataset::open(spec, &infos, &settings)).transpose()?;
+    if let Some(judging) = &judging {
+        // All of the data calibrates; what was said of its halves no longer holds.
+        let alone = data::split(data.len(), recipe.data.samples, Some(0), shuffle);
+        calibration = alone.calibration;
+        remarks = alone.remarks;
+        remarks.extend(data.remarks().iter().chain(judging.remarks()).cloned());
+        validation = (0..judging.len().min(recipe.data.validate.unwrap_or(usize::MAX))).collect();
+    }
+    Ok(Samples { data, calibration, judging, validation, remarks })
+}
+
+impl Samples {
+    /// The samples that judge.
+    pub fn judges(&self) -> &Dataset {
+        self.judging.as_ref().unwrap_or(&self.data)
+    }
+
+    pub fn is_random(&self) -> bool {
+        self.data.is_random() || self.judging.as_ref().is_some_and(Dataset::is_random)
+    }
+}
+
+/// Names, in one error, every node that the engine cannot run on the first sample's shapes.
+pub fn check_engine(model: &Model, samples: &Samples) -> Result<()> {
+    let sample = samples.data.sample(samples.calibration.first().copied().unwrap_or(0))?;
+    let shapes: InputShapes = sample.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect();
+    let list = engine::unsupported(&specialize(model, &shapes)?);
+    if list.is_empty() {
+        return Ok(());
+    }
+    let text: Vec<String> = list.iter().map(|(node, why)| format!("{node}: {why}")).collect();
+    Err(Error::failed(format!("the engine cannot run {} of the model's nodes: {}", list.len(), text.join("; "))))
+}

@@ -1,0 +1,142 @@
+//! What each step of a recipe does: the state of the model it accepts, the one it leaves, and the call into the room that knows how.
+
+use super::{Args, Recipe, Step};
+use crate::data::Dataset;
+use crate::error::{At, Error, Result};
+use crate::graph::{Flow, Model};
+use crate::note::Notes;
+use crate::onnx;
+use crate::pass::{Progress, State};
+use crate::place::{self, Decision, Rules};
+use crate::range::{self, Calibrate, Method};
+use crate::{lower, round, transform};
+
+/// The model on its way, and what its steps may use.
+pub struct Work<'a> {
+    pub recipe: &'a Recipe,
+    pub model: Model,
+    pub state: State,
+    /// The float graph as it was before quantizers were placed.
+    pub prepared: Option<Model>,
+    pub data: Option<&'a Dataset>,
+    /// Samples of `data` to calibrate on.
+    pub calibration: &'a [usize],
+    pub threads: usize,
+    pub progress: &'a dyn Progress,
+    pub notes: Vec<Notes>,
+    pub decisions: Vec<Decision>,
+}
+
+/// What carries a step out.
+pub struct Run {
+    /// States in which the model may come to the step.
+    pub accepts: &'static [State],
+    /// The state it leaves; `None`: as it came.
+    pub leaves: Option<State>,
+    pub run: fn(&mut Work, &Args) -> Result<Notes>,
+}
+
+use State::{Fitted, Float, Lowered, Placed, Rounded};
+
+/// The step called `name`.
+pub fn run_of(name: &str) -> Option<Run> {
+    let run = |accepts, leaves, run| Some(Run { accepts, leaves, run });
+    match name {
+        "fold-constants" => run(&[Float], None, |w, _| transform::fold_constants(&mut w.model)),
+        "fold-batch-norm" => run(&[Float], None, |w, _| transform::fold_batch_norm(&mut w.model)),
+        "place" => run(&[Float], Some(Placed), place),
+        "calibrate" => run(&[Placed, Fitted], Some(Fitted), calibrate),
+        "round" => run(&[Fitted], Some(Rounded), |w, _| round::round_nearest(&mut w.model)),
+        "lower" => run(&[Rounded], Some(Lowered), lower),
+        _ => None,
+    }
+}
+
+/// Refuses a list of steps whose order cannot hold, before anything is done.
+pub fn check_order(steps: &[Step]) -> Result<()> {
+    let mut state = Float;
+    for step in steps {
+        let run = of(step)?;
+        if !run.accepts.contains(&state) {
+            let wanted = run.accepts.iter().map(|s| s.name()).collect::<Vec<_>>().join(" or ");
+            let remedy = match (state < run.accepts[0], maker(run.accepts[0])) {
+                (true, Some(maker)) => format!("`{maker}` must stand before it"),
+                _ => "move it further up".to_string(),
+            };
+            return Err(Error::usage(format!("step `{}` needs a {wanted} model, and gets a {} one: {remedy}", step.name, state.name())).at(&step.origin));
+        }
+        state = run.leaves.unwrap_or(state);
+    }
+    match (state, steps.last()) {
+        (Float | Lowered, _) | (_, None) => Ok(()),
+        (_, Some(last)) => {
+            Err(Error::usage(format!("the steps end with `{}`, before the model is written in ONNX's own ops: add `lower: qdq`", last.name)).at(&last.origin))
+        }
+    }
+}
+
+/// The step whose result is a model of that state.
+fn maker(state: State) -> Option<&'static str> {
+    super::STEPS.iter().map(|row| row.name).find(|name| run_of(name).is_some_and(|r| r.leaves == Some(state)))
+}
+
+fn of(step: &Step) -> Result<Run> {
+    run_of(step.name).ok_or_else(|| Error::failed(format!("step `{}` has nothing that carries it out", step.name)))
+}
+
+impl Work<'_> {
+    /// Carries one step out.
+    pub fn step(&mut self, step: &Step) -> Result<()> {
+        let run = of(step)?;
+        let notes = (run.run)(self, &step.args).at(|| format!("step `{}`", step.name))?;
+        self.notes.push(notes);
+        self.state = run.leaves.unwrap_or(self.state);
+        Ok(())
+    }
+}
+
+/// Which values become codes, by the target's rules and the recipe's wishes.
+pub fn rules(recipe: &Recipe) -> Rules<'_> {
+    Rules {
+        profile: &recipe.target,
+        weights: recipe.weights.as_ref(),
+        activations: recipe.activations.as_ref(),
+        bias: &recipe.bias,
+        overrides: &recipe.overrides,
+    }
+}
+
+fn place(w: &mut Work, _: &Args) -> Result<Notes> {
+    if let Some((_, node)) = w.model.graph.nodes().find(|(_, n)| n.op.flow() == Flow::Quantize) {
+        return Err(Error::usage(format!("the model is quantized already (node {} is a {}): start from the float model", node.name, node.op_type)));
+    }
+    w.prepared = Some(w.model.clone());
+    let (notes, decisions) = place::place(&mut w.model, &rules(w.recipe))?;
+    w.decisions = decisions;
+    Ok(notes)
+}
+
+fn calibrate(w: &mut Work, args: &Args) -> Result<Notes> {
+    let how = Calibrate { activations: method(args, "activations")?, weights: method(args, "weights")?, threads: w.threads };
+    range::calibrate(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)
+}
+
+fn method(args: &Args, of: &str) -> Result<Method> {
+    let key = |k: &str| format!("{of}.{k}");
+    Ok(match args.text(&key("method")).unwrap_or("minmax") {
+        "minmax" => Method::MinMax,
+        "percentile" => Method::Percentile(args.number(&key("percentile")).unwrap_or(99.99)),
+        other => return Err(Error::usage(format!("`{other}` is no method of {of}"))),
+    })
+}
+
+/// Raises the opset as far as the formats ask, and writes in the spelling asked for.
+fn lower(w: &mut Work, _: &Args) -> Result<Notes> {
+    let need = lower::qdq_opset(&w.model)?;
+    if let Some(limit) = w.recipe.target.opset.filter(|limit| *limit < need) {
+        return Err(Error::usage(format!("the formats asked for need opset {need}, and target {} reads at most opset {limit}", w.recipe.target.name)));
+    }
+    let mut notes = onnx::raise_opset(&mut w.model, need)?;
+    notes.append(lower::lower_qdq(&mut w.model)?);
+    Ok(notes)
+}

@@ -1,0 +1,159 @@
+//! Every key that a recipe, a step or a target's profile may have.
+
+use super::shape::{Key, Shape};
+use super::{configs, shape};
+
+const COUNT: Shape = Shape::Int(1, i64::MAX);
+const FLAG: Shape = Shape::Bool;
+
+/// A step that recipes may name.
+pub struct StepRow {
+    pub name: &'static str,
+    pub doc: &'static str,
+    pub keys: &'static [Key],
+    /// The key that a scalar stands for: `round: nearest` is `round: { method: nearest }`.
+    pub scalar: Option<&'static str>,
+}
+
+/// The steps there are, in the order in which recipes use them.
+pub static STEPS: &[StepRow] = &[
+    StepRow { name: "fold-constants", doc: "fold what depends on constants alone; remove nodes that do nothing", keys: &[], scalar: None },
+    StepRow { name: "fold-batch-norm", doc: "fold batch normalisation into its neighbours", keys: &[], scalar: None },
+    StepRow { name: "place", doc: "decide which values become codes, by the target's rules and the overrides", keys: &[], scalar: None },
+    StepRow { name: "calibrate", doc: "find scales and zero points", keys: CALIBRATE, scalar: None },
+    StepRow { name: "round", doc: "find a code for each weight", keys: ROUND, scalar: Some("method") },
+    StepRow { name: "lower", doc: "write quantizers in ONNX's own ops", keys: LOWER, scalar: Some("form") },
+];
+
+/// Keys of every step.
+pub static EVERY_STEP: &[Key] = &[Key::new("id", Shape::Text, "a name for this step, for --set and --stop-after")];
+
+static CALIBRATE: &[Key] = &[
+    Key::new("activations", Shape::Map(CALIBRATE_ACTIVATIONS), "how the range of an activation is taken from the samples"),
+    Key::new("weights", Shape::Map(CALIBRATE_WEIGHTS), "how the range of a weight is taken from its values"),
+];
+static CALIBRATE_ACTIVATIONS: &[Key] = &[
+    Key::new("method", Shape::OneOf(&["minmax", "percentile"]), "minmax: all values seen; percentile: without the outermost"),
+    Key::new("percentile", Shape::Number(50.0, 100.0), "percent of the values that the range must hold, at either end; default 99.99"),
+];
+static CALIBRATE_WEIGHTS: &[Key] = &[Key::new("method", Shape::OneOf(&["minmax"]), "minmax: all values")];
+static ROUND: &[Key] = &[Key::new("method", Shape::OneOf(&["nearest"]), "nearest: the code closest to each weight")];
+static LOWER: &[Key] = &[Key::new("form", Shape::OneOf(&["qdq"]), "qdq: QuantizeLinear and DequantizeLinear")];
+
+/// Keys in which a scheme is asked for.
+pub static SCHEME: &[Key] = &[
+    Key::new("bits", Shape::Int(2, 16), "width of a code; keeps the signedness of the format beneath"),
+    Key::new("format", Shape::Format, "the set of codes: `requant formats` lists them; none: stays float"),
+    Key::new("granularity", Shape::OneOf(&["tensor", "channel", "block", "token"]), "which elements share a scale"),
+    Key::new("block_size", COUNT, "elements of a block"),
+    Key::new("axis", Shape::Int(-16, 16), "axis of channels or blocks; default: the op's own"),
+    Key::new("symmetric", FLAG, "true: no zero point, or one in the middle of an unsigned format"),
+    Key::new(
+        "zero_point",
+        Shape::Any(&[Shape::OneOf(&["integer", "real", "none"]), Shape::Int(-32768, 65535)]),
+        "integer or real: from data; none; or this code",
+    ),
+    Key::new("narrow", FLAG, "leave the lowest code of a signed format out"),
+    Key::new(
+        "scale",
+        Shape::Any(&[Shape::OneOf(&["float32", "float16", "bfloat16", "pow2", "e8m0"]), Shape::Fraction]),
+        "the type that scales are rounded to, or this scale",
+    ),
+    Key::new("range", Shape::Range, "the interval that the codes cover, whatever the data"),
+    Key::new("timing", Shape::OneOf(&["static", "dynamic"]), "static: scales are stored; dynamic: found at inference"),
+    Key::new("rounding", Shape::OneOf(&["half-even", "half-up", "half-away", "floor"]), "ties; ONNX rounds half-even"),
+];
+
+const SCHEME_OR_NONE: Shape = Shape::Any(&[Shape::Map(SCHEME), Shape::OneOf(&["none"])]);
+
+/// Keys of a recipe.
+pub static RECIPE: &[Key] = &[
+    Key::new("extends", Shape::Name(configs::check_recipe, "a recipe's name or path"), "the recipe that this one builds on"),
+    Key::new("target", Shape::Name(configs::check_target, "a target's name or path"), "the chip or runtime that the model is for"),
+    Key::new("inputs", Shape::MapOf(&Shape::Map(INPUT)), "by name, where the model or the data do not say enough of an input"),
+    Key::new("data", Shape::Map(DATA), "how many samples serve for what"),
+    Key::new("weights", SCHEME_OR_NONE, "scheme of weights; none: they stay float"),
+    Key::new("activations", SCHEME_OR_NONE, "scheme of activations; none: only weights are quantized"),
+    Key::new("bias", SCHEME_OR_NONE, "scheme of biases; none: they stay float"),
+    Key::new("memory", Shape::Bytes, "memory that statistics and caches may take; default 4GiB"),
+    Key::new("steps", Shape::Steps, "what is done, in this order"),
+    Key::new("overrides", Shape::List(&Shape::Map(OVERRIDE)), "exceptions; later entries win"),
+    Key::new("gate", Shape::Map(GATE), "what the result must reach to be written"),
+    Key::new("seed", Shape::Int(0, i64::MAX), "of everything random; default 0"),
+];
+
+static INPUT: &[Key] = &[
+    Key::new("shape", Shape::List(&COUNT), "size of each dimension"),
+    Key::new("fix", FLAG, "write the shape into the model too"),
+    Key::new("from", Shape::Text, "name of the array that holds this input's samples"),
+    Key::new("fill", Shape::Any(&[Shape::OneOf(&["zeros", "ones"]), Shape::Fraction]), "what the input is where the data lacks it"),
+];
+static DATA: &[Key] = &[
+    Key::new("samples", COUNT, "samples that calibrate; default 128"),
+    Key::new("validate", COUNT, "samples that judge; default: what calibration leaves"),
+    Key::new("shuffle", FLAG, "take samples in random order; default true"),
+];
+static GATE: &[Key] = &[
+    Key::new("sqnr_db", Shape::Number(f64::NEG_INFINITY, f64::INFINITY), "least SQNR of each output, in dB"),
+    Key::new("cosine", Shape::Number(-1.0, 1.0), "least cosine similarity of each output"),
+    Key::new("agreement", Shape::Number(0.0, 1.0), "least share of samples with the same class"),
+    Key::new("coverage", Shape::Number(0.0, 1.0), "least share of multiply-adds on codes of at most 8 bits"),
+    Key::new("top1_drop", Shape::Number(0.0, 1.0), "largest loss of accuracy against the labels"),
+];
+static OVERRIDE: &[Key] = &[
+    Key::new("nodes", Shape::Text, "pattern of node names; * stops at /, ** does not"),
+    Key::new("ops", Shape::List(&Shape::Op), "nodes of these operators"),
+    Key::new("tensors", Shape::Text, "pattern of tensor names"),
+    Key::new("between", Shape::List(&Shape::Text), "[from, to]: nodes on a path between two tensors"),
+    Key::new("optional", FLAG, "matching nothing is no error"),
+    Key::new("keep", Shape::OneOf(&["float"]), "float: leave the nodes alone"),
+    Key::new("weights", SCHEME_OR_NONE, "scheme of their weights"),
+    Key::new("activations", SCHEME_OR_NONE, "scheme of their activations"),
+    Key::new("bias", SCHEME_OR_NONE, "scheme of their biases"),
+    Key::new("inputs", Shape::MapOf(&SCHEME_OR_NONE), "scheme of single inputs, by slot"),
+    Key::new("outputs", Shape::MapOf(&SCHEME_OR_NONE), "scheme of single outputs, by slot"),
+];
+
+const OPS: Shape = Shape::List(&Shape::Op);
+
+/// Keys of a target's profile.
+pub static PROFILE: &[Key] = &[
+    Key::new("doc", Shape::Text, "one line: what it is"),
+    Key::new("extends", Shape::Name(configs::check_target, "a target's name or path"), "the profile that this one builds on"),
+    Key::new("recipe", Shape::Name(configs::check_recipe, "a recipe's name or path"), "recipe where the user names none"),
+    Key::new("opset", COUNT, "highest opset that the target reads"),
+    Key::new("weights", SCHEME_OR_NONE, "scheme of weights where nobody asks for another"),
+    Key::new("activations", SCHEME_OR_NONE, "scheme of activations where nobody asks for another"),
+    Key::new("bias", SCHEME_OR_NONE, "scheme of biases where nobody asks for another"),
+    Key::new("legal", Shape::Map(LEGAL), "formats that the target holds"),
+    Key::new("quantize", OPS, "operators that run on codes"),
+    Key::new("moves", OPS, "operators that hand codes on: output and input share one quantizer"),
+    Key::new("join", OPS, "computing operators whose inputs and output share one quantizer"),
+    Key::new("fuse", Shape::List(&Shape::Map(FUSE)), "operators computed together with what follows: no quantizer between"),
+    Key::new("fixed", Shape::List(&Shape::Map(FIXED)), "outputs whose range is known without data"),
+];
+static LEGAL: &[Key] = &[
+    Key::new("weights", Shape::List(&Shape::Format), "formats of weights; absent: any"),
+    Key::new("activations", Shape::List(&Shape::Format), "formats of activations; absent: any"),
+];
+static FUSE: &[Key] = &[Key::new("producers", OPS, "what computes"), Key::new("followers", OPS, "activation functions behind it")];
+static FIXED: &[Key] = &[Key::new("ops", OPS, "operators"), Key::new("output", Shape::Map(SCHEME), "the scheme of their output")];
+
+/// Rows (key, value, meaning) of a step's keys, nested ones dotted.
+pub fn step_keys(row: &StepRow) -> Vec<(String, String, String)> {
+    let mut rows = Vec::new();
+    describe(row.keys, "", &mut rows);
+    describe(EVERY_STEP, "", &mut rows);
+    rows
+}
+
+/// The same for any keys.
+pub fn describe(keys: &[Key], prefix: &str, rows: &mut Vec<(String, String, String)>) {
+    for key in keys {
+        let name = format!("{prefix}{}", key.name);
+        match key.shape.choices() {
+            [shape::Shape::Map(inner)] => describe(inner, &format!("{name}."), rows),
+            _ => rows.push((name, key.shape.wants(), key.doc.to_string())),
+        }
+    }
+}

@@ -5,9 +5,11 @@
 //! without saying so, is named node by node before any work is done ([`unsupported`]).
 
 mod fake_quant;
+mod planning;
 mod plans;
 mod prepare;
 mod proto;
+mod reverse;
 mod runner;
 mod samples;
 mod segment;

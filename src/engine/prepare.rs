@@ -1,24 +1,202 @@
-//! What a model is rewritten to before tract gets it: what tract would do wrongly, or cannot do, said in other words.
+//! What a model is rewritten to before tract gets it: what tract would do wrongly, or cannot do, said in other words. Each rewrite is exact.
 
+use super::reverse;
 use crate::error::Result;
-use crate::graph::{Graph, Model, Op};
+use crate::graph::{Constant, Graph, Model, Node, NodeId, Op, ValueId};
+use crate::tensor::{DType, Tensor};
 
-/// Rewrites a specialised model.
+/// Rewrites a specialised model, bodies included.
 pub fn prepare(model: &mut Model) -> Result<()> {
-    take_constants(&mut model.graph);
+    let opset = model.opset("").unwrap_or(0);
+    prepare_graph(&mut model.graph, opset);
     Ok(())
 }
 
-/// Constant nodes become constants, which never go through protobuf.
-fn take_constants(g: &mut Graph) {
+fn prepare_graph(g: &mut Graph, opset: i64) {
     for id in g.order().to_vec() {
-        let n = g.node(id);
-        let Some(value) = n.output(0) else { continue };
-        if n.op == Op::Constant
-            && let Some(c) = g.constant(value).cloned()
-        {
-            g.remove_node(id);
-            g.value_mut(value).constant = Some(c);
-        }
+        g.node_mut(id).bodies_mut().for_each(|body| prepare_graph(body, opset));
+        // What cannot be rewritten is left, for `support` to judge.
+        let _: Option<()> = match g.node(id).op {
+            Op::Constant => take_constant(g, id),
+            Op::Celu => scaled_elu(g, id),
+            Op::GatherND => count_from_the_front(g, id),
+            Op::IsInf => compare_with_infinity(g, id),
+            Op::Mod => spread_dividend(g, id),
+            Op::Pad => scalar_filler(g, id),
+            Op::ReduceL1
+            | Op::ReduceL2
+            | Op::ReduceLogSum
+            | Op::ReduceLogSumExp
+            | Op::ReduceMax
+            | Op::ReduceMean
+            | Op::ReduceMin
+            | Op::ReduceProd
+            | Op::ReduceSum
+            | Op::ReduceSumSquare => no_empty_axes(g, id),
+            Op::Resize => sizes_for_corners(g, id, opset),
+            Op::Upsample => repeat_neighbours(g, id),
+            Op::GRU | Op::LSTM | Op::RNN => reverse::rewrite(g, id),
+            _ => None,
+        };
     }
+}
+
+/// Inserts a node before `at`, under `at`'s name; its output.
+pub(super) fn before(g: &mut Graph, at: NodeId, op: Node, inputs: &[ValueId]) -> ValueId {
+    let mut node = op;
+    node.name = g.node(at).name.clone();
+    let y = g.add_value(&format!("{}_before", g.node(at).name));
+    let inputs: Vec<_> = inputs.iter().copied().map(Some).collect();
+    g.insert_node(g.position(at), node, &inputs, &[Some(y)]);
+    y
+}
+
+/// Makes node `at` compute a new value, and `op` its output `slot` from that.
+pub(super) fn behind(g: &mut Graph, at: NodeId, slot: usize, op: Node, more: &[ValueId]) -> Option<()> {
+    let y = g.node(at).output(slot)?;
+    let x = g.add_value(&format!("{}_inner", g.value(y).name));
+    g.value_mut(x).ty = g.value(y).ty.clone();
+    g.set_output(at, slot, x);
+    let inputs: Vec<_> = std::iter::once(x).chain(more.iter().copied()).map(Some).collect();
+    let mut node = op;
+    node.name = g.node(at).name.clone();
+    g.insert_node(g.position(at) + 1, node, &inputs, &[Some(y)]);
+    Some(())
+}
+
+/// Makes a node one of another op, without attributes.
+fn turn_into(g: &mut Graph, id: NodeId, op: Op, inputs: &[ValueId]) {
+    let n = g.node_mut(id);
+    let (domain, op_type) = op.spelling();
+    (n.op, n.op_type, n.domain, n.attrs) = (op, op_type.into(), domain.into(), Vec::new());
+    g.truncate_inputs(id, inputs.len());
+    inputs.iter().enumerate().for_each(|(slot, v)| g.set_input(id, slot, Some(*v)));
+}
+
+fn ints(g: &mut Graph, values: &[usize]) -> ValueId {
+    g.add_constant("", Tensor::of_i64(&[values.len()], values.iter().map(|d| *d as i64).collect()))
+}
+
+fn scalar(g: &mut Graph, dtype: DType, value: f32) -> Option<ValueId> {
+    Some(g.add_constant("", super::fake_quant::of_f32(dtype, &[], vec![value]).ok()?))
+}
+
+/// Constant nodes become constants, which never go through protobuf.
+fn take_constant(g: &mut Graph, id: NodeId) -> Option<()> {
+    let value = g.node(id).output(0)?;
+    let constant = match g.constant(value) {
+        Some(c) => c.clone(),
+        None => Constant::from(crate::graph::eval(g.node(id), &[])?.pop()?),
+    };
+    g.remove_node(id);
+    g.value_mut(value).constant = Some(constant);
+    Some(())
+}
+
+/// tract's Celu forgets a factor α: `celu(x) = α · elu(x / α)`.
+fn scaled_elu(g: &mut Graph, id: NodeId) -> Option<()> {
+    let n = g.node(id);
+    let (x, alpha) = (n.input(0)?, n.float("alpha").unwrap_or(1.0));
+    let dtype = g.value(x).dtype().filter(|_| alpha != 1.0)?;
+    let alpha = scalar(g, dtype, alpha)?;
+    let divided = before(g, id, Node::new(Op::Div, ""), &[x, alpha]);
+    turn_into(g, id, Op::Elu, &[divided]);
+    behind(g, id, 0, Node::new(Op::Mul, ""), &[alpha])
+}
+
+/// tract's GatherND does not know that −1 is the last index.
+fn count_from_the_front(g: &mut Graph, id: NodeId) -> Option<()> {
+    let n = g.node(id);
+    let (x, index, skip) = (n.input(0)?, n.input(1)?, usize::try_from(n.int("batch_dims").unwrap_or(0)).ok()?);
+    let shape = g.value(x).known_shape()?;
+    let depth = *g.value(index).known_shape()?.last()?;
+    let lengths = shape.get(skip..skip + depth)?.to_vec();
+    let (lengths, zero) = (ints(g, &lengths), g.add_constant("", Tensor::of_i64(&[1], vec![0])));
+    let negative = before(g, id, Node::new(Op::Less, ""), &[index, zero]);
+    let wrapped = before(g, id, Node::new(Op::Add, ""), &[index, lengths]);
+    let chosen = before(g, id, Node::new(Op::Where, ""), &[negative, wrapped, index]);
+    g.set_input(id, 1, Some(chosen));
+    Some(())
+}
+
+/// tract's IsInf stops at run time.
+fn compare_with_infinity(g: &mut Graph, id: NodeId) -> Option<()> {
+    let n = g.node(id);
+    let x = n.input(0)?;
+    let wants = |name: &str| n.int(name).unwrap_or(1) != 0;
+    let (positive, negative) = (wants("detect_positive"), wants("detect_negative"));
+    let dtype = g.value(x).dtype().filter(|_| positive || negative)?;
+    let infinity = scalar(g, dtype, if positive { f32::INFINITY } else { f32::NEG_INFINITY })?;
+    let compared = if positive && negative { before(g, id, Node::new(Op::Abs, ""), &[x]) } else { x };
+    turn_into(g, id, Op::Equal, &[compared, infinity]);
+    Some(())
+}
+
+/// tract's Mod is wrong where its first operand is broadcast.
+fn spread_dividend(g: &mut Graph, id: NodeId) -> Option<()> {
+    let (a, y) = (g.node(id).input(0)?, g.node(id).output(0)?);
+    let shape = g.value(y).known_shape().filter(|s| g.value(a).known_shape().as_ref() != Some(s))?;
+    let shape = ints(g, &shape);
+    let spread = before(g, id, Node::new(Op::Expand, ""), &[a, shape]);
+    g.set_input(id, 0, Some(spread));
+    Some(())
+}
+
+/// tract's Pad wants its filler as a scalar; files have vectors of one.
+fn scalar_filler(g: &mut Graph, id: NodeId) -> Option<()> {
+    let filler = g.constant(g.node(id).input(2)?).filter(|c| c.tensor.rank() > 0)?.tensor.reshaped(vec![]).ok()?;
+    let filler = g.add_constant("", filler);
+    g.set_input(id, 2, Some(filler));
+    Some(())
+}
+
+/// tract's reductions do nothing over an empty list of axes, which means all of them unless the node says otherwise.
+fn no_empty_axes(g: &mut Graph, id: NodeId) -> Option<()> {
+    let n = g.node(id);
+    let listed = n.input(1).and_then(|v| g.constant(v));
+    let empty = n.ints("axes").is_some_and(<[i64]>::is_empty) || listed.is_some_and(|c| c.tensor.is_empty());
+    if !empty || n.int("noop_with_empty_axes") == Some(1) {
+        return None;
+    }
+    g.node_mut(id).remove_attr("axes");
+    g.truncate_inputs(id, 1);
+    Some(())
+}
+
+/// tract aligns corners to the size before rounding, ONNX to the one after it: given sizes, both agree.
+fn sizes_for_corners(g: &mut Graph, id: NodeId, opset: i64) -> Option<()> {
+    let n = g.node(id);
+    let aligned = opset >= 11 && n.str("coordinate_transformation_mode") == Some("align_corners");
+    let scales = n.input(2).and_then(|v| g.constant(v)).is_some_and(|c| !c.tensor.is_empty());
+    let sizes = g.value(n.output(0)?).known_shape().filter(|_| aligned && scales && n.attr("axes").is_none())?;
+    let (sizes, none) = (ints(g, &sizes), g.add_constant("", Tensor::of_f32(&[0], Vec::new())));
+    g.set_input(id, 2, Some(none));
+    g.set_input(id, 3, Some(sizes));
+    Some(())
+}
+
+/// Upsample to the nearest neighbour by whole factors: `[n, c, h, w] → [n, 1, c, 1, h, 1, w, 1] → [n, 1, c, 1, h, 2, w, 2] → [n, c, 2h, 2w]`.
+fn repeat_neighbours(g: &mut Graph, id: NodeId) -> Option<()> {
+    let n = g.node(id);
+    let (x, y) = (n.input(0)?, n.output(0)?);
+    let (from, to) = (g.value(x).known_shape()?, g.value(y).known_shape()?);
+    if n.str("mode").unwrap_or("nearest") != "nearest" || from.len() != to.len() {
+        return None;
+    }
+    let scales = match (n.input(1), n.attr("scales")) {
+        (Some(v), _) => g.constant(v)?.tensor.to_f32().ok()?.into_owned(),
+        (None, Some(crate::graph::AttrValue::Floats(v))) => v.clone(),
+        _ => return None,
+    };
+    let whole = |(i, s): (usize, &f32)| from.get(i).is_some_and(|d| *s >= 1.0 && s.fract() == 0.0 && (*d as f64 * *s as f64) == to[i] as f64);
+    if scales.len() != from.len() || !scales.iter().enumerate().all(whole) {
+        return None;
+    }
+    let split: Vec<usize> = from.iter().flat_map(|d| [*d, 1]).collect();
+    let repeated: Vec<usize> = from.iter().zip(&scales).flat_map(|(d, s)| [*d, *s as usize]).collect();
+    let [split, repeated, joined] = [&split, &repeated, &to].map(|s| ints(g, s));
+    let h = before(g, id, Node::new(Op::Reshape, ""), &[x, split]);
+    let h = before(g, id, Node::new(Op::Expand, ""), &[h, repeated]);
+    turn_into(g, id, Op::Reshape, &[h, joined]);
+    Some(())
 }

@@ -1,19 +1,20 @@
 //! One optimised plan, run by any number of threads under any quantizer table.
 
-use super::fake_quant::{self, Rows, with_rows};
+use super::fake_quant::{Rows, with_rows};
+use super::planning::{self, Plan, guarded};
 use super::segment::{Given, cut};
-use super::tensors::{datum_type, of_tract, to_tract};
+use super::tensors::{of_tract, to_tract};
 use super::weights::{self, Row, Weight};
-use super::{prepare, proto, support};
-use crate::error::{At, Error, Result};
+use super::{prepare, support};
+use crate::error::{Error, Result};
 use crate::graph::{InputShapes, Model, ValueId, specialize};
 use crate::quant::{QuantizerId, Table};
 use crate::tensor::{DType, Tensor};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use tract_onnx::prelude::{InferenceModelExt, IntoArcTensor, IntoTValue, TValue, TVec, TypedModel};
-use tract_onnx::tract_hir::internal::{InferenceFact, InferenceModel, InferenceOp, SimplePlan, SimpleState, TypedFact, TypedOp};
+use tract_onnx::prelude::{IntoArcTensor, IntoTValue, TValue, TVec};
+use tract_onnx::tract_hir::internal::{SimpleState, TypedFact, TypedOp};
 
 /// How FakeQuant nodes are treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,8 +39,6 @@ enum Output {
     Constant(Tensor),
 }
 
-type Plan = SimplePlan<TypedFact, Box<dyn TypedOp>>;
-
 /// An optimised plan for fixed input shapes that returns chosen values.
 pub struct Runner {
     plan: Option<Arc<Plan>>,
@@ -49,6 +48,8 @@ pub struct Runner {
     live: Vec<QuantizerId>,
     /// Quantizers whose constants are part of the plan, as they were then.
     baked: Vec<(QuantizerId, Row)>,
+    /// Names of the nodes, by number.
+    labels: BTreeMap<u32, String>,
 }
 
 /// What one thread needs to run a plan. Made by [`Runner::spawn`], for that runner alone.
@@ -117,7 +118,7 @@ impl Runner {
                     // What an interrupted run has left behind is of no use.
                     state.plan = None;
                 }
-                result.map_err(|complaint| Error::failed(format!("the engine failed: {complaint}")))?
+                result.map_err(|complaint| self.failed(&complaint))?
             }
         };
         self.outputs
@@ -128,6 +129,12 @@ impl Runner {
                 Output::Input(name) => inputs.get(name).cloned().ok_or_else(|| missing(name)),
             })
             .collect()
+    }
+
+    /// The error that a complaint of tract's at run time is.
+    fn failed(&self, complaint: &str) -> Error {
+        let at = super::proto::node_of(complaint).and_then(|i| self.labels.get(&i)).map_or(String::new(), |name| format!(" at {name}"));
+        Error::failed(format!("the engine failed{at}: {}", planning::plain(complaint)))
     }
 }
 
@@ -175,7 +182,7 @@ fn build(mut model: Model, outputs: &[ValueId], options: RunnerOptions) -> Resul
             }
         }
     }
-    refuse(&support::unsupported(&model))?;
+    planning::refuse(&support::refused(&model))?;
 
     let g = &model.graph;
     for &v in &g.inputs {
@@ -208,67 +215,7 @@ fn build(mut model: Model, outputs: &[ValueId], options: RunnerOptions) -> Resul
         .collect::<Result<_>>()?;
     let live = weights::live(g);
     let given: Vec<_> = sources.iter().map(|(v, t, s, _)| (*v, *t, s.clone())).collect();
-    let plan = if wanted.is_empty() { None } else { Some(plan(&model, &given, &wanted)?) };
-    Ok(Runner { plan, sources: sources.into_iter().map(|s| s.3).collect(), outputs, live, baked })
-}
-
-/// One error that names every node of the list.
-fn refuse(unsupported: &[(String, String)]) -> Result<()> {
-    if unsupported.is_empty() {
-        return Ok(());
-    }
-    let list: Vec<String> = unsupported.iter().map(|(node, why)| format!("{node}: {why}")).collect();
-    Err(Error::failed(format!("the engine cannot run {} of the model's nodes: {}", list.len(), list.join("; "))))
-}
-
-/// tract's plan: parsed, pinned, optimised.
-fn plan(model: &Model, given: &[(ValueId, DType, Vec<usize>)], wanted: &[ValueId]) -> Result<Arc<Plan>> {
-    let g = &model.graph;
-    let constants: Vec<(ValueId, &Tensor)> = g
-        .values()
-        .filter(|(v, value)| !value.uses().is_empty() && !given.iter().any(|s| s.0 == *v))
-        .filter_map(|(v, value)| Some((v, &value.constant.as_ref()?.tensor)))
-        .filter(|(_, t)| datum_type(t.dtype()).is_some())
-        .collect();
-    let mut declared = given.to_vec();
-    declared.extend(constants.iter().map(|(v, t)| (*v, t.dtype(), t.shape().to_vec())));
-    let proto = proto::encode(model, &declared, wanted)?;
-    let constants = constants.into_iter().map(|(v, t)| Ok((v, to_tract(t).at(|| g.value(v).name.clone())?))).collect::<Result<Vec<_>>>()?;
-    let name = |v: ValueId| g.value(v).name.as_str();
-    let build = || {
-        let mut onnx = tract_onnx::onnx();
-        onnx.op_register.insert(fake_quant::name(), fake_quant::parse);
-        let parsed = onnx.parse(&proto, None)?;
-        let mut m: InferenceModel = parsed.model;
-        for (v, t) in constants {
-            let outlet = parsed.outlets_by_name[name(v)];
-            let t = t.into_arc_tensor();
-            let node = m.node_mut(outlet.node);
-            node.outputs[outlet.slot].fact = InferenceFact::from(&TypedFact::try_from(t.clone())?);
-            node.op = Box::new(tract_onnx::tract_hir::ops::konst::Const::new(t)?) as Box<dyn InferenceOp>;
-            m.inputs.retain(|o| *o != outlet);
-        }
-        m.select_output_outlets(&wanted.iter().map(|&v| parsed.outlets_by_name[name(v)]).collect::<Vec<_>>())?;
-        let optimized: TypedModel = m.into_optimized()?;
-        SimplePlan::new(optimized)
-    };
-    guarded(build).map_err(|complaint| {
-        let node = proto::node_of(&complaint).and_then(|i| g.get_node(crate::graph::NodeId(i)));
-        let about = node.map_or("the model".to_string(), |n| format!("{} ({})", support::label(g, n), n.op_type));
-        Error::failed(format!("the engine cannot run {about}: {complaint}"))
-    })
-}
-
-/// Runs something of tract's; its error, or its panic, as one line.
-fn guarded<T>(f: impl FnOnce() -> tract_onnx::prelude::TractResult<T>) -> Result<T, String> {
-    let complaint = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
-        Ok(Ok(t)) => return Ok(t),
-        Ok(Err(e)) => format!("{e:#}"),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
-            format!("tract panicked: {}", text.unwrap_or_default())
-        }
-    };
-    let line = complaint.split_whitespace().collect::<Vec<_>>().join(" ");
-    Err(if line.chars().count() > 400 { line.chars().take(400).chain("…".chars()).collect() } else { line })
+    let plan = if wanted.is_empty() { None } else { Some(planning::plan(&model, &given, &wanted)?) };
+    let labels = g.nodes().map(|(id, n)| (id.0, support::label(g, n))).collect();
+    Ok(Runner { plan, sources: sources.into_iter().map(|s| s.3).collect(), outputs, live, baked, labels })
 }

@@ -2,6 +2,7 @@
 //! answers with wrong numbers; so an operator runs if it stands in the table, and only with attributes that stand there or have no effect.
 
 use super::tensors::datum_type;
+use crate::error::Result;
 use crate::graph::{AttrValue, Graph, Model, Node, Op, ValueId};
 use crate::tensor::DType;
 use std::collections::BTreeSet;
@@ -25,7 +26,7 @@ const KNOWN: &[(&[Op], &[&str])] = &[
     (&[Op::Cast], &["to"]),
     (&[Op::Celu, Op::Elu, Op::LeakyRelu, Op::ThresholdedRelu], &["alpha"]),
     (&[Op::Clip], &["max", "min"]),
-    (&[Op::Compress, Op::Concat, Op::Flatten, Op::Gather, Op::GatherElements, Op::Hardmax, Op::LogSoftmax, Op::OneHot, Op::Softmax], &["axis"]),
+    (&[Op::Concat, Op::Flatten, Op::Gather, Op::GatherElements, Op::Hardmax, Op::LogSoftmax, Op::OneHot, Op::Softmax], &["axis"]),
     (&[Op::Constant], &["value", "value_float", "value_floats", "value_int", "value_ints"]),
     (&[Op::ConstantOfShape], &["value"]),
     (&[Op::Conv], &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"]),
@@ -78,6 +79,24 @@ const KNOWN: &[(&[Op], &[&str])] = &[
     (&[Op::Trilu], &["upper"]),
 ];
 
+/// Slots that tract must find constant when it plans, and what they hold.
+#[rustfmt::skip]
+const CONSTANT: &[(&[Op], &[usize], &str)] = &[
+    (&[Op::BatchNormalization], &[1, 2, 3, 4], "statistics"),
+    (&[Op::ConstantOfShape], &[0], "a shape"),
+    (&[Op::CumSum], &[1], "an axis"),
+    (&[Op::Expand, Op::Reshape], &[1], "a shape"),
+    (&[Op::GRU, Op::LSTM, Op::RNN], &[4], "lengths of sequences"),
+    (&[Op::OneHot], &[1, 2], "a depth and values"),
+    (&[Op::Pad], &[1, 2, 3], "paddings"),
+    (&[Op::ReduceL1, Op::ReduceL2, Op::ReduceLogSum, Op::ReduceLogSumExp, Op::ReduceMax, Op::ReduceMean, Op::ReduceMin, Op::ReduceProd, Op::ReduceSum,
+        Op::ReduceSumSquare, Op::Squeeze, Op::Unsqueeze], &[1], "axes"),
+    (&[Op::Resize], &[1, 2, 3], "a size"),
+    (&[Op::Slice], &[1, 2, 3, 4], "bounds"),
+    (&[Op::Split], &[1], "lengths"),
+    (&[Op::Tile], &[1], "repeats"),
+];
+
 /// Attributes that tract ignores, and the value at which that does no harm.
 fn is_neutral(node: &Node, name: &str, value: &AttrValue) -> bool {
     use AttrValue::{Float, Int, Strings};
@@ -97,7 +116,7 @@ fn is_neutral(node: &Node, name: &str, value: &AttrValue) -> bool {
         }
         // Before opset 7, Add and its like broadcast only if told to.
         (_, "consumed_inputs", _) => true,
-        (Op::Dropout, "ratio" | "seed", _) => true,
+        (Op::Dropout, "ratio" | "seed", _) | (Op::Dropout, "is_test", Int(1)) => true,
         (Op::Cast | Op::CastLike, "saturate" | "round_mode", _) => true,
         (Op::Attention, "softmax_precision", _) => true,
         (Op::LayerNormalization, "stash_type", Int(1)) => true,
@@ -106,7 +125,14 @@ fn is_neutral(node: &Node, name: &str, value: &AttrValue) -> bool {
 }
 
 /// Nodes that the engine cannot run, as (name, reason): asked before any work, of a model as `graph::specialize` left it.
-pub fn unsupported(model: &Model) -> Vec<(String, String)> {
+pub fn unsupported(model: &Model) -> Result<Vec<(String, String)>> {
+    let mut model = model.clone();
+    super::prepare::prepare(&mut model)?;
+    Ok(refused(&model))
+}
+
+/// The same of a model as `prepare` left it.
+pub fn refused(model: &Model) -> Vec<(String, String)> {
     let mut list = Vec::new();
     check(&model.graph, &mut list);
     list
@@ -137,6 +163,11 @@ fn refusal(g: &Graph, n: &Node) -> Option<String> {
     if let Some(t) = values.iter().find_map(strange) {
         return Some(format!("{spelled} on {t} tensors, which the engine does not compute with"));
     }
+    let computed = |slot: &usize| n.input(*slot).filter(|v| g.constant(*v).is_none());
+    let needed = CONSTANT.iter().filter(|(ops, ..)| ops.contains(&n.op));
+    if let Some((v, what)) = needed.filter_map(|(_, slots, what)| Some((slots.iter().find_map(computed)?, what))).next() {
+        return Some(format!("{spelled} with {what} computed at run time ({})", g.value(v).name));
+    }
     special(g, n).map(|why| format!("{spelled} {why}"))
 }
 
@@ -144,6 +175,7 @@ fn refusal(g: &Graph, n: &Node) -> Option<String> {
 fn special(g: &Graph, n: &Node) -> Option<String> {
     let dtype = |slot: usize| n.input(slot).and_then(|v| g.value(v).dtype());
     match n.op {
+        Op::Dropout if n.input(2).is_some_and(|v| g.constant(v).is_none_or(|c| c.tensor.bytes().iter().any(|b| *b != 0))) => Some("in training mode".into()),
         Op::Celu if dtype(0) == Some(DType::F16) => Some("on float16 tensors is computed wrongly by the engine".into()),
         Op::Attention if dtype(3) == Some(DType::Bool) => Some("with a mask of booleans cannot be planned by the engine".into()),
         _ => None,

@@ -171,7 +171,7 @@ impl Samples {
 pub fn check_engine(model: &Model, samples: &Samples) -> Result<()> {
     let sample = samples.data.sample(samples.calibration.first().copied().unwrap_or(0))?;
     let shapes: InputShapes = sample.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect();
-    let list = engine::unsupported(&specialize(model, &shapes)?);
+    let list = engine::unsupported(&specialize(model, &shapes)?)?;
     if list.is_empty() {
         return Ok(());
     }

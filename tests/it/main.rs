@@ -3,6 +3,8 @@
 
 mod architecture;
 mod cli;
+#[cfg(feature = "shared")]
+mod corpus;
 mod data;
 mod day_one;
 mod dependencies;

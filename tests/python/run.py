@@ -1,10 +1,10 @@
 """What ONNX Runtime, without any optimisation, computes for every value of a model's outermost graph.
 
-usage: run.py models JOBS      JOBS: JSON, a list of {model, out, shapes: {input: [dims]}, seed, below: {input: n}}
+usage: run.py models JOBS      JOBS: JSON, a list of {model, out, inputs: npz} or {model, out, shapes: {input: [dims]}, below: {input: n}}
        run.py corpus DIR OUT   every .onnx below DIR; prints JSON, a list of {model, out, error}
 
-A result is an ONNX file whose initializers are the inputs and all values, by name. Inputs are normal deviates; integers are drawn from
-0 up to the number that `below` gives (2: both; 1: zeros; 0: ones). Of the corpus, ONNX's own operator tests have their own inputs, which the
+A result is an ONNX file whose initializers are the inputs and all values, by name. Inputs are the first sample of a file, or normal deviates;
+integers are drawn from 0 up to the number that `below` gives (0: all are ones). Of the corpus, ONNX's own operator tests have their own inputs, which the
 models do not carry; each model is written in up to three forms: as it is, with all inputs but the first as constants, with all as constants.
 """
 
@@ -68,8 +68,11 @@ def draw(info, shape, below, rng):
 def run_models(jobs):
     for job in json.load(open(jobs)):
         model = onnx.load(job["model"])
-        rng = np.random.default_rng(job["seed"])
-        feeds = {i.name: draw(i, job["shapes"][i.name], job["below"].get(i.name, 2), rng) for i in fresh(model)}
+        rng = np.random.default_rng(7)
+        if "inputs" in job:
+            feeds = {name: a[:1] for name, a in np.load(job["inputs"]).items()}
+        else:
+            feeds = {i.name: draw(i, job["shapes"][i.name], job["below"].get(i.name, 2), rng) for i in fresh(model)}
         values = every_value(model, feeds, os.path.dirname(job["model"]) or ".")
         onnx.save(container(values | feeds), job["out"])
 
@@ -106,7 +109,8 @@ def run_corpus(folder, out):
             case = cases.get(parts[1]) if len(parts) == 3 else None
             inputs = fresh(model)
             if case is not None and len(case.data_sets[0][0]) == len(inputs):
-                feeds = dict(zip([i.name for i in inputs], case.data_sets[0][0], strict=True))
+                own = [np.asarray(x) if isinstance(x, np.generic) else x for x in case.data_sets[0][0]]
+                feeds = dict(zip([i.name for i in inputs], own, strict=True))
             else:
                 feeds = {}
                 for i in inputs:

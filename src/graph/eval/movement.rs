@@ -24,7 +24,7 @@ pub fn eval(c: &Call) -> Option<Tensor> {
         Op::Pad => pad(c),
         Op::Where => choose(c),
         Op::ConstantOfShape => fill(c),
-        Op::Dropout if c.node.outputs().len() == 1 => Some(c.input(0)?.clone()),
+        Op::Dropout if c.node.outputs().len() == 1 && c.input(2).is_none_or(|t| t.bytes().iter().all(|b| *b == 0)) => Some(c.input(0)?.clone()),
         _ => None,
     }
 }

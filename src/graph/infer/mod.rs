@@ -76,6 +76,14 @@ impl Fact {
         }
     }
 
+    /// A tensor without elements is a constant.
+    fn or_empty(mut self) -> Self {
+        if let (None, Some(dtype), Some(shape)) = (&self.constant, self.dtype, self.known().filter(|s| s.contains(&0))) {
+            self.constant = Tensor::new(dtype, shape, bytes::Bytes::new()).ok();
+        }
+        self
+    }
+
     /// The value declares more than was found.
     fn or_declared(mut self, ty: &Type) -> Self {
         if let Type::Tensor { dtype, shape } = ty {
@@ -153,7 +161,7 @@ fn infer_graph(g: &Graph, fixed: &InputShapes, declared: bool, outer: &BTreeMap<
                     // Types do not depend on shapes.
                     false => Fact { dtype: fact.dtype.or(g.value(*v).dtype()), ..fact },
                 };
-                known.set(*v, fact);
+                known.set(*v, if node.quantizer().is_some() { fact } else { fact.or_empty() });
             }
         }
     }
@@ -181,10 +189,13 @@ fn bodies(g: &Graph, node: &super::Node, known: &Inferred, outer: &BTreeMap<Stri
         scope.insert(g.value(*v).name.clone(), known.get(*v).clone());
     }
     let mut joined: Option<Vec<Fact>> = None;
-    for (_, body) in node.bodies() {
+    // Of an If whose condition is known only one branch is ever taken.
+    let taken = node.input(0).filter(|_| node.op == Op::If).and_then(|v| known.get(v).constant.as_ref()).map(|t| t.bytes().iter().any(|b| *b != 0));
+    let is_taken = |name: &str| taken.is_none_or(|yes| name == if yes { "then_branch" } else { "else_branch" });
+    for (_, body) in node.bodies().filter(|(name, _)| is_taken(name)) {
         let inner = infer_graph(body, &InputShapes::new(), true, &scope);
         let skip = if node.op == Op::Loop { 1 } else { 0 };
-        let facts: Vec<Fact> = body.outputs.iter().skip(skip).map(|v| Fact { constant: None, partial: None, ..inner.get(*v).clone() }).collect();
+        let facts: Vec<Fact> = body.outputs.iter().skip(skip).map(|v| inner.get(*v).clone()).map(|f| if taken.is_some() { f } else { Fact::of(f.dtype, f.shape) }).collect();
         joined = Some(match joined {
             None => facts,
             Some(old) => old.into_iter().zip(facts).map(|(a, b)| join(a, b)).collect(),
@@ -217,19 +228,32 @@ pub fn specialize(model: &Model, fixed: &InputShapes) -> crate::Result<Model> {
         m.graph.value_mut(id).ty = Type::Tensor { dtype, shape: Some(shape.iter().map(|d| Dim::Known(*d)).collect()) };
     }
     let inferred = infer(&m, fixed);
-    fold(&mut m.graph, &inferred);
+    fold_also(&mut m.graph, &inferred, true);
     m.graph.remove_dead();
     m.graph.value_info.clear();
+    // What the file says of other shapes would contradict these.
+    let made: Vec<ValueId> = m.graph.values().filter(|(_, v)| v.producer().is_some()).map(|(id, _)| id).collect();
+    for v in made {
+        let (dtype, fact) = (m.graph.value(v).dtype(), inferred.get(v));
+        if let ty @ (Type::Tensor { .. } | Type::Unknown) = &mut m.graph.value_mut(v).ty {
+            *ty = Type::Tensor { dtype: fact.dtype.or(dtype), shape: fact.shape.clone() };
+        }
+    }
     Ok(m)
 }
 
-/// Replaces nodes whose outputs are all constants by initializers. Returns how many went.
+/// Replaces nodes whose outputs are all constants, and none the graph's, by initializers. Returns how many went.
 pub fn fold(g: &mut Graph, inferred: &Inferred) -> usize {
+    fold_also(g, inferred, false)
+}
+
+/// The same, those that make outputs of the graph as well if so wished.
+fn fold_also(g: &mut Graph, inferred: &Inferred, also_outputs: bool) -> usize {
     let mut folded = 0;
     for id in g.order().to_vec() {
         let node = g.node(id);
         let outputs: Vec<ValueId> = node.outputs().iter().flatten().copied().collect();
-        if node.quantizer().is_some() || outputs.is_empty() || !outputs.iter().all(|v| inferred.get(*v).constant.is_some() && !g.is_output(*v)) {
+        if node.quantizer().is_some() || outputs.is_empty() || !outputs.iter().all(|v| inferred.get(*v).constant.is_some() && (also_outputs || !g.is_output(*v))) {
             continue;
         }
         // A Constant node's tensor keeps the way the file stored it.

@@ -5,11 +5,12 @@
 use crate::data::Dataset;
 use crate::engine::{Plans, RunnerOptions, Running, over_samples};
 use crate::error::{At, Error, Result};
-use crate::graph::{Model, ValueId};
+use crate::graph::{Model, NodeId, ValueId};
 use crate::note::Notes;
 use crate::observe::{Extremes, Histogram};
 use crate::pass::Progress;
 use crate::quant::{self, QuantizerId, Timing};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// How a range is taken from the values seen.
@@ -50,20 +51,16 @@ fn fit_weights(model: &mut Model, method: Method) -> Result<()> {
         return Err(Error::usage("calibrate.weights.method: a percentile is for activations; weights know minmax"));
     }
     let mut ranges: BTreeMap<QuantizerId, (Vec<f32>, Vec<f32>)> = BTreeMap::new();
-    for (node, id) in model.constant_sites() {
-        let id = model.quantizers.root(id);
+    let open: Vec<_> = model
+        .constant_sites()
+        .into_iter()
+        .map(|(node, id)| (node, model.quantizers.root(id)))
+        .filter(|(_, id)| model.quantizers[*id].params.is_none())
+        .collect();
+    let shared: &Model = model;
+    let found = open.par_iter().map(|&(node, id)| weight_ranges(shared, node, id)).collect::<Result<Vec<_>>>()?;
+    for (&(_, id), (lo, hi)) in open.iter().zip(found) {
         let quantizer = &model.quantizers[id];
-        if quantizer.params.is_some() {
-            continue;
-        }
-        let value = model.graph.node(node).input(0).expect("a FakeQuant reads something");
-        let tensor = &model.graph.constant(value).expect("it is a constant site").tensor;
-        let x = tensor.to_f32().at(|| &quantizer.name)?;
-        if let Some(i) = x.iter().position(|v| !v.is_finite()) {
-            return Err(Error::usage(format!("weight {}: element {i} is {}; a model with such weights cannot be quantized", quantizer.name, x[i])));
-        }
-        let layout = quantizer.scheme.blocks.layout(tensor.shape()).at(|| &quantizer.name)?;
-        let (lo, hi) = quant::block_ranges(&x, tensor.shape(), &layout);
         match ranges.get_mut(&id) {
             None => {
                 ranges.insert(id, (lo, hi));
@@ -84,6 +81,22 @@ fn fit_weights(model: &mut Model, method: Method) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Lowest and highest weight of each block of one constant.
+fn weight_ranges(model: &Model, node: NodeId, id: QuantizerId) -> Result<(Vec<f32>, Vec<f32>)> {
+    crate::interrupt::check()?;
+    let quantizer = &model.quantizers[id];
+    let constant = model.graph.node(node).input(0).and_then(|v| model.graph.constant(v));
+    let tensor = &constant.ok_or_else(|| Error::failed("reads no constant")).at(|| &quantizer.name)?.tensor;
+    let x = tensor.to_f32().at(|| &quantizer.name)?;
+    let layout = quantizer.scheme.blocks.layout(tensor.shape()).at(|| &quantizer.name)?;
+    let (lo, hi) = quant::block_ranges(&x, tensor.shape(), &layout);
+    if lo.iter().any(|l| l.is_nan()) {
+        let i = x.iter().position(|v| !v.is_finite()).unwrap_or_default();
+        return Err(Error::usage(format!("weight {}: element {i} is {}; a model with such weights cannot be quantized", quantizer.name, x[i])));
+    }
+    Ok((lo, hi))
 }
 
 /// Values that flow into FakeQuants whose static quantizer has no parameters yet.
@@ -204,4 +217,85 @@ fn fit_activations(model: &mut Model, method: Method, watched: &[(ValueId, Quant
         q.params = Some(quant::fit_range(&q.scheme, &lo, &hi).at(|| &q.name)?);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::InputInfo;
+    use crate::graph::{Dim, Node, Op, Type};
+    use crate::pass::Silent;
+    use crate::quant::{Blocks, Scheme};
+    use crate::tensor::{DType, Tensor};
+
+    /// x[N,4] → FakeQuant → Relu → FakeQuant → y, and a constant under a quantizer of its own.
+    fn placed() -> (Model, [QuantizerId; 3]) {
+        let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+        let ids = [m.quantizers.add("x", Scheme::int(8, false)), m.quantizers.add("y", Scheme::int(8, false)), m.quantizers.add("w", Scheme::int(8, true))];
+        m.quantizers[ids[2]].scheme.blocks = Blocks::channel(0);
+        let g = &mut m.graph;
+        let mut value = |name: &str| {
+            let v = g.add_value(name);
+            g.value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(vec![Dim::Symbol("N".into()), Dim::Known(4)]) };
+            v
+        };
+        let [x, xq, r, y, wq] = ["x", "xq", "r", "y", "wq"].map(&mut value);
+        let w = g.add_constant("w", Tensor::of_f32(&[2, 2], vec![1.0, -2.54, 0.127, 0.0]));
+        (g.inputs, g.outputs) = (vec![x], vec![y]);
+        g.add_node(Node::fake_quant(ids[0], "fx"), &[Some(x)], &[Some(xq)]);
+        g.add_node(Node::new(Op::Relu, "relu"), &[Some(xq)], &[Some(r)]);
+        g.add_node(Node::fake_quant(ids[1], "fy"), &[Some(r)], &[Some(y)]);
+        g.add_node(Node::fake_quant(ids[2], "fw"), &[Some(w)], &[Some(wq)]);
+        (m, ids)
+    }
+
+    /// `n` samples of four numbers: −1, −0.5, 0.5 and, in the last, 100 for 1.
+    fn data(dir: &std::path::Path, n: usize) -> Dataset {
+        let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({n}, 4), }}");
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((header.len() as u16).to_le_bytes());
+        bytes.extend(header.bytes());
+        for i in 0..n {
+            [-1.0f32, -0.5, 0.5, if i + 1 == n { 100.0 } else { 1.0 }].iter().for_each(|v| bytes.extend(v.to_le_bytes()));
+        }
+        let path = dir.join("x.npy");
+        std::fs::write(&path, bytes).unwrap();
+        let input = InputInfo { name: "x".into(), dtype: DType::F32, shape: Some(vec![Dim::Symbol("N".into()), Dim::Known(4)]) };
+        Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap()
+    }
+
+    fn how(activations: Method, threads: usize) -> Calibrate {
+        Calibrate { activations, weights: Method::MinMax, threads }
+    }
+
+    #[test]
+    fn ranges_become_scales_the_same_on_any_number_of_threads() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = data(dir.path(), 200);
+        let all: Vec<usize> = (0..200).collect();
+        for (method, x, y) in [(Method::MinMax, (101.0, -1.0), (100.0, 0.0)), (Method::Percentile(99.0), (2.0, -1.0), (1.0, 0.0))] {
+            for threads in [1, 3] {
+                let (mut m, ids) = placed();
+                calibrate(&mut m, &how(method, threads), Some((&data, &all)), &Silent).unwrap();
+                let of = |id: QuantizerId| m.quantizers[id].params.clone().unwrap();
+                // A percentile is read from buckets of one part in 128.
+                let near = |a: f32, b: f32| (a - b).abs() <= b / 64.0;
+                let (px, py) = (of(ids[0]), of(ids[1]));
+                assert!(near(px.scale[0], x.0 / 255.0) && near(py.scale[0], y.0 / 255.0), "{method:?}: {px} {py}");
+                assert_eq!(px.zero_at(0), (-x.1 / px.scale[0]).round(), "the float model is watched: its quantizers do not clip");
+                assert_eq!((py.zero_at(0), of(ids[2]).scale), (0.0, vec![2.54 / 127.0, 0.127 / 127.0]));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let (mut m, _) = placed();
+        assert!(calibrate(&mut m, &how(Method::MinMax, 1), None, &Silent).unwrap_err().to_string().contains("--data"));
+        let (mut m, _) = placed();
+        let w = m.graph.find_value("w").unwrap();
+        m.graph.value_mut(w).constant = Some(Tensor::of_f32(&[2, 2], vec![1.0, f32::NAN, 0.0, 0.0]).into());
+        let e = calibrate(&mut m, &how(Method::MinMax, 1), None, &Silent).unwrap_err().to_string();
+        assert!(e.contains("weight w: element 1 is NaN"), "{e}");
+    }
 }

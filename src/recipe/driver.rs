@@ -127,10 +127,11 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
         notes: Vec::new(),
         decisions: Vec::new(),
     };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| Error::failed(format!("{threads} threads cannot be started: {e}")))?;
     let mut measured = Vec::new();
     for (i, step) in recipe.steps.iter().enumerate() {
         let begun = Instant::now();
-        work.step(step)?;
+        pool.install(|| work.step(step))?;
         measured.push(report::StepRow::new(step.name, begun.elapsed()));
         if work.state == State::Placed && work.model.quantizers.is_empty() {
             progress.say("nothing in this model can be quantized under this recipe; it is written unchanged");

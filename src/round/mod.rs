@@ -1,29 +1,59 @@
 //! Which code stands for each weight.
 
 use crate::error::{At, Error, Result};
-use crate::graph::{Model, Op, Site};
+use crate::graph::{Model, NodeId, Op, Site};
 use crate::note::Notes;
-use crate::quant;
+use crate::quant::{self, Codes, QuantizerId};
+use rayon::prelude::*;
 
 /// Gives every constant the nearest code of its quantizer. Sites that have codes keep them.
 pub fn round_nearest(model: &mut Model) -> Result<Notes> {
     let mut notes = Notes::of("round");
-    let mut count = 0u64;
-    for (node, id) in model.constant_sites() {
-        if model.codes.contains_key(&Site::of(node)) {
-            continue;
-        }
-        crate::interrupt::check()?;
-        let quantizer = &model.quantizers[model.quantizers.root(id)];
-        let value = model.graph.node(node).input(0).expect("a FakeQuant node reads something");
-        let constant = model.graph.constant(value).expect("it is a constant site");
-        let params =
-            quantizer.params.as_ref().ok_or_else(|| Error::failed("has no scale yet; `calibrate` must stand before `round`")).at(|| &quantizer.name)?;
-        let codes = quant::quantize(&constant.tensor.to_f32()?, constant.tensor.shape(), &quantizer.scheme, params).at(|| &quantizer.name)?;
-        count += constant.tensor.len() as u64;
-        model.codes.insert(Site::of(node), codes);
-    }
+    let open: Vec<_> = model.constant_sites().into_iter().filter(|(node, _)| !model.codes.contains_key(&Site::of(*node))).collect();
+    let shared: &Model = model;
+    let codes = open.par_iter().map(|&(node, id)| nearest(shared, node, id)).collect::<Result<Vec<_>>>()?;
+    let count: usize = codes.iter().map(|c| c.0.len()).sum();
+    model.codes.extend(open.iter().map(|(node, _)| Site::of(*node)).zip(codes));
     debug_assert!(model.graph.nodes().all(|(_, n)| n.op != Op::FakeQuant || n.quantizer().is_some()));
     notes.changed("", format!("{count} weights rounded to their nearest codes"));
     Ok(notes)
+}
+
+/// The codes of one constant.
+fn nearest(model: &Model, node: NodeId, id: QuantizerId) -> Result<Codes> {
+    crate::interrupt::check()?;
+    let quantizer = &model.quantizers[model.quantizers.root(id)];
+    let constant = model.graph.node(node).input(0).and_then(|v| model.graph.constant(v));
+    let constant = constant.ok_or_else(|| Error::failed("reads no constant")).at(|| &quantizer.name)?;
+    let params = quantizer.params.as_ref().ok_or_else(|| Error::failed("has no scale yet; `calibrate` must stand before `round`")).at(|| &quantizer.name)?;
+    constant.tensor.to_f32().and_then(|x| quant::quantize(&x, constant.tensor.shape(), &quantizer.scheme, params)).at(|| &quantizer.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Node;
+    use crate::quant::{Params, Scheme};
+    use crate::tensor::Tensor;
+
+    #[test]
+    fn every_weight_gets_its_nearest_code_and_codes_that_stand_are_kept() {
+        let mut m = Model::default();
+        let q = m.quantizers.add("w", Scheme::int(8, true));
+        let mut sites = Vec::new();
+        for i in 0..20 {
+            let w = m.graph.add_constant(&format!("w{i}"), Tensor::of_f32(&[3], vec![0.26 * i as f32, -1.0, 100.0]));
+            let y = m.graph.add_value(&format!("y{i}"));
+            sites.push(Site::of(m.graph.add_node(Node::fake_quant(q, ""), &[Some(w)], &[Some(y)])));
+        }
+        assert!(round_nearest(&mut m).unwrap_err().to_string().contains("`calibrate` must stand before"));
+        m.quantizers[q].params = Some(Params::tensor(0.5, None));
+        let kept = quant::quantize(&[0.0, 0.5, 1.0], &[3], &m.quantizers[q].scheme, m.quantizers[q].params.as_ref().unwrap()).unwrap();
+        m.codes.insert(sites[7].clone(), kept.clone());
+        round_nearest(&mut m).unwrap();
+        for (i, site) in sites.iter().enumerate() {
+            let want = if i == 7 { kept.unpack() } else { vec![(0.52 * i as f32).round_ties_even() as i32, -2, 127] };
+            assert_eq!(m.codes[site].unpack(), want, "{i}");
+        }
+    }
 }

@@ -25,7 +25,7 @@ fn listed(from: &str) -> Vec<String> {
 
 /// Whether an SPDX expression (`OR`, `AND`, parentheses; `/` as an old spelling of OR) can be met with the allowed licences.
 fn is_met(expression: &str, allowed: &[String]) -> bool {
-    let expression = expression.replace('/', " OR ").replace('(', "").replace(')', "");
+    let expression = expression.replace('/', " OR ").replace(['(', ')'], "");
     // AND binds what stands on its sides; every expression in use is an AND of ORs.
     expression.split(" AND ").all(|part| part.split(" OR ").any(|l| allowed.iter().any(|a| a == l.trim())))
 }

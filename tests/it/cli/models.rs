@@ -43,7 +43,7 @@ fn every_truncation_of_a_model_is_refused() {
 fn external_data_that_is_missing_or_short_is_named() {
     let folder = Folder::new();
     let model = onnx::read(&folder.path(MODEL), &ReadOptions::default()).unwrap();
-    onnx::write(&model, &folder.path("big.onnx"), &WriteOptions { external: Some(true), ..WriteOptions::default() }).unwrap();
+    onnx::write(&model, &folder.path("big.onnx"), &WriteOptions { external: Some(true) }).unwrap();
     drop(model);
     folder.run(&["inspect", "big.onnx"]).ok();
     let data = std::fs::read(folder.path("big.onnx.data")).unwrap();

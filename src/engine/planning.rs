@@ -130,7 +130,11 @@ pub fn guarded<T>(f: impl FnOnce() -> TractResult<T>) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let usual = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| if !QUIET.get() { usual(panic) }));
+        std::panic::set_hook(Box::new(move |panic| {
+            if !QUIET.get() {
+                usual(panic)
+            }
+        }));
     });
     let outer = QUIET.replace(true);
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));

@@ -50,7 +50,14 @@ fn encode_node(g: &Graph, node: &Node, name: String) -> Result<NodeProto> {
     // tract counts inputs that are left out.
     let given = node.inputs().iter().rposition(Option::is_some).map_or(0, |last| last + 1);
     // tract knows operators by their name alone; `support` has made sure that the name means the same there.
-    Ok(NodeProto { input: names(&node.inputs()[..given]), output: names(node.outputs()), op_type: node.op_type.to_string(), attribute, name, ..Default::default() })
+    Ok(NodeProto {
+        input: names(&node.inputs()[..given]),
+        output: names(node.outputs()),
+        op_type: node.op_type.to_string(),
+        attribute,
+        name,
+        ..Default::default()
+    })
 }
 
 fn encode_attr(name: &str, value: &AttrValue, node: &str) -> Result<AttributeProto> {

@@ -102,10 +102,12 @@ fn compare(dir: &Path) -> (usize, Vec<String>) {
             let inputs = model.graph.inputs.iter().map(|v| model.graph.value(*v)).filter(|v| v.constant.is_none());
             let shapes: InputShapes = inputs.filter_map(|v| Some((v.name.clone(), truth.get(&v.name)?.shape().to_vec()))).collect();
             let mut list = wrong_facts(&model, &shapes, &truth);
-            run(&model, &shapes, &truth).map(|more| {
-                list.extend(more);
-                std::mem::take(&mut list)
-            }).or_else(|refusal| if list.is_empty() { Err(refusal) } else { Ok(list) })
+            run(&model, &shapes, &truth)
+                .map(|more| {
+                    list.extend(more);
+                    std::mem::take(&mut list)
+                })
+                .or_else(|refusal| if list.is_empty() { Err(refusal) } else { Ok(list) })
         };
         match catch_unwind(AssertUnwindSafe(work)) {
             Err(panic) => wrong.push(format!("{name}: panics: {:?}", panic.downcast_ref::<String>())),

@@ -195,7 +195,8 @@ fn bodies(g: &Graph, node: &super::Node, known: &Inferred, outer: &BTreeMap<Stri
     for (_, body) in node.bodies().filter(|(name, _)| is_taken(name)) {
         let inner = infer_graph(body, &InputShapes::new(), true, &scope);
         let skip = if node.op == Op::Loop { 1 } else { 0 };
-        let facts: Vec<Fact> = body.outputs.iter().skip(skip).map(|v| inner.get(*v).clone()).map(|f| if taken.is_some() { f } else { Fact::of(f.dtype, f.shape) }).collect();
+        let facts: Vec<Fact> =
+            body.outputs.iter().skip(skip).map(|v| inner.get(*v).clone()).map(|f| if taken.is_some() { f } else { Fact::of(f.dtype, f.shape) }).collect();
         joined = Some(match joined {
             None => facts,
             Some(old) => old.into_iter().zip(facts).map(|(a, b)| join(a, b)).collect(),
@@ -253,7 +254,10 @@ fn fold_also(g: &mut Graph, inferred: &Inferred, also_outputs: bool) -> usize {
     for id in g.order().to_vec() {
         let node = g.node(id);
         let outputs: Vec<ValueId> = node.outputs().iter().flatten().copied().collect();
-        if node.quantizer().is_some() || outputs.is_empty() || !outputs.iter().all(|v| inferred.get(*v).constant.is_some() && (also_outputs || !g.is_output(*v))) {
+        if node.quantizer().is_some()
+            || outputs.is_empty()
+            || !outputs.iter().all(|v| inferred.get(*v).constant.is_some() && (also_outputs || !g.is_output(*v)))
+        {
             continue;
         }
         // A Constant node's tensor keeps the way the file stored it.

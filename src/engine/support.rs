@@ -3,7 +3,7 @@
 
 use super::tensors::datum_type;
 use crate::error::Result;
-use crate::graph::{AttrValue, Graph, Model, Node, Op, ValueId};
+use crate::graph::{AttrValue, Graph, Model, Node, Op, ValueId, constant_behind};
 use crate::tensor::DType;
 use std::collections::BTreeSet;
 
@@ -163,7 +163,8 @@ fn refusal(g: &Graph, n: &Node) -> Option<String> {
     if let Some(t) = values.iter().find_map(strange) {
         return Some(format!("{spelled} on {t} tensors, which the engine does not compute with"));
     }
-    let computed = |slot: &usize| n.input(*slot).filter(|v| g.constant(*v).is_none());
+    // A constant behind a quantizer, or what passes for one in a float plan, is one when tract plans.
+    let computed = |slot: &usize| n.input(*slot).filter(|v| constant_behind(g, *v).is_none());
     let needed = CONSTANT.iter().filter(|(ops, ..)| ops.contains(&n.op));
     if let Some((v, what)) = needed.filter_map(|(_, slots, what)| Some((slots.iter().find_map(computed)?, what))).next() {
         return Some(format!("{spelled} with {what} computed at run time ({})", g.value(v).name));

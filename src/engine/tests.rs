@@ -225,3 +225,20 @@ fn an_output_may_be_an_input_or_a_constant() {
     let out: Vec<Vec<f32>> = r.run(&mut r.spawn(), &sample, &Default::default()).unwrap().iter().map(|t| t.to_f32().unwrap().into_owned()).collect();
     assert_eq!(out, [vec![6.0, 7.0], vec![1.0, 2.0], vec![5.0], vec![6.0, 7.0]]);
 }
+
+#[test]
+fn a_fillers_quantizer_does_not_make_it_a_value_of_the_run() {
+    let mut b = Built::new();
+    let x = b.input("x", &[1, 2]);
+    let pads = b.m.graph.add_constant("pads", Tensor::of_i64(&[4], vec![0, 1, 0, 1]));
+    let filler = b.m.graph.add_constant("filler", Tensor::of_f32(&[], vec![0.6]));
+    let (filled, _) = b.fake(filler, 0.5, "filled", &[]);
+    let y = b.node(Node::new(Op::Pad, "pad"), &[x, pads, filled], "y", &[1, 4]);
+    b.m.graph.outputs.push(y);
+    let sample = feed("x", Tensor::of_f32(&[1, 2], vec![1.0, 2.0]));
+    for (float, edge) in [(true, 0.6), (false, 0.5)] {
+        let r = Runner::with(&b.m, &shapes(&sample), &[y], RunnerOptions { float, ..Default::default() }).unwrap();
+        let out = r.run(&mut r.spawn(), &sample, &b.m.quantizers).unwrap();
+        assert_eq!(&*out[0].to_f32().unwrap(), &[edge, 1.0, 2.0, edge]);
+    }
+}

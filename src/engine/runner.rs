@@ -7,7 +7,7 @@ use super::tensors::{of_tract, to_tract};
 use super::weights::{self, Row, Weight};
 use super::{prepare, support};
 use crate::error::{Error, Result};
-use crate::graph::{InputShapes, Model, ValueId, specialize};
+use crate::graph::{Flow, InputShapes, Model, ValueId, specialize};
 use crate::quant::{QuantizerId, Table};
 use crate::tensor::{DType, Tensor};
 use std::collections::BTreeMap;
@@ -48,6 +48,8 @@ pub struct Runner {
     live: Vec<QuantizerId>,
     /// Quantizers whose constants are part of the plan, as they were then.
     baked: Vec<(QuantizerId, Row)>,
+    /// tract's recurrent operators go on, at the next run, from where the last one ended; a run here starts anew.
+    remembers: bool,
     /// Names of the nodes, by number.
     labels: BTreeMap<u32, String>,
 }
@@ -114,8 +116,8 @@ impl Runner {
                     };
                     with_rows(rows, || running.run(given))
                 });
-                if result.is_err() {
-                    // What an interrupted run has left behind is of no use.
+                if result.is_err() || self.remembers {
+                    // What a run has left behind must not show in the next, nor what an interrupted one has.
                     state.plan = None;
                 }
                 result.map_err(|complaint| self.failed(&complaint))?
@@ -216,6 +218,7 @@ fn build(mut model: Model, outputs: &[ValueId], options: RunnerOptions) -> Resul
     let live = weights::live(g);
     let given: Vec<_> = sources.iter().map(|(v, t, s, _)| (*v, *t, s.clone())).collect();
     let plan = if wanted.is_empty() { None } else { Some(planning::plan(&model, &given, &wanted)?) };
+    let remembers = g.nodes().any(|(_, n)| matches!(n.op.flow(), Flow::Recurrent | Flow::Control));
     let labels = g.nodes().map(|(id, n)| (id.0, support::label(g, n))).collect();
-    Ok(Runner { plan, sources: sources.into_iter().map(|s| s.3).collect(), outputs, live, baked, labels })
+    Ok(Runner { plan, sources: sources.into_iter().map(|s| s.3).collect(), outputs, live, baked, remembers, labels })
 }

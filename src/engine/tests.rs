@@ -242,3 +242,20 @@ fn a_fillers_quantizer_does_not_make_it_a_value_of_the_run() {
         assert_eq!(&*out[0].to_f32().unwrap(), &[edge, 1.0, 2.0, edge]);
     }
 }
+
+#[test]
+fn recurrence_starts_anew_at_each_run() {
+    let mut b = Built::new();
+    let x = b.input("x", &[2, 1, 2]);
+    let w = b.m.graph.add_constant("w", Tensor::of_f32(&[1, 2, 2], vec![0.5, -0.25, 0.75, 1.0]));
+    let r = b.m.graph.add_constant("r", Tensor::of_f32(&[1, 2, 2], vec![0.9, 0.1, -0.4, 0.8]));
+    let y = b.node(Node::new(Op::RNN, "rnn").with("hidden_size", 2i64), &[x, w, r], "y", &[2, 1, 1, 2]);
+    b.m.graph.outputs.push(y);
+    let sample = |s: f32| feed("x", Tensor::of_f32(&[2, 1, 2], [1.0, -2.0, 0.5, 3.0].map(|v| s * v).to_vec()));
+    let runner = Runner::new(&b.m, &shapes(&sample(1.0)), &[y]).unwrap();
+    let fresh = |s: f32| runner.run(&mut runner.spawn(), &sample(s), &b.m.quantizers).unwrap();
+    let mut state = runner.spawn();
+    for s in [1.0, 0.3, -1.0, 1.0] {
+        assert!(runner.run(&mut state, &sample(s), &b.m.quantizers).unwrap()[0] == fresh(s)[0], "what ran before must not show: {s}");
+    }
+}

@@ -114,6 +114,24 @@ mod shared {
         assert!(status.success());
     }
 
+    /// What a recurrent model computes for one sample must not depend on which other samples the thread ran before.
+    #[test]
+    fn a_recurrent_models_bytes_do_not_depend_on_threads() {
+        let dir = tempfile::tempdir().unwrap();
+        let prepare = shared("models/eval/prepare.py");
+        let status =
+            Command::new(crate::python::interpreter()).arg("-B").arg(prepare).arg(dir.path()).args(["--only", "charrnn_shakespeare", "--n", "24"]).status();
+        assert!(status.unwrap().success());
+        let (model, data) = (shared("models/charrnn/charrnn_shakespeare.onnx"), dir.path().join("charrnn_shakespeare.npz"));
+        let written = |threads| {
+            let out = dir.path().join(format!("{threads}.onnx"));
+            convert(&Request { threads, ..request(&model, &data, &out) }, &Silent).unwrap();
+            fs::read(out).unwrap()
+        };
+        let one = written(1);
+        assert!(one == written(2) && one == written(4) && one == written(1));
+    }
+
     #[test]
     fn three_real_models_keep_their_accuracy() {
         let dir = tempfile::tempdir().unwrap();

@@ -5,6 +5,7 @@ use super::print;
 use crate::error::Result;
 use crate::graph::{Constant, Dim, Graph, Storage, Type, Value};
 use crate::onnx;
+use crate::report::size;
 use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 use std::collections::BTreeMap;
@@ -127,17 +128,17 @@ impl Constants {
 /// The page for people.
 fn text(found: &Inspection) -> String {
     let opsets: Vec<String> = found.opsets.iter().map(|(d, v)| format!("{d} {v}")).collect();
-    let mut size = print::size(found.bytes);
+    let mut sizes = size(found.bytes);
     if found.external.tensors > 0 {
-        size += &format!(" and {} in {} external tensors", print::size(found.external.bytes), found.external.tensors);
+        sizes += &format!(" and {} in {} external tensors", size(found.external.bytes), found.external.tensors);
     }
     let producer = if found.producer.is_empty() { "not stated" } else { &found.producer };
-    let mut facts = vec![row(["size", &size]), row(["producer", producer]), row(["ONNX", &format!("IR {}, opset {}", found.ir_version, opsets.join(", "))])];
+    let mut facts = vec![row(["size", &sizes]), row(["producer", producer]), row(["ONNX", &format!("IR {}, opset {}", found.ir_version, opsets.join(", "))])];
     for (key, value) in &found.metadata {
         facts.push(row([&format!("metadata {key}"), &first(value.as_str().unwrap_or_default(), 70)]));
     }
     let ports = |ports: &[Port]| ports.iter().map(|p| row([&p.name, p.dtype.unwrap_or("?"), &p.shape_text()])).collect();
-    let constants = found.constants.iter().map(|(dtype, c)| row([dtype, &format!("{} tensors", c.tensors), &print::size(c.bytes)])).collect();
+    let constants = found.constants.iter().map(|(dtype, c)| row([dtype, &format!("{} tensors", c.tensors), &size(c.bytes)])).collect();
     let mut ops: Vec<_> = found.ops.iter().collect();
     ops.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
     let ops = ops.iter().map(|(op, n)| row([op, &n.to_string()])).collect();

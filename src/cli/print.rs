@@ -48,16 +48,6 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// A number of bytes for people.
-pub fn size(bytes: u64) -> String {
-    match bytes {
-        0..1024 => format!("{bytes} B"),
-        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
-        1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
-        _ => format!("{:.2} GiB", bytes as f64 / 1_073_741_824.0),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,11 +57,5 @@ mod tests {
         let rows = [vec!["a".to_string(), "10".to_string()], vec!["bcd".to_string(), "9".to_string()]];
         assert_eq!(table(&["op", "n>"], &rows), "op    n\na    10\nbcd   9\n");
         assert_eq!(table(&["", ">"], &rows), "a    10\nbcd   9\n");
-    }
-
-    #[test]
-    fn figures_for_people() {
-        assert_eq!(size(1536), "1.5 KiB");
-        assert_eq!(size(3 << 30), "3.00 GiB");
     }
 }

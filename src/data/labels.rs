@@ -9,7 +9,7 @@ use std::path::Path;
 /// Class labels, one for each entry of the batch of each sample of `data`, in the order of the samples. From `.npy` (integers, one axis or a second of
 /// size 1), or from CSV lines `file,class` matched with the names of the data's files.
 pub fn labels(path: &Path, data: &Dataset) -> Result<Vec<i64>> {
-    let want: usize = (0..data.len()).map(|i| data.batch(i)).sum();
+    let want: usize = data.batches().sum();
     let labels = match files::extension(path).as_str() {
         "npy" | "npz" => array(path)?,
         _ => csv(path, data).at(|| path.display())?,

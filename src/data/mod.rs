@@ -10,7 +10,7 @@ mod random;
 mod sample;
 mod split;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use labels::labels;
 pub use split::{Split, split};
@@ -166,11 +166,11 @@ impl Dataset {
         }
     }
 
-    /// Inputs that sample `i` holds along the first axis: its batch.
-    pub fn batch(&self, i: usize) -> usize {
+    /// Entries of the first axis of each sample, in order: its batch.
+    pub fn batches(&self) -> Box<dyn Iterator<Item = usize> + '_> {
         match &self.from {
-            From::Random { .. } => 1,
-            From::Files { parts, .. } => Self::locate(parts, i).map_or(1, |(part, _)| part.batch()),
+            From::Random { n, .. } => Box::new(std::iter::repeat_n(1, *n)),
+            From::Files { parts, .. } => Box::new(parts.iter().flat_map(|p| std::iter::repeat_n(p.batch(), p.len()))),
         }
     }
 

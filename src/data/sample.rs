@@ -3,7 +3,7 @@
 use super::files::{Array, Arrays};
 use super::{DataSettings, Fill, InputInfo};
 use crate::error::{At, Error, Result};
-use crate::graph::Dim;
+use crate::graph::{Dim, shape_text};
 use crate::tensor::{DType, Tensor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -189,7 +189,7 @@ fn feed(array: Array, input: &InputInfo) -> Result<Feed> {
     } else {
         return Err(Error::usage(format!(
             "the array has shape {shape:?}, the model wants {}: an array of {} dimensions holds samples along its first, one of {} a whole input per index",
-            show(declared),
+            shape_text(declared),
             declared.len(),
             declared.len() + 1
         )));
@@ -197,7 +197,7 @@ fn feed(array: Array, input: &InputInfo) -> Result<Feed> {
     let skip = (feed.is_some_and(|step| step > 0)) as usize;
     let wrong = fits.len() != declared.len() || fits.iter().zip(declared).skip(skip).any(|(a, d)| matches!(d, Dim::Known(n) if n != a));
     if wrong {
-        return Err(Error::usage(format!("the array has shape {shape:?}, which does not fit the model's {}", show(declared))));
+        return Err(Error::usage(format!("the array has shape {shape:?}, which does not fit the model's {}", shape_text(declared))));
     }
     if shape.contains(&0) {
         return Err(Error::usage(format!("the array has shape {shape:?}: it holds no sample")));
@@ -208,15 +208,6 @@ fn feed(array: Array, input: &InputInfo) -> Result<Feed> {
         Some(step) if shape[0] < step => Err(Error::usage(format!("the array has {} entries, fewer than the model's fixed batch of {step}", shape[0]))),
         Some(step) => Ok(Feed::Rows { array, step }),
     }
-}
-
-fn show(shape: &[Dim]) -> String {
-    let dim = |d: &Dim| match d {
-        Dim::Known(n) => n.to_string(),
-        Dim::Symbol(s) => s.to_string(),
-        Dim::Unknown => "?".to_string(),
-    };
-    format!("[{}]", shape.iter().map(dim).collect::<Vec<_>>().join(", "))
 }
 
 /// What an integer input is by its name, where data lacks it: masks are ones, positions count, token types are zeros.

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 /// A `.npy` of these bytes.
-fn npy(descr: &str, fortran: bool, shape: &[usize], data: &[u8]) -> Vec<u8> {
+pub fn npy(descr: &str, fortran: bool, shape: &[usize], data: &[u8]) -> Vec<u8> {
     let dims: String = shape.iter().map(|d| format!("{d}, ")).collect();
     let order = if fortran { "True" } else { "False" };
     let header = format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': ({dims}), }}\n");
@@ -80,7 +80,7 @@ fn arrays_become_samples_by_their_rank() {
         assert_eq!((t.shape(), t.to_f32().unwrap()[0]), (&[1, 2, 3][..], 12.0), "{file}");
     }
     let d = folder.open("rows.npz", &x23(Some(2))).unwrap();
-    assert_eq!((d.len(), d.batch(0)), (2, 2));
+    assert_eq!((d.len(), d.batches().collect::<Vec<_>>()), (2, vec![2, 2]));
     assert_eq!(d.sample(1).unwrap()[X].to_f32().unwrap()[0], 12.0);
     let d = folder.open("whole.npy", &x23(Some(2))).unwrap();
     assert_eq!(d.len(), 5);

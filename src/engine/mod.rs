@@ -2,7 +2,7 @@
 //!
 //! A [`Runner`] is one optimised plan for fixed input shapes; a [`State`] is what one thread needs to run it. FakeQuant reads the
 //! quantizer table it is given at each run, so a plan serves every scale and bit width. What tract cannot run, or would run wrongly
-//! without saying so, is named node by node before any work is done ([`unsupported`]).
+//! without saying so, is named node by node before any work is done ([`check_supported`]).
 
 mod fake_quant;
 mod planning;
@@ -19,8 +19,8 @@ mod tensors;
 mod tests;
 mod weights;
 
-pub use plans::{Plans, Running};
+pub use plans::{Plans, Running, shapes_of};
 pub use runner::{Runner, RunnerOptions, State};
 pub use samples::over_samples;
 pub use segment::Given;
-pub use support::unsupported;
+pub use support::check_supported;

@@ -11,6 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Plans kept at once: a plan holds the model's weights.
 const KEPT: usize = 8;
 
+/// The shapes of a sample's inputs.
+pub fn shapes_of(inputs: &BTreeMap<String, Tensor>) -> InputShapes {
+    inputs.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect()
+}
+
 /// Builds a [`Runner`] when a shape is first met, and keeps the few that were asked for last.
 pub struct Plans<'a> {
     model: &'a Model,
@@ -43,7 +48,7 @@ impl<'a> Plans<'a> {
 
     /// Runs the plan for the shapes of `inputs`; `running` keeps what the thread can use again for the next sample of the same shapes.
     pub fn run(&self, running: &mut Running, inputs: &BTreeMap<String, Tensor>, table: &Table) -> Result<Vec<Tensor>> {
-        let shapes: InputShapes = inputs.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect();
+        let shapes = shapes_of(inputs);
         let (_, runner, state) = match &mut running.0 {
             Some(last) if last.0 == shapes => last,
             other => {

@@ -124,14 +124,14 @@ fn is_neutral(node: &Node, name: &str, value: &AttrValue) -> bool {
     }
 }
 
-/// Nodes that the engine cannot run, as (name, reason): asked before any work, of a model as `graph::specialize` left it.
-pub fn unsupported(model: &Model) -> Result<Vec<(String, String)>> {
+/// Names, in one error, every node that the engine cannot run: asked before any work, of a model as `graph::specialize` left it.
+pub fn check_supported(model: &Model) -> Result<()> {
     let mut model = model.clone();
     super::prepare::prepare(&mut model)?;
-    Ok(refused(&model))
+    super::planning::refuse(&refused(&model))
 }
 
-/// The same of a model as `prepare` left it.
+/// Nodes that the engine cannot run, as (name, reason), of a model as `prepare` left it.
 pub fn refused(model: &Model) -> Vec<(String, String)> {
     let mut list = Vec::new();
     check(&model.graph, &mut list);

@@ -50,10 +50,6 @@ fn feed(name: &str, t: Tensor) -> BTreeMap<String, Tensor> {
     BTreeMap::from([(name.to_string(), t)])
 }
 
-fn shapes(sample: &BTreeMap<String, Tensor>) -> InputShapes {
-    sample.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect()
-}
-
 fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 37) % 101) as f32 * 0.07 - 3.0).collect()
 }
@@ -77,7 +73,7 @@ fn net() -> (Model, [ValueId; 3], [QuantizerId; 3]) {
 fn fake_quant_reads_the_table_at_each_run_and_is_the_quantizers_own_arithmetic() {
     let (m, [xq, h, y], [q0, _, q2]) = net();
     let sample = feed("x", Tensor::of_f32(&[2, 8], numbers(16)));
-    let runner = Runner::new(&m, &shapes(&sample), &[xq, h, y]).unwrap();
+    let runner = Runner::new(&m, &shapes_of(&sample), &[xq, h, y]).unwrap();
     let mut state = runner.spawn();
     let mut table = m.quantizers.clone();
     for scale in [0.05, 0.5, 0.013] {
@@ -111,10 +107,10 @@ fn weights_are_baked_or_follow_the_table() {
     let sample = feed("x", Tensor::of_f32(&[2, 8], numbers(16)));
     let mut table = m.quantizers.clone();
     table[q1].params = Some(Params::tensor(0.3, None));
-    let baked = Runner::new(&m, &shapes(&sample), &[h]).unwrap();
+    let baked = Runner::new(&m, &shapes_of(&sample), &[h]).unwrap();
     let e = baked.run(&mut baked.spawn(), &sample, &table).unwrap_err().to_string();
     assert!(e.contains("has changed since"), "{e}");
-    let live = Runner::with(&m, &shapes(&sample), &[h], RunnerOptions { live_weights: true, ..Default::default() }).unwrap();
+    let live = Runner::with(&m, &shapes_of(&sample), &[h], RunnerOptions { live_weights: true, ..Default::default() }).unwrap();
     let mut state = live.spawn();
     let same = |a: &[Tensor], b: &[Tensor]| a[0].to_f32().unwrap().iter().zip(b[0].to_f32().unwrap().iter()).all(|(a, b)| (a - b).abs() < 1e-5);
     let first = live.run(&mut state, &sample, &m.quantizers).unwrap();
@@ -123,7 +119,7 @@ fn weights_are_baked_or_follow_the_table() {
     assert!(!same(&first, &second));
     let mut other = m.clone();
     other.quantizers = table.clone();
-    let fresh = Runner::new(&other, &shapes(&sample), &[h]).unwrap();
+    let fresh = Runner::new(&other, &shapes_of(&sample), &[h]).unwrap();
     assert!(same(&second, &fresh.run(&mut fresh.spawn(), &sample, &table).unwrap()));
 }
 
@@ -131,7 +127,7 @@ fn weights_are_baked_or_follow_the_table() {
 fn float_passes_every_quantizer() {
     let (m, [xq, ..], _) = net();
     let sample = feed("x", Tensor::of_f32(&[2, 8], numbers(16)));
-    let r = Runner::with(&m, &shapes(&sample), &[xq], RunnerOptions { float: true, ..Default::default() }).unwrap();
+    let r = Runner::with(&m, &shapes_of(&sample), &[xq], RunnerOptions { float: true, ..Default::default() }).unwrap();
     assert_eq!(&*r.run(&mut r.spawn(), &sample, &Default::default()).unwrap()[0].to_f32().unwrap(), &numbers(16)[..]);
 }
 
@@ -139,7 +135,7 @@ fn float_passes_every_quantizer() {
 fn a_segment_from_cached_inputs_is_bit_for_bit_the_whole() {
     let (m, [_, h, y], _) = net();
     let sample = feed("x", Tensor::of_f32(&[2, 8], numbers(16)));
-    let whole = Runner::new(&m, &shapes(&sample), &[h, y]).unwrap();
+    let whole = Runner::new(&m, &shapes_of(&sample), &[h, y]).unwrap();
     let out = whole.run(&mut whole.spawn(), &sample, &m.quantizers).unwrap();
     let given = [Given { value: h, dtype: DType::F32, shape: vec![2, 4] }];
     let part = Runner::segment(&m, &given, &[y], RunnerOptions::default()).unwrap();
@@ -175,7 +171,7 @@ fn a_quantizer_inside_a_branch_runs() {
     let run = |on: u8| {
         let mut sample = feed("x", Tensor::of_f32(&[4], vec![0.3, 0.6, -0.9, 2.0]));
         sample.insert("c".into(), Tensor::new(DType::Bool, vec![], vec![on].into()).unwrap());
-        let r = Runner::new(&b.m, &shapes(&sample), &[y]).unwrap();
+        let r = Runner::new(&b.m, &shapes_of(&sample), &[y]).unwrap();
         r.run(&mut r.spawn(), &sample, &b.m.quantizers).unwrap()[0].to_f32().unwrap().into_owned()
     };
     assert_eq!(run(1), [0.5, 0.5, -1.0, 2.0]);
@@ -201,7 +197,7 @@ fn every_node_that_cannot_run_is_named_in_one_error() {
 fn inputs_are_checked_and_a_state_outlives_an_error() {
     let (m, [_, h, _], _) = net();
     let sample = feed("x", Tensor::of_f32(&[2, 8], numbers(16)));
-    let r = Runner::new(&m, &shapes(&sample), &[h]).unwrap();
+    let r = Runner::new(&m, &shapes_of(&sample), &[h]).unwrap();
     let mut state = r.spawn();
     let wrong = |state: &mut State, s: BTreeMap<String, Tensor>, word: &str| {
         let e = r.run(state, &s, &m.quantizers).unwrap_err().to_string();
@@ -221,7 +217,7 @@ fn an_output_may_be_an_input_or_a_constant() {
     let y = b.node(Node::new(Op::Add, "add"), &[x, c], "y", &[2]);
     b.m.graph.outputs = vec![x, c, y];
     let sample = feed("x", Tensor::of_f32(&[2], vec![1.0, 2.0]));
-    let r = Runner::new(&b.m, &shapes(&sample), &[y, x, c, y]).unwrap();
+    let r = Runner::new(&b.m, &shapes_of(&sample), &[y, x, c, y]).unwrap();
     let out: Vec<Vec<f32>> = r.run(&mut r.spawn(), &sample, &Default::default()).unwrap().iter().map(|t| t.to_f32().unwrap().into_owned()).collect();
     assert_eq!(out, [vec![6.0, 7.0], vec![1.0, 2.0], vec![5.0], vec![6.0, 7.0]]);
 }
@@ -237,7 +233,7 @@ fn a_fillers_quantizer_does_not_make_it_a_value_of_the_run() {
     b.m.graph.outputs.push(y);
     let sample = feed("x", Tensor::of_f32(&[1, 2], vec![1.0, 2.0]));
     for (float, edge) in [(true, 0.6), (false, 0.5)] {
-        let r = Runner::with(&b.m, &shapes(&sample), &[y], RunnerOptions { float, ..Default::default() }).unwrap();
+        let r = Runner::with(&b.m, &shapes_of(&sample), &[y], RunnerOptions { float, ..Default::default() }).unwrap();
         let out = r.run(&mut r.spawn(), &sample, &b.m.quantizers).unwrap();
         assert_eq!(&*out[0].to_f32().unwrap(), &[edge, 1.0, 2.0, edge]);
     }
@@ -252,7 +248,7 @@ fn recurrence_starts_anew_at_each_run() {
     let y = b.node(Node::new(Op::RNN, "rnn").with("hidden_size", 2i64), &[x, w, r], "y", &[2, 1, 1, 2]);
     b.m.graph.outputs.push(y);
     let sample = |s: f32| feed("x", Tensor::of_f32(&[2, 1, 2], [1.0, -2.0, 0.5, 3.0].map(|v| s * v).to_vec()));
-    let runner = Runner::new(&b.m, &shapes(&sample(1.0)), &[y]).unwrap();
+    let runner = Runner::new(&b.m, &shapes_of(&sample(1.0)), &[y]).unwrap();
     let fresh = |s: f32| runner.run(&mut runner.spawn(), &sample(s), &b.m.quantizers).unwrap();
     let mut state = runner.spawn();
     for s in [1.0, 0.3, -1.0, 1.0] {

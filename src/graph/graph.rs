@@ -60,6 +60,16 @@ pub enum Dim {
     Unknown,
 }
 
+/// A declared shape for people: `[N, 3, ?]`.
+pub fn shape_text(shape: &[Dim]) -> String {
+    let dim = |d: &Dim| match d {
+        Dim::Known(n) => n.to_string(),
+        Dim::Symbol(s) => s.to_string(),
+        Dim::Unknown => "?".to_string(),
+    };
+    format!("[{}]", shape.iter().map(dim).collect::<Vec<_>>().join(", "))
+}
+
 /// A graph or the body of an If, Loop or Scan.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Graph {

@@ -12,7 +12,7 @@ mod op;
 
 pub use attr::{Attr, AttrValue, Constant, Storage};
 pub use eval::eval;
-pub use graph::{Dim, Graph, NodeId, Port, Type, Value, ValueId};
+pub use graph::{Dim, Graph, NodeId, Port, Type, Value, ValueId, shape_text};
 pub use infer::{Fact, Inferred, InputShapes, fold, infer, specialize};
 pub use linear::{Linear, constant_behind};
 pub use model::{Model, Site};

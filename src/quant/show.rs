@@ -122,11 +122,18 @@ impl Display for Params {
             Curve::Table(t) => write!(f, ", {} entries{}", t.len(), Span(t))?,
             Curve::Power(a) => write!(f, ", power {a}")?,
         }
-        match self.origin {
-            Origin::Fitted => write!(f, ", fitted"),
-            Origin::Fixed => write!(f, ", fixed"),
-            Origin::Same(id) => write!(f, ", same as #{}", id.0),
-            Origin::Product(a, b) => write!(f, ", product of #{} and #{}", a.0, b.0),
+        write!(f, ", {}", self.origin)
+    }
+}
+
+impl Display for Origin {
+    /// `fitted`, `fixed`, `same as #3`, `product of #3 and #4`.
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        match self {
+            Origin::Fitted => write!(f, "fitted"),
+            Origin::Fixed => write!(f, "fixed"),
+            Origin::Same(id) => write!(f, "same as #{}", id.0),
+            Origin::Product(a, b) => write!(f, "product of #{} and #{}", a.0, b.0),
         }
     }
 }

@@ -223,6 +223,7 @@ fn fit_activations(model: &mut Model, method: Method, watched: &[(ValueId, Quant
 mod tests {
     use super::*;
     use crate::data::InputInfo;
+    use crate::data::tests::npy;
     use crate::graph::{Dim, Node, Op, Type};
     use crate::pass::Silent;
     use crate::quant::{Blocks, Scheme};
@@ -251,13 +252,8 @@ mod tests {
 
     /// `n` samples of four numbers: −1, −0.5, 0.5 and, in the last, 100 for 1.
     fn data(dir: &std::path::Path, n: usize) -> Dataset {
-        let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({n}, 4), }}");
-        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-        bytes.extend((header.len() as u16).to_le_bytes());
-        bytes.extend(header.bytes());
-        for i in 0..n {
-            [-1.0f32, -0.5, 0.5, if i + 1 == n { 100.0 } else { 1.0 }].iter().for_each(|v| bytes.extend(v.to_le_bytes()));
-        }
+        let rows = (0..n).flat_map(|i| [-1.0f32, -0.5, 0.5, if i + 1 == n { 100.0 } else { 1.0 }]);
+        let bytes = npy("<f4", false, &[n, 4], &rows.flat_map(f32::to_le_bytes).collect::<Vec<_>>());
         let path = dir.join("x.npy");
         std::fs::write(&path, bytes).unwrap();
         let input = InputInfo { name: "x".into(), dtype: DType::F32, shape: Some(vec![Dim::Symbol("N".into()), Dim::Known(4)]) };

@@ -114,19 +114,10 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
         start::check_engine(&reference, s).at(|| request.model.display())?;
     }
 
-    let calibration = samples.as_ref().map_or(&[][..], |s| &s.calibration);
-    let mut work = Work {
-        recipe: &recipe,
-        model: source.clone(),
-        state: State::Float,
-        prepared: None,
-        data: samples.as_ref().map(|s| &s.data),
-        calibration,
-        threads,
-        progress,
-        notes: Vec::new(),
-        decisions: Vec::new(),
-    };
+    let mut work = Work::new(&recipe, source.clone(), threads, progress);
+    if let Some(s) = &samples {
+        (work.data, work.calibration) = (Some(&s.data), &s.calibration);
+    }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| Error::failed(format!("{threads} threads cannot be started: {e}")))?;
     let mut measured = Vec::new();
     for (i, step) in recipe.steps.iter().enumerate() {
@@ -183,10 +174,7 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     report.target = recipe.target.name.clone();
     report.seed = recipe.seed;
     report.threads = threads;
-    report.data = match &samples {
-        Some(s) => Some(data_row(request, s)?),
-        None => None,
-    };
+    report.data = samples.as_ref().map(|s| data_row(request, s)).transpose()?;
     report.add_notes(&notes);
     report.coverage = report::coverage(&written);
     judged.judge(samples.as_ref(), &mut report, progress)?;
@@ -216,9 +204,6 @@ struct Judged<'a> {
     threads: usize,
 }
 
-/// Samples on which every node is measured.
-const NODE_SAMPLES: usize = 16;
-
 impl Judged<'_> {
     /// Runs the input file and the written one over the samples that judge. What cannot be run is said: the result is then unvalidated.
     fn judge(self, samples: Option<&Samples>, report: &mut Report, progress: &dyn Progress) -> Result<()> {
@@ -238,7 +223,7 @@ impl Judged<'_> {
         let (data, which) = (samples.judges(), &samples.validation[..]);
         report.outputs = report::compare(self.reference, &lifted, data, which, self.labels, self.threads, progress)?;
         if let Some(prepared) = self.prepared {
-            let few = &which[..which.len().min(NODE_SAMPLES)];
+            let few = &which[..which.len().min(report::NODE_SAMPLES)];
             report.nodes = report::node_errors(prepared, &lifted, data, few, self.threads, progress)?;
         }
         report.validated = true;
@@ -347,18 +332,7 @@ fn opening(recipe: &Recipe, request: &Request, samples: Option<&Samples>, thread
 
 /// Everything that would be decided, without data and without writing: the decisions, and the model as it is when quantizers stand.
 fn decide(begun: &Begun, progress: &dyn Progress) -> Result<(Vec<Decision>, Model)> {
-    let mut work = Work {
-        recipe: &begun.recipe,
-        model: begun.source.clone(),
-        state: State::Float,
-        prepared: None,
-        data: None,
-        calibration: &[],
-        threads: begun.threads,
-        progress,
-        notes: Vec::new(),
-        decisions: Vec::new(),
-    };
+    let mut work = Work::new(&begun.recipe, begun.source.clone(), begun.threads, progress);
     for step in &begun.recipe.steps {
         work.step(step)?;
         if work.state == State::Placed {

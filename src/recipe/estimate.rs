@@ -1,16 +1,17 @@
 //! What a conversion will take, from one timed inference.
 
 use super::start::Samples;
-use crate::engine::Runner;
+use crate::engine::{Runner, shapes_of};
 use crate::error::Result;
-use crate::graph::{InputShapes, Model, ValueId, infer};
+use crate::graph::{Model, ValueId, infer};
 use crate::quant::Table;
+use crate::report::NODE_SAMPLES;
 use std::time::Instant;
 
 /// Lines about time and memory, for people. `model` is the float graph before quantizers were placed.
 pub fn estimate(model: &Model, samples: &Samples, threads: usize) -> Result<String> {
     let sample = samples.data.sample(samples.calibration.first().copied().unwrap_or(0))?;
-    let shapes: InputShapes = sample.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect();
+    let shapes = shapes_of(&sample);
     let begun = Instant::now();
     let runner = Runner::new(model, &shapes, &model.graph.outputs)?;
     let build = begun.elapsed().as_secs_f64();
@@ -26,7 +27,7 @@ pub fn estimate(model: &Model, samples: &Samples, threads: usize) -> Result<Stri
     let activations: usize = g.nodes().flat_map(|(_, n)| n.outputs().iter().flatten().copied().collect::<Vec<_>>()).map(bytes).sum();
     let weights: usize = g.values().filter_map(|(_, v)| v.constant.as_ref()).map(|c| c.tensor.bytes().len()).sum();
     // Calibration runs the float model once a sample; judging runs both models, and some three more a sample to measure every node.
-    let passes = samples.calibration.len() + 3 * samples.validation.len() + 4 * samples.validation.len().min(16);
+    let passes = samples.calibration.len() + 3 * samples.validation.len() + 4 * samples.validation.len().min(NODE_SAMPLES);
     let seconds = 4.0 * build + passes as f64 * run / threads.max(1) as f64;
     let mib = |n: usize| n as f64 / (1 << 20) as f64;
     Ok(format!(

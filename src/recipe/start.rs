@@ -4,7 +4,7 @@ use super::Recipe;
 use crate::data::{self, DataSettings, Dataset, InputInfo, InputSettings, Split};
 use crate::engine;
 use crate::error::{Error, Result};
-use crate::graph::{Dim, Graph, InputShapes, Model, Type, ValueId, specialize};
+use crate::graph::{Dim, Graph, Model, Type, ValueId, shape_text, specialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -78,7 +78,7 @@ pub fn fix_dims(model: &mut Model, recipe: &Recipe) -> Result<()> {
         };
         let fits = declared.len() == asked.len() && declared.iter().zip(asked).all(|(d, a)| !matches!(d, Dim::Known(n) if n != a));
         if !fits {
-            return Err(Error::usage(format!("inputs.{name}.shape: {asked:?} does not fit the shape that the model declares, {}", show(&declared))));
+            return Err(Error::usage(format!("inputs.{name}.shape: {asked:?} does not fit the shape that the model declares, {}", shape_text(&declared))));
         }
         if !input.fix {
             continue;
@@ -96,16 +96,6 @@ pub fn fix_dims(model: &mut Model, recipe: &Recipe) -> Result<()> {
         substitute(&mut model.graph, &sizes);
     }
     Ok(())
-}
-
-/// `N,3,224,224`.
-fn show(shape: &[Dim]) -> String {
-    let dim = |d: &Dim| match d {
-        Dim::Known(n) => n.to_string(),
-        Dim::Symbol(s) => s.to_string(),
-        Dim::Unknown => "?".to_string(),
-    };
-    format!("[{}]", shape.iter().map(dim).collect::<Vec<_>>().join(", "))
 }
 
 fn symbols(g: &Graph) -> std::collections::BTreeSet<&str> {
@@ -170,11 +160,5 @@ impl Samples {
 /// Names, in one error, every node that the engine cannot run on the first sample's shapes.
 pub fn check_engine(model: &Model, samples: &Samples) -> Result<()> {
     let sample = samples.data.sample(samples.calibration.first().copied().unwrap_or(0))?;
-    let shapes: InputShapes = sample.iter().map(|(name, t)| (name.clone(), t.shape().to_vec())).collect();
-    let list = engine::unsupported(&specialize(model, &shapes)?)?;
-    if list.is_empty() {
-        return Ok(());
-    }
-    let text: Vec<String> = list.iter().map(|(node, why)| format!("{node}: {why}")).collect();
-    Err(Error::failed(format!("the engine cannot run {} of the model's nodes: {}", list.len(), text.join("; "))))
+    engine::check_supported(&specialize(model, &engine::shapes_of(&sample))?)
 }

@@ -38,18 +38,16 @@ pub struct Run {
 
 use State::{Fitted, Float, Lowered, Placed, Rounded};
 
-/// The step called `name`.
-pub fn run_of(name: &str) -> Option<Run> {
-    let run = |accepts, leaves, run| Some(Run { accepts, leaves, run });
-    match name {
-        "fold-constants" => run(&[Float], None, |w, _| transform::fold_constants(&mut w.model)),
-        "fold-batch-norm" => run(&[Float], None, |w, _| transform::fold_batch_norm(&mut w.model)),
-        "place" => run(&[Float], Some(Placed), place),
-        "calibrate" => run(&[Placed, Fitted], Some(Fitted), calibrate),
-        "round" => run(&[Fitted], Some(Rounded), |w, _| round::round_nearest(&mut w.model)),
-        "lower" => run(&[Rounded], Some(Lowered), lower),
-        _ => None,
-    }
+pub const FOLD_CONSTANTS: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transform::fold_constants(&mut w.model) };
+pub const FOLD_BATCH_NORM: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transform::fold_batch_norm(&mut w.model) };
+pub const PLACE: Run = Run { accepts: &[Float], leaves: Some(Placed), run: place };
+pub const CALIBRATE: Run = Run { accepts: &[Placed, Fitted], leaves: Some(Fitted), run: calibrate };
+pub const ROUND: Run = Run { accepts: &[Fitted], leaves: Some(Rounded), run: |w, _| round::round_nearest(&mut w.model) };
+pub const LOWER: Run = Run { accepts: &[Rounded], leaves: Some(Lowered), run: lower };
+
+/// What carries the step called `name` out.
+pub fn run_of(name: &str) -> Option<&'static Run> {
+    super::STEPS.iter().find(|row| row.name == name).map(|row| &row.run)
 }
 
 /// Refuses a list of steps whose order cannot hold, before anything is done.
@@ -77,14 +75,19 @@ pub fn check_order(steps: &[Step]) -> Result<()> {
 
 /// The step whose result is a model of that state.
 fn maker(state: State) -> Option<&'static str> {
-    super::STEPS.iter().map(|row| row.name).find(|name| run_of(name).is_some_and(|r| r.leaves == Some(state)))
+    super::STEPS.iter().find(|row| row.run.leaves == Some(state)).map(|row| row.name)
 }
 
-fn of(step: &Step) -> Result<Run> {
+fn of(step: &Step) -> Result<&'static Run> {
     run_of(step.name).ok_or_else(|| Error::failed(format!("step `{}` has nothing that carries it out", step.name)))
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    /// At the start: the model as read, and no data.
+    pub fn new(recipe: &'a Recipe, model: Model, threads: usize, progress: &'a dyn Progress) -> Self {
+        Work { recipe, model, state: Float, prepared: None, data: None, calibration: &[], threads, progress, notes: Vec::new(), decisions: Vec::new() }
+    }
+
     /// Carries one step out.
     pub fn step(&mut self, step: &Step) -> Result<()> {
         let run = of(step)?;

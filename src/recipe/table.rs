@@ -1,6 +1,7 @@
 //! Every key that a recipe, a step or a target's profile may have.
 
 use super::shape::{Key, Shape};
+use super::steps::{self, Run};
 use super::{configs, shape};
 
 const COUNT: Shape = Shape::Int(1, i64::MAX);
@@ -13,16 +14,24 @@ pub struct StepRow {
     pub keys: &'static [Key],
     /// The key that a scalar stands for: `round: nearest` is `round: { method: nearest }`.
     pub scalar: Option<&'static str>,
+    /// When it may come, and what carries it out.
+    pub run: Run,
 }
 
 /// The steps there are, in the order in which recipes use them.
 pub static STEPS: &[StepRow] = &[
-    StepRow { name: "fold-constants", doc: "fold what depends on constants alone; remove nodes that do nothing", keys: &[], scalar: None },
-    StepRow { name: "fold-batch-norm", doc: "fold batch normalisation into its neighbours", keys: &[], scalar: None },
-    StepRow { name: "place", doc: "decide which values become codes, by the target's rules and the overrides", keys: &[], scalar: None },
-    StepRow { name: "calibrate", doc: "find scales and zero points", keys: CALIBRATE, scalar: None },
-    StepRow { name: "round", doc: "find a code for each weight", keys: ROUND, scalar: Some("method") },
-    StepRow { name: "lower", doc: "write quantizers in ONNX's own ops", keys: LOWER, scalar: Some("form") },
+    StepRow {
+        name: "fold-constants",
+        doc: "fold what depends on constants alone; remove nodes that do nothing",
+        keys: &[],
+        scalar: None,
+        run: steps::FOLD_CONSTANTS,
+    },
+    StepRow { name: "fold-batch-norm", doc: "fold batch normalisation into its neighbours", keys: &[], scalar: None, run: steps::FOLD_BATCH_NORM },
+    StepRow { name: "place", doc: "decide which values become codes, by the target's rules and the overrides", keys: &[], scalar: None, run: steps::PLACE },
+    StepRow { name: "calibrate", doc: "find scales and zero points", keys: CALIBRATE, scalar: None, run: steps::CALIBRATE },
+    StepRow { name: "round", doc: "find a code for each weight", keys: ROUND, scalar: Some("method"), run: steps::ROUND },
+    StepRow { name: "lower", doc: "write quantizers in ONNX's own ops", keys: LOWER, scalar: Some("form"), run: steps::LOWER },
 ];
 
 /// Keys of every step.

@@ -120,8 +120,8 @@ pub fn compare(
 /// The labels of these samples' entries.
 fn pick(labels: &[i64], data: &Dataset, samples: &[usize]) -> Vec<i64> {
     let mut starts = vec![0];
-    for i in 0..data.len() {
-        starts.push(starts[i] + data.batch(i));
+    for (i, batch) in data.batches().enumerate() {
+        starts.push(starts[i] + batch);
     }
     samples.iter().flat_map(|&i| labels[starts[i]..starts[i + 1]].iter().copied()).collect()
 }

@@ -1,6 +1,6 @@
 //! Two files of anyone, held against each other.
 
-use super::{Coverage, NodeRow, OutputRow, compare, coverage, node_errors, page};
+use super::{Coverage, NODE_SAMPLES, NodeRow, OutputRow, compare, coverage, node_errors, page};
 use crate::data::Dataset;
 use crate::error::{At, Error, Result};
 use crate::graph::Model;
@@ -21,9 +21,6 @@ pub struct Diff {
     /// Nodes of a whose output tensor b has too, worst first.
     pub nodes: Vec<NodeRow>,
 }
-
-/// Samples on which every node is measured.
-const NODE_SAMPLES: usize = 16;
 
 /// Compares two models as read from their files, (name, model) each, end to end over all samples and node by node over the first.
 pub fn diff(a: (&str, &Model), b: (&str, &Model), data: &Dataset, labels: Option<&[i64]>, threads: usize, progress: &dyn Progress) -> Result<Diff> {

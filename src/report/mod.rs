@@ -11,7 +11,8 @@ pub use compare::{Accuracy, OutputRow, compare};
 pub use coverage::{Coverage, coverage};
 pub use diff::{Diff, diff};
 pub use metrics::{Db, Sums};
-pub use nodes::{NodeRow, node_errors};
+pub use nodes::{NODE_SAMPLES, NodeRow, node_errors};
+pub use page::size;
 
 use crate::error::{Error, Result};
 use crate::graph::Model;
@@ -192,7 +193,7 @@ impl Report {
                 scale_min: p.scale.iter().copied().fold(f32::INFINITY, f32::min),
                 scale_max: p.scale.iter().copied().fold(0.0, f32::max),
                 zero_point,
-                origin: p.to_string().rsplit(", ").next().unwrap_or_default().to_string(),
+                origin: p.origin.to_string(),
             });
         }
     }

@@ -16,6 +16,9 @@ use serde::Serialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+/// Samples on which every node is measured: a share of those that judge.
+pub const NODE_SAMPLES: usize = 16;
+
 /// One node of the float graph.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NodeRow {
@@ -258,6 +261,7 @@ fn bare(n: &Node) -> Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::tests::npy;
     use crate::graph::{Dim, Type};
     use crate::quant::Scheme as S;
 
@@ -305,11 +309,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.npy");
         // 0.30 becomes 0.5 at the input; by itself, 0.25 at h.
-        let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 4), }";
-        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-        bytes.extend((header.len() as u16).to_le_bytes());
-        bytes.extend(header.bytes());
-        [0.3f32, 1.0, -1.0, 100.0].iter().for_each(|v| bytes.extend(v.to_le_bytes()));
+        let bytes = npy("<f4", false, &[1, 4], &[0.3f32, 1.0, -1.0, 100.0].map(f32::to_le_bytes).concat());
         std::fs::write(&path, bytes).unwrap();
         let input = crate::data::InputInfo { name: "x".into(), dtype: DType::F32, shape: Some(vec![Dim::Known(4)]) };
         let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();

@@ -26,7 +26,8 @@ fn percent(x: f64) -> String {
     format!("{:.1} %", 100.0 * x)
 }
 
-fn size(bytes: u64) -> String {
+/// A number of bytes for people.
+pub fn size(bytes: u64) -> String {
     match bytes {
         0..1024 => format!("{bytes} B"),
         1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
@@ -177,6 +178,12 @@ mod tests {
         let mut r = full();
         r.data = Some(super::super::DataRow { random: true, ..Default::default() });
         assert_eq!(report(&r).matches("means nothing").count(), 2);
+    }
+
+    #[test]
+    fn figures_for_people() {
+        assert_eq!(size(1536), "1.5 KiB");
+        assert_eq!(size(3 << 30), "3.00 GiB");
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-/// The values that `run.py` wrote, by name.
-pub fn values(path: &Path) -> BTreeMap<String, Tensor> {
+/// The values that `corpus.py` wrote, by name.
+fn values(path: &Path) -> BTreeMap<String, Tensor> {
     let model = onnx::read(path, &ReadOptions::default()).unwrap();
     model.graph.values().filter_map(|(_, v)| Some((v.name.clone(), v.constant.as_ref()?.tensor.clone()))).collect()
 }
@@ -78,17 +78,9 @@ fn nothing_is_computed_wrongly_without_a_word() {
     println!("{ran} run, {} refused", refused.len());
 }
 
-#[test]
-fn explore() {
-    if let Some(dir) = std::env::var_os("EXPLORE") {
-        let (ran, refused) = compare(Path::new(&dir));
-        println!("{ran} run, {} refused:\n{}", refused.len(), refused.join("\n"));
-    }
-}
-
 fn compare(dir: &Path) -> (usize, Vec<String>) {
     let out = tempfile::tempdir().unwrap();
-    let report: Json = serde_json::from_str(&crate::python::run("run.py", &["corpus", dir.to_str().unwrap(), out.path().to_str().unwrap()])).unwrap();
+    let report: Json = serde_json::from_str(&crate::python::run("corpus.py", &[dir.to_str().unwrap(), out.path().to_str().unwrap()])).unwrap();
     let (mut ran, mut refused, mut wrong) = (0, Vec::new(), Vec::new());
     for entry in report.as_array().unwrap() {
         let [path, truth] = ["model", "out"].map(|k| entry[k].as_str().unwrap());
@@ -117,9 +109,6 @@ fn compare(dir: &Path) -> (usize, Vec<String>) {
                 wrong.extend(list.into_iter().map(|w| format!("{name}: {w}")));
             }
         }
-    }
-    if let Some(path) = std::env::var_os("REQUANT_TEST_LOG") {
-        std::fs::write(path, refused.join("\n")).unwrap();
     }
     assert!(wrong.is_empty(), "{} wrong\n{}", wrong.len(), wrong.join("\n"));
     (ran, refused)

@@ -17,6 +17,7 @@ mod support;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod walk;
 mod weights;
 
 pub use plans::{Plans, Running, shapes_of};
@@ -24,3 +25,4 @@ pub use runner::{Runner, RunnerOptions, State};
 pub use samples::over_samples;
 pub use segment::Given;
 pub use support::check_supported;
+pub use walk::Walk;

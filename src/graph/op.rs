@@ -382,6 +382,18 @@ impl Node {
         (self.op == Op::FakeQuant).then(|| self.int(QUANTIZER)).flatten().map(|i| QuantizerId(i as u32))
     }
 
+    /// Whether the result jumps where the real value in `slot` changes a little: comparisons, and what makes whole numbers of it.
+    pub fn reads_exactly(&self, slot: usize) -> bool {
+        match self.op {
+            Op::Equal | Op::Greater | Op::GreaterOrEqual | Op::Less | Op::LessOrEqual | Op::IsInf | Op::IsNaN | Op::NonZero | Op::Unique | Op::BitCast => true,
+            // A Cast between real numbers only rounds.
+            Op::Cast => slot == 0 && !matches!(self.int("to"), Some(1 | 10 | 11 | 16..=20)),
+            Op::OneHot | Op::Range => true,
+            Op::Floor | Op::Ceil | Op::Round | Op::Sign => true,
+            _ => false,
+        }
+    }
+
     /// Gives a FakeQuant node another quantizer.
     pub fn set_quantizer(&mut self, id: QuantizerId) {
         self.set_attr(QUANTIZER, id.0 as i64);

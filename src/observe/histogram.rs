@@ -60,6 +60,15 @@ impl Histogram {
         }
     }
 
+    /// Counts what lies below `lo` as `lo`.
+    pub fn saturate(&mut self, lo: f32) {
+        let at = bucket(lo) as usize;
+        let below: u64 = self.counts[..at].iter_mut().map(std::mem::take).sum();
+        self.counts[at] += below;
+        self.extremes.lo = self.extremes.lo.max(lo);
+        self.extremes.hi = self.extremes.hi.max(lo);
+    }
+
     /// Number of values seen.
     pub fn total(&self) -> u64 {
         self.total
@@ -129,6 +138,15 @@ mod tests {
             assert!((got.lo - lo).abs() <= lo.abs() / 128.0 && (got.hi - hi).abs() <= hi.abs() / 128.0, "{p}: {got:?} {lo} {hi}");
         }
         assert_eq!(h.central(1.0), h.extremes);
+    }
+
+    #[test]
+    fn what_saturates_is_counted_where_it_ends() {
+        let (mut h, mut want) = (Histogram::default(), Histogram::default());
+        h.observe(&[-3.4e38, f32::NEG_INFINITY, -20.0, -1.0, 0.0]);
+        want.observe(&[-20.0, -20.0, -20.0, -1.0, 0.0]);
+        h.saturate(-20.0);
+        assert_eq!(h, want);
     }
 
     #[test]

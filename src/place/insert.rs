@@ -56,16 +56,19 @@ pub fn insert(model: &mut Model, plan: Plan) -> Result<()> {
         }
     }
     for (&v, &q) in &plan.stored {
+        let exact: Vec<_> = g.value(v).uses().iter().map(|p| (p.node, p.slot as usize)).filter(|p| plan.exact.contains(p)).collect();
         if g.is_output(v) {
             let (producer, slot) = g.value(v).producer().ok_or_else(|| Error::failed("a stored value that nobody makes"))?;
             let name = format!("{}_float", g.value(v).name);
             let raw = g.add_value(&name);
             g.value_mut(raw).ty = g.value(v).ty.clone();
             g.set_output(producer, slot as usize, raw);
+            exact.iter().for_each(|&(node, slot)| g.set_input(node, slot, Some(raw)));
             g.add_node(Node::fake_quant(id_of(q), format!("{name}_FakeQuant")), &[Some(raw)], &[Some(v)]);
         } else {
             let y = new_value(g, v);
             g.replace_uses(v, y);
+            exact.iter().for_each(|&(node, slot)| g.set_input(node, slot, Some(v)));
             let name = format!("{}_FakeQuant", g.value(v).name);
             g.add_node(Node::fake_quant(id_of(q), name), &[Some(v)], &[Some(y)]);
         }
@@ -80,6 +83,7 @@ fn readers(g: &Graph, plan: &Plan, v: ValueId) -> Vec<(NodeId, usize)> {
     let mut ports: Vec<_> =
         g.value(v).uses().iter().filter(|p| p.slot != crate::graph::Port::CAPTURE).filter(coded).filter(flows).map(|p| (p.node, p.slot as usize)).collect();
     // A moving node hands codes on only if its own result is codes.
+    ports.retain(|port| !plan.exact.contains(port));
     ports.retain(|(node, _)| plan.kinds[node] == Kind::Quantized || g.node(*node).output(0).is_some_and(|y| plan.stored.contains_key(&y)));
     ports.sort();
     ports

@@ -1,6 +1,7 @@
 //! The plan: which values become codes, which of them share one quantizer, and why. Pure: the model is only read.
 
 use super::Rules;
+use super::exact::exact_ports;
 use super::kind::{Kind, is_real, kind_of};
 use super::sets::Sets;
 use super::wishes::Wishes;
@@ -39,6 +40,8 @@ pub struct Plan {
     pub read: BTreeMap<ValueId, usize>,
     /// Ports that read a value under a quantizer of their own: weights, biases, constants, conversions.
     pub ports: BTreeMap<(NodeId, usize), PortPlan>,
+    /// Ports that read a value as it is, whatever becomes of it for others.
+    pub exact: BTreeSet<(NodeId, usize)>,
     pub decisions: Vec<Decision>,
     pub notes: Notes,
 }
@@ -63,6 +66,7 @@ pub fn plan(model: &Model, rules: &Rules) -> Result<Plan> {
     for (id, node) in model.graph.nodes() {
         plan.kinds.insert(id, kind_of(model, id, node, &inferred, rules, &wishes));
     }
+    plan.exact = exact_ports(&model.graph, &inferred, &mut plan.kinds);
     let mut p = Planner { model, rules, inferred: &inferred, wishes: &wishes, plan };
     p.weights()?;
     if rules.activations.is_some() {
@@ -81,6 +85,13 @@ struct Planner<'a> {
     inferred: &'a Inferred,
     wishes: &'a Wishes<'a>,
     plan: Plan,
+}
+
+/// The axis along which a constant's numbers lie, if all others have one index.
+fn lone_axis(shape: &[usize]) -> Option<i32> {
+    let mut long = shape.iter().enumerate().filter(|(_, d)| **d != 1);
+    let (axis, _) = long.next()?;
+    long.next().is_none().then_some(axis as i32)
 }
 
 /// What the rules say of activations: which values are codes, and whether float readers see the codes too.
@@ -113,20 +124,20 @@ impl Planner<'_> {
                 continue;
             }
             for (slot, v) in node.inputs().iter().enumerate().filter_map(|(s, v)| Some((s, (*v)?))) {
-                if self.model.graph.constant(v).is_none() || !is_real(self.inferred, v) {
-                    continue;
-                }
+                let Some(constant) = self.model.graph.constant(v).filter(|_| is_real(self.inferred, v)) else { continue };
                 let linear = Linear::of(&self.model.graph, id);
+                let arithmetic = node.op.flow() == Flow::Arithmetic && !self.rules.profile.join.contains(&node.op);
                 let (axis, base) = match node.op.role(slot) {
                     Role::Weight | Role::Activation if linear.as_ref().is_some_and(|l| l.weight_slot == slot) => {
                         (Some(linear.as_ref().unwrap().out_axis as i32), keys)
                     }
                     Role::Activation if node.op == Op::Gather && slot == 0 => (Some(0), keys),
                     Role::Activation if node.op.flow() == Flow::Linear => (None, keys),
-                    Role::Activation => match self.rules.activations {
-                        Some(a) => (None, a),
-                        None => continue,
-                    },
+                    Role::Activation if self.rules.activations.is_none() => continue,
+                    // One number is folded into the operation's own scales; one a channel, under one scale a channel, is itself.
+                    Role::Activation if arithmetic && constant.tensor.len() == 1 => continue,
+                    Role::Activation if arithmetic && lone_axis(constant.tensor.shape()).is_some() => (lone_axis(constant.tensor.shape()), keys),
+                    Role::Activation => (None, self.rules.activations.unwrap_or(keys)),
                     _ => continue,
                 };
                 let weight = axis.is_some() || node.op.flow() == Flow::Linear;

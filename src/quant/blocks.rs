@@ -144,6 +144,17 @@ impl Layout {
         self.len() == 0
     }
 
+    /// Sum of squared differences between `x` and `y` in each block.
+    pub fn losses(&self, x: &[f32], y: &[f32]) -> Vec<f64> {
+        let mut loss = vec![0f64; self.len()];
+        let square = |i: usize| ((x[i] - y[i]) as f64).powi(2);
+        self.runs(|r, share| match share {
+            Share::One(b) => loss[b] += r.map(square).sum::<f64>(),
+            Share::Each(b) => r.clone().for_each(|i| loss[b + i - r.start] += square(i)),
+        });
+        loss
+    }
+
     /// Calls `f` for each stretch of neighbouring elements, in order, with the block or blocks they belong to.
     pub(super) fn runs(&self, mut f: impl FnMut(Range<usize>, Share)) {
         if self.view.contains(&0) {

@@ -2,25 +2,19 @@
 //! Activations are watched on the float model, per quantizer: every tensor that shares it adds to its range.
 //! Needs: a placed model; data as soon as an activation has no fixed range. Declines: a tensor that never carried a value.
 
+use super::Method;
+use super::mask::{self, Masks};
+use super::weights::fit_weights;
 use crate::data::Dataset;
 use crate::engine::{Plans, RunnerOptions, Running, over_samples};
 use crate::error::{At, Error, Result};
-use crate::graph::{Model, NodeId, ValueId};
+use crate::graph::{Model, ValueId};
 use crate::note::Notes;
 use crate::observe::{Extremes, Histogram};
 use crate::pass::Progress;
 use crate::quant::{self, QuantizerId, Timing};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
-
-/// How a range is taken from the values seen.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Method {
-    /// From the smallest to the largest value.
-    MinMax,
-    /// Leaves out this share in percent of the values at either end: 99.99 keeps all but one in ten thousand. Read from a histogram, exact to one part in 128.
-    Percentile(f64),
-}
 
 /// What the `calibrate` step was asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,70 +27,17 @@ pub struct Calibrate {
 /// Gives every static quantizer without parameters its scale and zero point, then settles what follows from others.
 pub fn calibrate(model: &mut Model, how: &Calibrate, data: Option<(&Dataset, &[usize])>, progress: &dyn Progress) -> Result<Notes> {
     let mut notes = Notes::of("calibrate");
-    fit_weights(model, how.weights)?;
+    fit_weights(model, how.weights, &watched_values(model).into_iter().map(|(_, q)| q).collect())?;
     let watched = watched_values(model);
+    let masks = Masks::of(model);
     if !watched.is_empty() {
         let (data, samples) = data.ok_or_else(|| Error::usage("activations need sample inputs to find their ranges: give --data"))?;
-        let seen = watch(model, how, &watched, data, samples, progress)?;
-        fit_activations(model, how.activations, &watched, seen, &mut notes)?;
+        let seen = watch(model, how, &watched, &masks, data, samples, progress)?;
+        fit_activations(model, how.activations, &watched, &masks, seen, &mut notes)?;
     }
     super::settle(model, &mut notes)?;
     notes.changed("", format!("{} quantizers have their scales", model.quantizers.ids().filter(|&q| model.quantizers[q].params.is_some()).count()));
     Ok(notes)
-}
-
-/// Min-max per block over every constant that shares the quantizer.
-fn fit_weights(model: &mut Model, method: Method) -> Result<()> {
-    if let Method::Percentile(_) = method {
-        return Err(Error::usage("calibrate.weights.method: a percentile is for activations; weights know minmax"));
-    }
-    let mut ranges: BTreeMap<QuantizerId, (Vec<f32>, Vec<f32>)> = BTreeMap::new();
-    let open: Vec<_> = model
-        .constant_sites()
-        .into_iter()
-        .map(|(node, id)| (node, model.quantizers.root(id)))
-        .filter(|(_, id)| model.quantizers[*id].params.is_none())
-        .collect();
-    let shared: &Model = model;
-    let found = open.par_iter().map(|&(node, id)| weight_ranges(shared, node, id)).collect::<Result<Vec<_>>>()?;
-    for (&(_, id), (lo, hi)) in open.iter().zip(found) {
-        let quantizer = &model.quantizers[id];
-        match ranges.get_mut(&id) {
-            None => {
-                ranges.insert(id, (lo, hi));
-            }
-            Some((l, h)) if l.len() == lo.len() => {
-                l.iter_mut().zip(lo).for_each(|(a, b)| *a = a.min(b));
-                h.iter_mut().zip(hi).for_each(|(a, b)| *a = a.max(b));
-            }
-            Some(_) => return Err(Error::failed("two constants of different shapes share one quantizer").at(&quantizer.name)),
-        }
-    }
-    // A constant that shares its quantizer with an activation (Concat with a constant) waits for the data.
-    let shared: std::collections::BTreeSet<_> = watched_values(model).into_iter().map(|(_, q)| q).collect();
-    for (id, (lo, hi)) in ranges {
-        if !shared.contains(&id) {
-            let q = &mut model.quantizers[id];
-            q.params = Some(quant::fit_range(&q.scheme, &lo, &hi).at(|| &q.name)?);
-        }
-    }
-    Ok(())
-}
-
-/// Lowest and highest weight of each block of one constant.
-fn weight_ranges(model: &Model, node: NodeId, id: QuantizerId) -> Result<(Vec<f32>, Vec<f32>)> {
-    crate::interrupt::check()?;
-    let quantizer = &model.quantizers[id];
-    let constant = model.graph.node(node).input(0).and_then(|v| model.graph.constant(v));
-    let tensor = &constant.ok_or_else(|| Error::failed("reads no constant")).at(|| &quantizer.name)?.tensor;
-    let x = tensor.to_f32().at(|| &quantizer.name)?;
-    let layout = quantizer.scheme.blocks.layout(tensor.shape()).at(|| &quantizer.name)?;
-    let (lo, hi) = quant::block_ranges(&x, tensor.shape(), &layout);
-    if lo.iter().any(|l| l.is_nan()) {
-        let i = x.iter().position(|v| !v.is_finite()).unwrap_or_default();
-        return Err(Error::usage(format!("weight {}: element {i} is {}; a model with such weights cannot be quantized", quantizer.name, x[i])));
-    }
-    Ok((lo, hi))
 }
 
 /// Values that flow into FakeQuants whose static quantizer has no parameters yet.
@@ -119,11 +60,21 @@ fn watched_values(model: &Model) -> Vec<(ValueId, QuantizerId)> {
 /// What was seen at one value.
 enum Seen {
     Extremes(Vec<Extremes>),
+    /// A mean of samples' extremes, of which the one in the other hand is one.
+    Average(Vec<Extremes>),
     Histogram(Box<Histogram>),
 }
 
 /// Runs the float model over the samples and watches the values. Per-tensor quantizers are watched as the method needs, per-channel ones by extremes.
-fn watch(model: &Model, how: &Calibrate, watched: &[(ValueId, QuantizerId)], data: &Dataset, samples: &[usize], progress: &dyn Progress) -> Result<Vec<Seen>> {
+fn watch(
+    model: &Model,
+    how: &Calibrate,
+    watched: &[(ValueId, QuantizerId)],
+    masks: &Masks,
+    data: &Dataset,
+    samples: &[usize],
+    progress: &dyn Progress,
+) -> Result<Vec<Seen>> {
     let outputs: Vec<ValueId> = watched.iter().map(|(v, _)| *v).collect();
     let plans = Plans::new(model, &outputs, RunnerOptions { float: true, ..RunnerOptions::default() });
     let mut total: Vec<Option<Seen>> = watched.iter().map(|_| None).collect();
@@ -145,25 +96,28 @@ fn watch(model: &Model, how: &Calibrate, watched: &[(ValueId, QuantizerId)], dat
                     )));
                 }
                 let scheme = &model.quantizers[*q].scheme;
+                let seen = |e| if let Method::MovingAverage { .. } = how.activations { Seen::Average(e) } else { Seen::Extremes(e) };
                 if scheme.blocks.is_tensor() {
-                    if let Method::Percentile(_) = how.activations {
+                    let saturated = masks.saturate(*v, &x, t.shape());
+                    let x = saturated.as_deref().unwrap_or(&x);
+                    if how.activations.wants_histogram() {
                         let mut h = Histogram::default();
-                        h.observe(&x);
+                        h.observe(x);
                         return Ok(Seen::Histogram(Box::new(h)));
                     }
                     let mut e = Extremes::default();
-                    e.observe(&x);
-                    return Ok(Seen::Extremes(vec![e]));
+                    e.observe(x);
+                    return Ok(seen(vec![e]));
                 }
                 let layout = scheme.blocks.layout(t.shape())?;
                 let (lo, hi) = quant::block_ranges(&x, t.shape(), &layout);
-                Ok(Seen::Extremes(lo.into_iter().zip(hi).map(|(lo, hi)| Extremes { lo, hi }).collect()))
+                Ok(seen(lo.into_iter().zip(hi).map(|(lo, hi)| Extremes { lo, hi }).collect()))
             };
             tensors.iter().zip(watched).map(see).collect::<Result<Vec<_>>>()
         },
         |_, seen: Vec<Seen>| {
             for (have, new) in total.iter_mut().zip(seen) {
-                merge(have, new)?;
+                merge(have, new, how.activations)?;
             }
             progress.tick(1);
             Ok(())
@@ -173,25 +127,56 @@ fn watch(model: &Model, how: &Calibrate, watched: &[(ValueId, QuantizerId)], dat
     total.into_iter().map(|s| s.ok_or_else(|| Error::usage("there is no sample to calibrate on"))).collect()
 }
 
-fn merge(have: &mut Option<Seen>, new: Seen) -> Result<()> {
+fn merge(have: &mut Option<Seen>, new: Seen, method: Method) -> Result<()> {
     match (have, new) {
         (have @ None, new) => *have = Some(new),
         (Some(Seen::Histogram(a)), Seen::Histogram(b)) => a.merge(&b),
         (Some(Seen::Extremes(a)), Seen::Extremes(b)) if a.len() == b.len() => a.iter_mut().zip(&b).for_each(|(a, b)| a.merge(b)),
+        (Some(Seen::Average(a)), Seen::Average(b)) if a.len() == b.len() => {
+            let Method::MovingAverage { constant } = method else { unreachable!("averages are kept for moving averages alone") };
+            let mean = |a: f32, b: f32| (a as f64 + constant * (b as f64 - a as f64)) as f32;
+            for (a, b) in a.iter_mut().zip(&b).filter(|(_, b)| !b.is_empty()) {
+                *a = if a.is_empty() { *b } else { Extremes { lo: mean(a.lo, b.lo), hi: mean(a.hi, b.hi) } };
+            }
+        }
         _ => return Err(Error::failed("samples of different shapes have different numbers of blocks; a static scale must not depend on the sample")),
     }
     Ok(())
 }
 
 /// One range a quantizer, over all values and constants that share it.
-fn fit_activations(model: &mut Model, method: Method, watched: &[(ValueId, QuantizerId)], seen: Vec<Seen>, notes: &mut Notes) -> Result<()> {
+fn fit_activations(model: &mut Model, method: Method, watched: &[(ValueId, QuantizerId)], masks: &Masks, mut seen: Vec<Seen>, notes: &mut Notes) -> Result<()> {
+    let mut extremes: BTreeMap<QuantizerId, Extremes> = BTreeMap::new();
+    for ((_, id), seen) in watched.iter().zip(&seen) {
+        let have = extremes.entry(*id).or_default();
+        match seen {
+            Seen::Extremes(e) | Seen::Average(e) => e.iter().for_each(|e| have.merge(e)),
+            Seen::Histogram(h) => have.merge(&h.extremes),
+        }
+    }
+    let mut floors: BTreeMap<QuantizerId, f32> = BTreeMap::new();
+    for (mask, other) in &masks.operands {
+        let (Some(&range), Some(&other)) = (extremes.get(mask), extremes.get(other)) else { continue };
+        let cut = mask::saturated(range, other);
+        if cut != range {
+            notes.changed(&model.quantizers[*mask].name, format!("an attention mask: it saturates at {:.1}, from where Softmax gives 0", cut.lo));
+            floors.insert(*mask, cut.lo);
+        }
+    }
+    for ((_, id), seen) in watched.iter().zip(&mut seen) {
+        let Some(&floor) = floors.get(id) else { continue };
+        match seen {
+            Seen::Extremes(e) | Seen::Average(e) => e.iter_mut().for_each(|e| *e = Extremes { lo: e.lo.max(floor), hi: e.hi.max(floor) }),
+            Seen::Histogram(h) => h.saturate(floor),
+        }
+    }
+    let ranges = watched.par_iter().zip(seen).map(|((_, id), seen)| match seen {
+        Seen::Extremes(e) | Seen::Average(e) => Ok(e),
+        Seen::Histogram(h) => Ok(vec![method.range(&h, &model.quantizers[*id].scheme)?]),
+    });
+    let found = ranges.collect::<Result<Vec<_>>>()?;
     let mut ranges: BTreeMap<QuantizerId, Vec<Extremes>> = BTreeMap::new();
-    for ((value, id), seen) in watched.iter().zip(seen) {
-        let new = match (seen, method) {
-            (Seen::Extremes(e), _) => e,
-            (Seen::Histogram(h), Method::Percentile(p)) => vec![h.central(p / 100.0)],
-            (Seen::Histogram(h), Method::MinMax) => vec![h.extremes],
-        };
+    for ((value, id), new) in watched.iter().zip(found) {
         let name = &model.graph.value(*value).name;
         match ranges.get_mut(id) {
             None => {
@@ -202,9 +187,13 @@ fn fit_activations(model: &mut Model, method: Method, watched: &[(ValueId, Quant
         }
     }
     for (node, id) in model.constant_sites() {
-        if let Some([have]) = ranges.get_mut(&model.quantizers.root(id)).map(Vec::as_mut_slice) {
+        let id = model.quantizers.root(id);
+        if let Some([have]) = ranges.get_mut(&id).map(Vec::as_mut_slice) {
             let value = model.graph.node(node).input(0).expect("a FakeQuant reads something");
-            have.observe(&model.graph.constant(value).expect("it is a constant site").tensor.to_f32()?);
+            let mut own = Extremes::default();
+            own.observe(&model.graph.constant(value).expect("it is a constant site").tensor.to_f32()?);
+            let floor = floors.get(&id).copied().unwrap_or(f32::NEG_INFINITY);
+            have.merge(&Extremes { lo: own.lo.max(floor), hi: own.hi.max(floor) });
         }
     }
     for (id, mut range) in ranges {

@@ -106,6 +106,10 @@ impl Args {
         self.0.get(key)?.text()
     }
 
+    pub fn int(&self, key: &str) -> Option<i64> {
+        self.0.get(key)?.int()
+    }
+
     pub fn number(&self, key: &str) -> Option<f64> {
         self.0.get(key)?.number()
     }

@@ -9,7 +9,8 @@ use crate::onnx;
 use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules};
 use crate::range::{self, Calibrate, Method};
-use crate::{lower, round, transform};
+use crate::round::{self, CorrectBias};
+use crate::{lower, transform};
 
 /// The model on its way, and what its steps may use.
 pub struct Work<'a> {
@@ -43,6 +44,7 @@ pub const FOLD_BATCH_NORM: Run = Run { accepts: &[Float], leaves: None, run: |w,
 pub const PLACE: Run = Run { accepts: &[Float], leaves: Some(Placed), run: place };
 pub const CALIBRATE: Run = Run { accepts: &[Placed, Fitted], leaves: Some(Fitted), run: calibrate };
 pub const ROUND: Run = Run { accepts: &[Fitted], leaves: Some(Rounded), run: |w, _| round::round_nearest(&mut w.model) };
+pub const CORRECT_BIAS: Run = Run { accepts: &[Rounded], leaves: None, run: correct_bias };
 pub const LOWER: Run = Run { accepts: &[Rounded], leaves: Some(Lowered), run: lower };
 
 /// What carries the step called `name` out.
@@ -128,9 +130,19 @@ fn method(args: &Args, of: &str) -> Result<Method> {
     let key = |k: &str| format!("{of}.{k}");
     Ok(match args.text(&key("method")).unwrap_or("minmax") {
         "minmax" => Method::MinMax,
+        "mse" => Method::Mse,
+        "entropy" => Method::Entropy,
+        "no-clip" => Method::NoClip,
+        "moving-average" => Method::MovingAverage { constant: args.number(&key("constant")).unwrap_or(0.01) },
         "percentile" => Method::Percentile(args.number(&key("percentile")).unwrap_or(99.99)),
         other => return Err(Error::usage(format!("`{other}` is no method of {of}"))),
     })
+}
+
+fn correct_bias(w: &mut Work, args: &Args) -> Result<Notes> {
+    let samples = args.int("samples").map_or(32, |n| n as usize);
+    let how = CorrectBias { samples, memory: w.recipe.memory, threads: w.threads };
+    round::correct_bias(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)
 }
 
 /// Raises the opset as far as the formats ask, and writes in the spelling asked for.

@@ -31,6 +31,13 @@ pub static STEPS: &[StepRow] = &[
     StepRow { name: "place", doc: "decide which values become codes, by the target's rules and the overrides", keys: &[], scalar: None, run: steps::PLACE },
     StepRow { name: "calibrate", doc: "find scales and zero points", keys: CALIBRATE, scalar: None, run: steps::CALIBRATE },
     StepRow { name: "round", doc: "find a code for each weight", keys: ROUND, scalar: Some("method"), run: steps::ROUND },
+    StepRow {
+        name: "correct-bias",
+        doc: "restore the mean of each layer's output, channel by channel, through its bias",
+        keys: CORRECT_BIAS,
+        scalar: None,
+        run: steps::CORRECT_BIAS,
+    },
     StepRow { name: "lower", doc: "write quantizers in ONNX's own ops", keys: LOWER, scalar: Some("form"), run: steps::LOWER },
 ];
 
@@ -42,11 +49,17 @@ static CALIBRATE: &[Key] = &[
     Key::new("weights", Shape::Map(CALIBRATE_WEIGHTS), "how the range of a weight is taken from its values"),
 ];
 static CALIBRATE_ACTIVATIONS: &[Key] = &[
-    Key::new("method", Shape::OneOf(&["minmax", "percentile"]), "minmax: all values seen; percentile: without the outermost"),
+    Key::new(
+        "method",
+        Shape::OneOf(&["minmax", "moving-average", "percentile", "mse", "entropy", "no-clip"]),
+        "minmax: all values seen; moving-average: the mean of the samples' extremes; percentile: without the outermost; mse: least squared error; entropy: least divergence; no-clip: all values, also where scales are powers of two",
+    ),
+    Key::new("constant", Shape::Number(0.0, 1.0), "moving-average: weight of a sample against those before it; default 0.01"),
     Key::new("percentile", Shape::Number(50.0, 100.0), "percent of the values that the range must hold, at either end; default 99.99"),
 ];
-static CALIBRATE_WEIGHTS: &[Key] = &[Key::new("method", Shape::OneOf(&["minmax"]), "minmax: all values")];
+static CALIBRATE_WEIGHTS: &[Key] = &[Key::new("method", Shape::OneOf(&["minmax", "mse"]), "minmax: all values; mse: least squared error")];
 static ROUND: &[Key] = &[Key::new("method", Shape::OneOf(&["nearest"]), "nearest: the code closest to each weight")];
+static CORRECT_BIAS: &[Key] = &[Key::new("samples", COUNT, "samples at most; default 32")];
 static LOWER: &[Key] = &[Key::new("form", Shape::OneOf(&["qdq"]), "qdq: QuantizeLinear and DequantizeLinear")];
 
 /// Keys in which a scheme is asked for.

@@ -1,5 +1,9 @@
 //! Which code stands for each weight.
 
+mod correct_bias;
+
+pub use correct_bias::{CorrectBias, correct_bias};
+
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, NodeId, Op, Site};
 use crate::note::Notes;

@@ -1,31 +1,45 @@
-//! Folds BatchNormalization into the Conv, ConvTranspose, Gemm or MatMul before it: `w' = w·γ/√(σ²+ε)`, `b' = (b−μ)·γ/√(σ²+ε) + β`, in float64.
+//! Folds BatchNormalization into the Conv, ConvTranspose or Gemm before it: `w' = w·γ/√(σ²+ε)`, `b' = (b−μ)·γ/√(σ²+ε) + β`, in float64. Where none
+//! stands there, into the layers behind it; where none of those can take it, it becomes a Mul and an Add with one constant a channel.
 //! Exact up to the rounding of the new weights. Needs: constant weights and statistics, and nobody else who reads the value between.
 //! Declines, with the reason: everything else.
 
+use super::fold_forward::{fold_forward, spell_out};
 use crate::error::Result;
-use crate::graph::{Constant, Graph, Linear, Model, Node, NodeId, Op, ValueId};
+use crate::graph::{self, Constant, Graph, InputShapes, Linear, Model, Node, NodeId, Op, ValueId};
 use crate::note::Notes;
 use crate::tensor::Tensor;
 
 /// The `fold-batch-norm` step.
 pub fn fold_batch_norm(model: &mut Model) -> Result<Notes> {
     let mut notes = Notes::of("fold-batch-norm");
-    let g = &mut model.graph;
-    let norms: Vec<NodeId> = g.nodes().filter(|(_, n)| n.op == Op::BatchNormalization).map(|(id, _)| id).collect();
-    let mut folded = 0;
+    let norms: Vec<NodeId> = model.graph.nodes().filter(|(_, n)| n.op == Op::BatchNormalization).map(|(id, _)| id).collect();
+    let (mut before, mut behind) = (0, 0);
     for id in norms {
+        let g = &mut model.graph;
         let name = g.node(id).name.clone();
-        match find(g, id) {
+        let why_not_before = match find(g, id) {
             Ok(fold) => {
                 apply(g, id, fold);
-                folded += 1;
+                before += 1;
+                continue;
             }
-            Err(why) => notes.declined(name, why),
+            Err(why) => why,
+        };
+        let inferred = graph::infer(model, &InputShapes::new());
+        let g = &mut model.graph;
+        match fold_forward(g, &inferred, id) {
+            Ok(()) => behind += 1,
+            Err(why) => match spell_out(g, &inferred, id) {
+                Ok(()) => notes.declined(name, format!("it becomes a Mul and an Add: {why_not_before}, and {why}")),
+                Err(why) => notes.declined(name, format!("{why_not_before}, and {why}")),
+            },
         }
     }
-    g.remove_dead();
-    if folded > 0 {
-        notes.changed("", format!("{folded} batch norms folded into the layer before them"));
+    model.graph.remove_dead();
+    for (n, place) in [(before, "before"), (behind, "behind")] {
+        if n > 0 {
+            notes.changed("", format!("{n} batch norms folded into the layer {place} them"));
+        }
     }
     Ok(notes)
 }
@@ -38,7 +52,7 @@ struct Fold {
 }
 
 /// Per-channel factor and offset of a batch norm.
-fn factors(g: &Graph, bn: &Node) -> Result<(Vec<f64>, Vec<f64>), String> {
+pub(super) fn factors(g: &Graph, bn: &Node) -> Result<(Vec<f64>, Vec<f64>), String> {
     if bn.outputs().iter().skip(1).any(Option::is_some) || bn.int("training_mode").unwrap_or(0) != 0 {
         return Err("it is in training mode".into());
     }
@@ -136,7 +150,7 @@ fn apply(g: &mut Graph, id: NodeId, fold: Fold) {
 }
 
 /// Gives a slot a new constant: under the old one's name if nobody else reads that.
-fn replace(g: &mut Graph, node: NodeId, slot: usize, what: &str, tensor: Tensor) {
+pub(super) fn replace(g: &mut Graph, node: NodeId, slot: usize, what: &str, tensor: Tensor) {
     let old = g.node(node).input(slot);
     match old {
         Some(v) if g.value(v).uses().len() == 1 && g.value(v).constant.is_some() && !g.inputs.contains(&v) && !g.is_output(v) => {

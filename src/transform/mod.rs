@@ -2,6 +2,7 @@
 
 mod fold_batch_norm;
 mod fold_constants;
+mod fold_forward;
 
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_constants::fold_constants;

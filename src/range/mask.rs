@@ -1,0 +1,138 @@
+//! Attention masks. A mask adds 0 where a position counts and −1e9, −3.4e38 or −∞ where it does not; what Softmax makes of the latter is 0 either
+//! way. Taken at their word such constants set a scale at which every score rounds to 0. Here they saturate at what Softmax can still tell apart:
+//!
+//! * the input of a Softmax: in each row, whatever lies more than [`REACH`] below the row's largest value counts as that far below it;
+//! * an operand of an Add before it that reaches below [`EXTREME`]: `REACH` and the span of the other operand below its own largest value.
+//!
+//! Both hold only for values that reach nothing but Softmax. Exact up to `exp(−REACH)` in each row.
+
+use crate::graph::{Flow, Graph, Model, Op, ValueId};
+use crate::observe::Extremes;
+use crate::quant::QuantizerId;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// exp(−12) is 6e-6: far less than half a step of a probability of 8 bits, a tenth of that of 16 bits.
+const REACH: f32 = 12.0;
+/// No score of attention lies below this; every mask's constant does.
+const EXTREME: f32 = -1000.0;
+
+/// Where values saturate.
+#[derive(Debug, Default, PartialEq)]
+pub struct Masks {
+    /// Inputs of Softmax, and the axis of their rows: counted from the end, and whether all later axes belong to the row.
+    rows: BTreeMap<ValueId, Rows>,
+    /// Quantizers of an Add's operand, with that of the other operand.
+    pub operands: BTreeMap<QuantizerId, QuantizerId>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Rows {
+    axis: i64,
+    /// Softmax before opset 13: the row is everything from `axis` on.
+    flat: bool,
+}
+
+impl Masks {
+    /// Looks at every Softmax of a placed model.
+    pub fn of(model: &Model) -> Masks {
+        let g = &model.graph;
+        let mut masks = Masks::default();
+        let mut only = BTreeMap::new();
+        let modern = model.opset("").unwrap_or(0) >= 13;
+        for (_, node) in g.nodes().filter(|(_, n)| n.op == Op::Softmax) {
+            let Some(x) = node.input(0) else { continue };
+            let raw = behind(g, x);
+            if reaches_only_softmax(g, raw, &mut only) {
+                let axis = node.int("axis").unwrap_or(if modern { -1 } else { 1 });
+                masks.rows.insert(raw, Rows { axis, flat: !modern });
+            }
+            let Some(add) = addition(g, raw) else { continue };
+            let quantizers: Vec<_> = add.iter().map(|&v| quantizer(model, v)).collect();
+            if let [Some(a), Some(b)] = quantizers[..]
+                && a != b
+            {
+                masks.operands.insert(a, b);
+                masks.operands.insert(b, a);
+            }
+        }
+        let stray: BTreeSet<QuantizerId> = g
+            .nodes()
+            .filter_map(|(_, n)| Some((model.quantizers.root(n.quantizer()?), n.output(0)?)))
+            .filter(|(_, y)| !reaches_only_softmax(g, *y, &mut only))
+            .map(|(q, _)| q)
+            .collect();
+        masks.operands.retain(|q, _| !stray.contains(q));
+        masks
+    }
+
+    /// `x`, the tensor at `value`, with its rows saturated; `None` where nothing is to be done. Rows that are masked as a whole leave no trace.
+    pub fn saturate(&self, value: ValueId, x: &[f32], shape: &[usize]) -> Option<Vec<f32>> {
+        let rows = self.rows.get(&value)?;
+        let rank = shape.len() as i64;
+        let axis = usize::try_from(if rows.axis < 0 { rows.axis + rank } else { rows.axis }).ok().filter(|a| *a < shape.len())?;
+        let stride: usize = if rows.flat { 1 } else { shape[axis + 1..].iter().product() };
+        let n: usize = if rows.flat { shape[axis..].iter().product() } else { shape[axis] };
+        let mut out = Vec::with_capacity(x.len());
+        for chunk in x.chunks((n * stride).max(1)) {
+            for first in 0..stride.min(chunk.len()) {
+                let row = || chunk[first..].iter().step_by(stride).copied();
+                let top = row().fold(f32::NEG_INFINITY, f32::max);
+                if top > EXTREME {
+                    out.extend(row().map(|v| v.max(top - REACH)));
+                }
+            }
+        }
+        Some(out)
+    }
+}
+
+/// The range of a mask's operand, where it is one: `other` is that of what it is added to.
+pub fn saturated(range: Extremes, other: Extremes) -> Extremes {
+    let span = if other.is_empty() || other.lo <= EXTREME { 0.0 } else { other.hi - other.lo };
+    let floor = range.hi.min(0.0) - REACH - span;
+    if range.lo <= EXTREME && range.hi > EXTREME && floor.is_finite() { Extremes { lo: range.lo.max(floor), hi: range.hi } } else { range }
+}
+
+/// The value before a FakeQuant.
+fn behind(g: &Graph, v: ValueId) -> ValueId {
+    match g.value(v).producer() {
+        Some((n, _)) if g.node(n).op == Op::FakeQuant => g.node(n).input(0).unwrap_or(v),
+        _ => v,
+    }
+}
+
+/// The operands of the addition that makes `v`, seen through moves.
+fn addition(g: &Graph, mut v: ValueId) -> Option<[ValueId; 2]> {
+    loop {
+        v = behind(g, v);
+        let node = g.node(g.value(v).producer()?.0);
+        match node.op {
+            Op::Add => return Some([node.input(0)?, node.input(1)?]),
+            op if op.flow() == Flow::Move && op != Op::Where => v = node.input(0)?,
+            _ => return None,
+        }
+    }
+}
+
+fn quantizer(model: &Model, v: ValueId) -> Option<QuantizerId> {
+    let (n, _) = model.graph.value(v).producer()?;
+    Some(model.quantizers.root(model.graph.node(n).quantizer()?))
+}
+
+/// Whether all that a value ends in is Softmax, by way of additions and moves.
+fn reaches_only_softmax(g: &Graph, v: ValueId, known: &mut BTreeMap<ValueId, bool>) -> bool {
+    if let Some(&yes) = known.get(&v) {
+        return yes;
+    }
+    let uses = g.value(v).uses();
+    let passes = |p: &crate::graph::Port| g.get_node(p.node).map(|n| (n.op, n.output(0)));
+    let yes = !uses.is_empty()
+        && !g.is_output(v)
+        && uses.to_vec().iter().all(|p| match passes(p) {
+            Some((Op::Softmax, _)) => p.slot == 0,
+            Some((op, Some(y))) if matches!(op, Op::Add | Op::FakeQuant) || op.flow() == Flow::Move => reaches_only_softmax(g, y, known),
+            _ => false,
+        });
+    known.insert(v, yes);
+    yes
+}

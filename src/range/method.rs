@@ -1,0 +1,192 @@
+//! How a range is taken from the values seen: one function a method, from a histogram to an interval.
+
+use crate::error::Result;
+use crate::observe::{Extremes, Histogram};
+use crate::quant::{self, Scheme};
+
+/// How a range is taken from the values seen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Method {
+    /// From the smallest to the largest value.
+    MinMax,
+    /// From the mean of the samples' smallest values to the mean of their largest, each weighing `constant` against those before it
+    /// (Jacob et al. 2018, section 3.1: an exponential moving average).
+    MovingAverage { constant: f64 },
+    /// Leaves out this share in percent of the values at either end: 99.99 keeps all but one in ten thousand. Read from a histogram, exact to one part in 128.
+    Percentile(f64),
+    /// The interval whose codes lose the least squared error over the values seen, found by shrinking the extremes
+    /// (Banner et al. 2019; searched over a histogram, whose buckets are one part in 128 wide).
+    Mse,
+    /// The interval whose codes keep the distribution best, by Kullback-Leibler divergence (Migacz 2017, 8-bit inference with TensorRT).
+    Entropy,
+    /// All values (HPTQ, section 3.2: the threshold from which its searches start).
+    NoClip,
+}
+
+impl Method {
+    /// Whether it reads a histogram; otherwise the extremes do.
+    pub fn wants_histogram(self) -> bool {
+        matches!(self, Method::Percentile(_) | Method::Mse | Method::Entropy)
+    }
+
+    /// The range of values distributed so.
+    pub fn range(self, seen: &Histogram, scheme: &Scheme) -> Result<Extremes> {
+        match self {
+            Method::Percentile(p) => Ok(seen.central(p / 100.0)),
+            Method::Mse => least_squares(seen, scheme),
+            Method::Entropy => least_divergence(seen, scheme),
+            Method::MinMax | Method::MovingAverage { .. } | Method::NoClip => Ok(seen.extremes),
+        }
+    }
+}
+
+/// Searches both ends together in steps of 2 %, then each alone around the best.
+fn least_squares(seen: &Histogram, scheme: &Scheme) -> Result<Extremes> {
+    let all = seen.extremes;
+    if all.is_empty() {
+        return Ok(all);
+    }
+    let (x, weight): (Vec<f32>, Vec<f64>) = seen.points().map(|(x, n)| (x, n as f64)).unzip();
+    let mut y = x.clone();
+    let mut loss = |a: f32, b: f32| -> Result<f64> {
+        let params = quant::fit_range(scheme, &[all.lo * a], &[all.hi * b])?;
+        y.copy_from_slice(&x);
+        quant::fake_quantize(&mut y, &[x.len()], scheme, Some(&params))?;
+        Ok(x.iter().zip(&y).zip(&weight).map(|((x, y), w)| ((x - y) as f64).powi(2) * w).sum())
+    };
+    let mut best = (loss(1.0, 1.0)?, 1.0f32, 1.0f32);
+    let mut consider = |a: f32, b: f32, best: &mut (f64, f32, f32)| -> Result<()> {
+        let l = loss(a, b)?;
+        if l < best.0 {
+            *best = (l, a, b);
+        }
+        Ok(())
+    };
+    for i in 1..45 {
+        let f = 1.0 - 0.02 * i as f32;
+        consider(f, f, &mut best)?;
+    }
+    for step in [0.1f32, 0.03, 0.01] {
+        let (_, a, b) = best;
+        for i in -4..=4 {
+            let shifted = |f: f32| (f + step * i as f32).clamp(0.02, 1.0);
+            consider(shifted(a), b, &mut best)?;
+        }
+        let (_, a, _) = best;
+        for i in -4..=4 {
+            consider(a, (b + step * i as f32).clamp(0.02, 1.0), &mut best)?;
+        }
+    }
+    Ok(Extremes { lo: all.lo * best.1, hi: all.hi * best.2 })
+}
+
+/// Bins of the distribution whose divergence is taken.
+const BINS: usize = 2048;
+
+/// Shrinks the end farther from zero, then the other, each for as long as the range has a bin a code.
+fn least_divergence(seen: &Histogram, scheme: &Scheme) -> Result<Extremes> {
+    let all = Extremes { lo: seen.extremes.lo.min(0.0), hi: seen.extremes.hi.max(0.0) };
+    if seen.extremes.is_empty() || all.lo == all.hi {
+        return Ok(all);
+    }
+    let width = (all.hi as f64 - all.lo as f64) / BINS as f64;
+    let bin_of = |x: f32| (((x as f64 - all.lo as f64) / width) as usize).min(BINS - 1);
+    let mut bins = [0.0f64; BINS];
+    seen.points().for_each(|(x, n)| bins[bin_of(x)] += n as f64);
+    let codes = 1usize << scheme.format.bits().min(10);
+    let zero = bin_of(0.0);
+    let mut best = (divergence(&bins, 0, BINS, codes), 0, BINS);
+    let upper_first = BINS - zero > zero;
+    for upper in [upper_first, !upper_first] {
+        let (_, low, high) = best;
+        let ends: Vec<(usize, usize)> =
+            if upper { (zero + 1..high).rev().map(|to| (low, to)).collect() } else { (low + 1..=zero).map(|from| (from, high)).collect() };
+        for (from, to) in ends.into_iter().filter(|(from, to)| to - from >= codes.min(BINS)).step_by(4) {
+            let d = divergence(&bins, from, to, codes);
+            if d < best.0 {
+                best = (d, from, to);
+            }
+        }
+    }
+    let edge = |bin: usize| (all.lo as f64 + width * bin as f64) as f32;
+    Ok(Extremes { lo: edge(best.1).min(0.0), hi: edge(best.2).max(0.0) })
+}
+
+/// KL(P‖Q): P is the distribution with what lies outside `from..to` moved to the nearest bin inside, Q what `codes` codes make of the bins inside.
+fn divergence(bins: &[f64; BINS], from: usize, to: usize, codes: usize) -> f64 {
+    let inside = &bins[from..to];
+    let mut p = inside.to_vec();
+    p[0] += bins[..from].iter().sum::<f64>();
+    p[to - from - 1] += bins[to..].iter().sum::<f64>();
+    let (total, kept) = (p.iter().sum::<f64>(), inside.iter().sum::<f64>());
+    if kept == 0.0 {
+        return f64::INFINITY;
+    }
+    let mut d = 0.0;
+    for code in 0..codes {
+        let range = code * inside.len() / codes..(code + 1) * inside.len() / codes;
+        let filled = inside[range.clone()].iter().filter(|n| **n > 0.0).count();
+        let q = inside[range.clone()].iter().sum::<f64>() / filled.max(1) as f64 / kept;
+        for i in range {
+            let p = p[i] / total;
+            if p > 0.0 {
+                // A bin that only holds what was moved there has no counterpart: the smallest there can be stands in.
+                d += p * (p / if inside[i] > 0.0 { q } else { 1e-10 }).ln();
+            }
+        }
+    }
+    d
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bell(outlier: f32) -> Histogram {
+        let mut h = Histogram::default();
+        // Sums of uniform numbers are near enough to a bell.
+        let u = |i: usize, k: f32| (i as f32 * k).fract() - 0.5;
+        let x: Vec<f32> = (0..20_000).map(|i| u(i, 0.618_034) + u(i, 0.414_214) + u(i, 0.732_051) + u(i, 0.236_068)).collect();
+        h.observe(&x);
+        h.observe(&[outlier]);
+        h
+    }
+
+    #[test]
+    fn searches_cut_an_outlier_off_and_keep_what_is_dense() {
+        let scheme = Scheme::int(4, false);
+        let h = bell(40.0);
+        for method in [Method::Mse, Method::Entropy] {
+            let r = method.range(&h, &scheme).unwrap();
+            assert!(r.hi < 12.0 && r.hi > 0.7 && r.lo < -0.5, "{method:?}: {r:?}");
+        }
+        let all = Method::NoClip.range(&h, &scheme).unwrap();
+        assert_eq!(all.hi, 40.0);
+    }
+
+    #[test]
+    fn without_an_outlier_eight_bits_keep_nearly_everything() {
+        let h = bell(0.0);
+        for method in [Method::Mse, Method::Entropy] {
+            let r = method.range(&h, &Scheme::int(8, false)).unwrap();
+            assert!(r.hi > 0.75 * h.extremes.hi && r.lo < 0.75 * h.extremes.lo, "{method:?}: {r:?} of {:?}", h.extremes);
+        }
+    }
+
+    #[test]
+    fn least_squares_is_no_worse_than_every_range_of_a_grid() {
+        let scheme = Scheme::int(4, false);
+        let h = bell(6.0);
+        let loss = |r: Extremes| {
+            let p = quant::fit_range(&scheme, &[r.lo], &[r.hi]).unwrap();
+            let (x, n): (Vec<f32>, Vec<u64>) = h.points().unzip();
+            let mut y = x.clone();
+            quant::fake_quantize(&mut y, &[x.len()], &scheme, Some(&p)).unwrap();
+            x.iter().zip(y).zip(n).map(|((x, y), n)| ((x - y) as f64).powi(2) * n as f64).sum::<f64>()
+        };
+        let found = loss(Method::Mse.range(&h, &scheme).unwrap());
+        let grid = (1..=20).flat_map(|a| (1..=20).map(move |b| (a as f32 / 20.0, b as f32 / 20.0)));
+        let best = grid.map(|(a, b)| loss(Extremes { lo: h.extremes.lo * a, hi: h.extremes.hi * b })).fold(f64::INFINITY, f64::min);
+        assert!(found <= best * 1.1, "{found} is well above {best}");
+    }
+}

@@ -6,6 +6,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod allocate;
 pub mod cli;
 pub mod data;
 pub mod engine;

@@ -17,6 +17,7 @@ mod support;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod trial;
 mod walk;
 mod weights;
 
@@ -25,4 +26,5 @@ pub use runner::{Runner, RunnerOptions, State};
 pub use samples::over_samples;
 pub use segment::Given;
 pub use support::check_supported;
+pub use trial::Trial;
 pub use walk::Walk;

@@ -280,6 +280,24 @@ impl Graph {
         self.order.iter().position(|&n| n == id).expect("a node that was not removed")
     }
 
+    /// Takes out a node that makes its first output of its first input, and connects these. An output of the graph keeps its name: the node before
+    /// makes it; where none does, or makes another output of the graph, nothing is done.
+    pub fn bypass(&mut self, id: NodeId) -> bool {
+        let (Some(x), Some(y)) = (self.node(id).input(0), self.node(id).output(0)) else { return false };
+        if !self.is_output(y) {
+            self.remove_node(id);
+            self.replace_uses(y, x);
+            self.remove_value(y);
+            return true;
+        }
+        let Some((producer, slot)) = self.value(x).producer().filter(|_| !self.is_output(x)) else { return false };
+        self.remove_node(id);
+        self.replace_uses(x, y);
+        self.set_output(producer, slot as usize, y);
+        self.remove_value(x);
+        true
+    }
+
     /// Removes a node. Its outputs stay, without a producer, for the caller to reconnect or remove.
     pub fn remove_node(&mut self, id: NodeId) -> Node {
         let node = self.nodes[id.0 as usize].take().expect("a node that was not removed");

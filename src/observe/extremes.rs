@@ -41,6 +41,11 @@ impl Extremes {
         self.hi = self.hi.max(other.hi);
     }
 
+    /// As if every value beyond `interval` had been its end.
+    pub fn within(&self, interval: &Extremes) -> Extremes {
+        Extremes { lo: self.lo.clamp(interval.lo, interval.hi), hi: self.hi.clamp(interval.lo, interval.hi) }
+    }
+
     /// Whether nothing was seen.
     pub fn is_empty(&self) -> bool {
         self.lo > self.hi

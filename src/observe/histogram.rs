@@ -2,13 +2,14 @@
 //! beforehand, counts merge exactly, and a quantile is off by at most one part in 128 of its own size.
 
 use super::Extremes;
+use std::cell::RefCell;
 
 /// How often values of each size were seen.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Histogram {
     pub extremes: Extremes,
-    /// Indexed so that ascending buckets are ascending values.
-    counts: Vec<u64>,
+    /// Buckets that hold something and how much, ascending; ascending buckets are ascending values.
+    counts: Vec<(u16, u64)>,
     total: u64,
 }
 
@@ -16,10 +17,9 @@ pub struct Histogram {
 const SHIFT: u32 = 16;
 const HALF: u32 = 1 << 15;
 
-impl Default for Histogram {
-    fn default() -> Self {
-        Histogram { extremes: Extremes::default(), counts: vec![0; 2 * HALF as usize], total: 0 }
-    }
+thread_local! {
+    /// Where one tensor is counted before its buckets are listed: all zero between calls.
+    static DENSE: RefCell<Vec<u32>> = RefCell::new(vec![0; 2 * HALF as usize]);
 }
 
 fn bucket(x: f32) -> u32 {
@@ -42,12 +42,26 @@ fn edges(bucket: u32) -> (f32, f32) {
 impl Histogram {
     /// Takes in more values; NaN is passed over.
     pub fn observe(&mut self, x: &[f32]) {
-        self.extremes.observe(x);
-        for &v in x {
-            if !v.is_nan() {
-                self.counts[bucket(v) as usize] += 1;
-                self.total += 1;
-            }
+        // A bucket of one call counts in 32 bits.
+        for x in x.chunks(u32::MAX as usize) {
+            let mut new = Histogram::default();
+            new.extremes.observe(x);
+            DENSE.with_borrow_mut(|dense| {
+                for &v in x.iter().filter(|v| !v.is_nan()) {
+                    dense[bucket(v) as usize] += 1;
+                }
+                if !new.extremes.is_empty() {
+                    let (first, last) = (bucket(new.extremes.lo), bucket(new.extremes.hi).max(bucket(0.0)));
+                    for b in first.min(bucket(-0.0))..=last {
+                        let n = std::mem::take(&mut dense[b as usize]);
+                        if n > 0 {
+                            new.counts.push((b as u16, n as u64));
+                        }
+                    }
+                }
+            });
+            new.total = new.counts.iter().map(|(_, n)| n).sum();
+            self.merge(&new);
         }
     }
 
@@ -55,18 +69,39 @@ impl Histogram {
     pub fn merge(&mut self, other: &Histogram) {
         self.extremes.merge(&other.extremes);
         self.total += other.total;
-        for (a, b) in self.counts.iter_mut().zip(&other.counts) {
-            *a += b;
+        let (a, b) = (std::mem::take(&mut self.counts), &other.counts);
+        if a.is_empty() {
+            self.counts.clone_from(b);
+            return;
+        }
+        self.counts.reserve(a.len() + b.len() / 4);
+        let (mut i, mut j) = (0, 0);
+        while i < a.len() || j < b.len() {
+            let next = match (a.get(i), b.get(j)) {
+                (Some(x), Some(y)) if x.0 == y.0 => (x.0, x.1 + y.1),
+                (Some(x), Some(y)) if x.0 < y.0 => *x,
+                (Some(x), None) => *x,
+                (_, Some(y)) => *y,
+                (None, None) => break,
+            };
+            i += a.get(i).is_some_and(|x| x.0 == next.0) as usize;
+            j += b.get(j).is_some_and(|y| y.0 == next.0) as usize;
+            self.counts.push(next);
         }
     }
 
-    /// Counts what lies below `lo` as `lo`.
-    pub fn saturate(&mut self, lo: f32) {
-        let at = bucket(lo) as usize;
-        let below: u64 = self.counts[..at].iter_mut().map(std::mem::take).sum();
-        self.counts[at] += below;
-        self.extremes.lo = self.extremes.lo.max(lo);
-        self.extremes.hi = self.extremes.hi.max(lo);
+    /// Counts what lies beyond `interval` as its end.
+    pub fn saturate(&mut self, interval: &Extremes) {
+        let (first, last) = (bucket(interval.lo) as u16, bucket(interval.hi) as u16);
+        let mut moved = Histogram { extremes: self.extremes.within(interval), total: self.total, ..Histogram::default() };
+        for &(b, n) in &self.counts {
+            let b = b.clamp(first, last);
+            match moved.counts.last_mut() {
+                Some((at, count)) if *at == b => *count += n,
+                _ => moved.counts.push((b, n)),
+            }
+        }
+        *self = moved;
     }
 
     /// Number of values seen.
@@ -81,19 +116,21 @@ impl Histogram {
             return self.extremes;
         }
         let tail = ((1.0 - p) * self.total as f64).floor() as u64;
-        let outermost = |b: usize| {
+        let outermost = |b: u16| {
             let (near, far) = edges(b as u32);
             (near.min(far), near.max(far))
         };
-        let first_beyond = |mut order: Box<dyn Iterator<Item = usize>>| {
+        fn first_beyond<'a>(mut order: impl Iterator<Item = &'a (u16, u64)>, tail: u64) -> Option<u16> {
             let mut seen = 0;
-            order.find(|&b| {
-                seen += self.counts[b];
-                seen > tail
-            })
-        };
-        let low = first_beyond(Box::new(0..self.counts.len()));
-        let high = first_beyond(Box::new((0..self.counts.len()).rev()));
+            order
+                .find(|(_, n)| {
+                    seen += n;
+                    seen > tail
+                })
+                .map(|(b, _)| *b)
+        }
+        let low = first_beyond(self.counts.iter(), tail);
+        let high = first_beyond(self.counts.iter().rev(), tail);
         let lo = low.map_or(self.extremes.lo, |b| outermost(b).0);
         let hi = high.map_or(self.extremes.hi, |b| outermost(b).1);
         Extremes { lo: lo.max(self.extremes.lo), hi: hi.min(self.extremes.hi) }
@@ -101,7 +138,7 @@ impl Histogram {
 
     /// Filled buckets as (middle, count), ascending: what searches over a distribution read.
     pub fn points(&self) -> impl Iterator<Item = (f32, u64)> + '_ {
-        self.counts.iter().enumerate().filter(|(_, c)| **c > 0).map(|(b, &c)| {
+        self.counts.iter().map(|&(b, c)| {
             let (near, far) = edges(b as u32);
             let middle = if far.is_finite() { near + (far - near) / 2.0 } else { near };
             (middle.clamp(self.extremes.lo, self.extremes.hi), c)
@@ -145,7 +182,7 @@ mod tests {
         let (mut h, mut want) = (Histogram::default(), Histogram::default());
         h.observe(&[-3.4e38, f32::NEG_INFINITY, -20.0, -1.0, 0.0]);
         want.observe(&[-20.0, -20.0, -20.0, -1.0, 0.0]);
-        h.saturate(-20.0);
+        h.saturate(&Extremes { lo: -20.0, hi: f32::INFINITY });
         assert_eq!(h, want);
     }
 

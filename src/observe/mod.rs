@@ -3,6 +3,8 @@
 
 mod extremes;
 mod histogram;
+mod sums;
 
 pub use extremes::Extremes;
 pub use histogram::Histogram;
+pub use sums::{Db, Sums};

@@ -2,6 +2,7 @@
 //! Nothing is deleted from the graph here. Every decision is kept with its rule, so that it can be explained.
 
 mod exact;
+mod heads;
 mod insert;
 mod kind;
 mod plan;

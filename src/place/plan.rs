@@ -2,6 +2,7 @@
 
 use super::Rules;
 use super::exact::exact_ports;
+use super::heads::keep_heads_apart;
 use super::kind::{Kind, is_real, kind_of};
 use super::sets::Sets;
 use super::wishes::Wishes;
@@ -66,6 +67,7 @@ pub fn plan(model: &Model, rules: &Rules) -> Result<Plan> {
     for (id, node) in model.graph.nodes() {
         plan.kinds.insert(id, kind_of(model, id, node, &inferred, rules, &wishes));
     }
+    keep_heads_apart(&model.graph, rules.profile, &mut plan.kinds);
     plan.exact = exact_ports(&model.graph, &inferred, &mut plan.kinds);
     let mut p = Planner { model, rules, inferred: &inferred, wishes: &wishes, plan };
     p.weights()?;

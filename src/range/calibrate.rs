@@ -4,9 +4,10 @@
 
 use super::Method;
 use super::mask::{self, Masks};
+use super::tails::Tails;
 use super::weights::fit_weights;
 use crate::data::Dataset;
-use crate::engine::{Plans, RunnerOptions, Running, over_samples};
+use crate::engine::{Plans, RunnerOptions, Running, Trial, over_samples};
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, ValueId};
 use crate::note::Notes;
@@ -32,10 +33,17 @@ pub fn calibrate(model: &mut Model, how: &Calibrate, data: Option<(&Dataset, &[u
     let masks = Masks::of(model);
     if !watched.is_empty() {
         let (data, samples) = data.ok_or_else(|| Error::usage("activations need sample inputs to find their ranges: give --data"))?;
-        let seen = watch(model, how, &watched, &masks, data, samples, progress)?;
-        fit_activations(model, how.activations, &watched, &masks, seen, &mut notes)?;
+        let mut seen = watch(model, how, &watched, &masks, data, samples, progress)?;
+        let kept = saturate(model, &watched, &masks, &mut seen, &mut notes);
+        let (best, said) = match how.activations {
+            Method::Auto => best_of(model, &watched, &kept, &seen, data, samples, how.threads, progress)?,
+            method => fitted(model, method, &watched, &kept, &seen)?,
+        };
+        *model = best;
+        notes.append(said);
+    } else {
+        super::settle(model, &mut notes)?;
     }
-    super::settle(model, &mut notes)?;
     notes.changed("", format!("{} quantizers have their scales", model.quantizers.ids().filter(|&q| model.quantizers[q].params.is_some()).count()));
     Ok(notes)
 }
@@ -144,35 +152,91 @@ fn merge(have: &mut Option<Seen>, new: Seen, method: Method) -> Result<()> {
     Ok(())
 }
 
-/// One range a quantizer, over all values and constants that share it.
-fn fit_activations(model: &mut Model, method: Method, watched: &[(ValueId, QuantizerId)], masks: &Masks, mut seen: Vec<Seen>, notes: &mut Notes) -> Result<()> {
+/// Cuts off what no reader can tell apart: what attention masks hold far below zero, and the flat tails of activation functions. The intervals kept.
+fn saturate(model: &Model, watched: &[(ValueId, QuantizerId)], masks: &Masks, seen: &mut [Seen], notes: &mut Notes) -> BTreeMap<QuantizerId, Extremes> {
     let mut extremes: BTreeMap<QuantizerId, Extremes> = BTreeMap::new();
-    for ((_, id), seen) in watched.iter().zip(&seen) {
+    for ((_, id), seen) in watched.iter().zip(&*seen) {
         let have = extremes.entry(*id).or_default();
         match seen {
             Seen::Extremes(e) | Seen::Average(e) => e.iter().for_each(|e| have.merge(e)),
             Seen::Histogram(h) => have.merge(&h.extremes),
         }
     }
-    let mut floors: BTreeMap<QuantizerId, f32> = BTreeMap::new();
+    let mut kept: BTreeMap<QuantizerId, Extremes> = BTreeMap::new();
     for (mask, other) in &masks.operands {
         let (Some(&range), Some(&other)) = (extremes.get(mask), extremes.get(other)) else { continue };
         let cut = mask::saturated(range, other);
         if cut != range {
             notes.changed(&model.quantizers[*mask].name, format!("an attention mask: it saturates at {:.1}, from where Softmax gives 0", cut.lo));
-            floors.insert(*mask, cut.lo);
+            kept.insert(*mask, Extremes { lo: cut.lo, hi: f32::INFINITY });
         }
     }
-    for ((_, id), seen) in watched.iter().zip(&mut seen) {
-        let Some(&floor) = floors.get(id) else { continue };
+    let tails = Tails::of(model);
+    let step = |q: QuantizerId| match (&model.quantizers[q].params, extremes.get(&q), model.quantizers[q].scheme.format.code_range()) {
+        (Some(p), ..) => Some(p.scale_at(0) as f64),
+        (None, Some(e), Some((first, last))) if !e.is_empty() => Some((e.hi.max(0.0) - e.lo.min(0.0)) as f64 / (last - first) as f64),
+        _ => None,
+    };
+    for q in tails.quantizers().filter(|q| extremes.contains_key(q)) {
+        let Some(flat) = tails.interval(q, step).filter(|i| extremes[&q].lo < i.lo || extremes[&q].hi > i.hi) else { continue };
+        kept.entry(q).or_insert(flat);
+    }
+    for ((_, id), seen) in watched.iter().zip(seen) {
+        let Some(i) = kept.get(id) else { continue };
         match seen {
-            Seen::Extremes(e) | Seen::Average(e) => e.iter_mut().for_each(|e| *e = Extremes { lo: e.lo.max(floor), hi: e.hi.max(floor) }),
-            Seen::Histogram(h) => h.saturate(floor),
+            Seen::Extremes(e) | Seen::Average(e) => e.iter_mut().for_each(|e| *e = e.within(i)),
+            Seen::Histogram(h) => h.saturate(i),
         }
     }
+    kept
+}
+
+/// Samples on which methods are compared.
+const COMPARED_ON: usize = 8;
+
+/// The model under the method whose outputs come nearest to the float model's.
+#[allow(clippy::too_many_arguments)]
+fn best_of(
+    model: &Model,
+    watched: &[(ValueId, QuantizerId)],
+    kept: &BTreeMap<QuantizerId, Extremes>,
+    seen: &[Seen],
+    data: &Dataset,
+    samples: &[usize],
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<(Model, Notes)> {
+    progress.begin("compare ranges", Method::COMPARED.len() as u64);
+    let few = samples.iter().take(COMPARED_ON).map(|&i| data.sample(i)).collect::<Result<Vec<_>>>()?;
+    let trial = Trial::new(model, few, threads)?;
+    let mut best: Option<(f64, Method, Model, Notes)> = None;
+    let mut figures = Vec::new();
+    for method in Method::COMPARED {
+        let (candidate, notes) = fitted(model, method, watched, kept, seen)?;
+        // Weights stay float here: what their rounding shifts is not the ranges' fault, and may be corrected later.
+        let mut activations = candidate.clone();
+        candidate.constant_sites().into_iter().for_each(|(node, _)| {
+            activations.graph.bypass(node);
+        });
+        let loss = trial.loss(&trial.plans(&activations), &activations.quantizers)?;
+        figures.push(format!("{method} {loss:.2e}"));
+        if best.as_ref().is_none_or(|b| loss < b.0) {
+            best = Some((loss, method, candidate, notes));
+        }
+        progress.tick(1);
+    }
+    progress.end();
+    let (_, method, model, mut notes) = best.expect("there are methods to compare");
+    notes.changed("", format!("ranges by {method}, which loses least: {}", figures.join(", ")));
+    Ok((model, notes))
+}
+
+/// The model with one range a quantizer, over all values and constants that share it, and with what follows from them.
+fn fitted(model: &Model, method: Method, watched: &[(ValueId, QuantizerId)], kept: &BTreeMap<QuantizerId, Extremes>, seen: &[Seen]) -> Result<(Model, Notes)> {
+    let (mut model, mut notes) = (model.clone(), Notes::of("calibrate"));
     let ranges = watched.par_iter().zip(seen).map(|((_, id), seen)| match seen {
-        Seen::Extremes(e) | Seen::Average(e) => Ok(e),
-        Seen::Histogram(h) => Ok(vec![method.range(&h, &model.quantizers[*id].scheme)?]),
+        Seen::Extremes(e) | Seen::Average(e) => Ok(e.clone()),
+        Seen::Histogram(h) => Ok(vec![method.range(h, &model.quantizers[*id].scheme)?]),
     });
     let found = ranges.collect::<Result<Vec<_>>>()?;
     let mut ranges: BTreeMap<QuantizerId, Vec<Extremes>> = BTreeMap::new();
@@ -192,8 +256,7 @@ fn fit_activations(model: &mut Model, method: Method, watched: &[(ValueId, Quant
             let value = model.graph.node(node).input(0).expect("a FakeQuant reads something");
             let mut own = Extremes::default();
             own.observe(&model.graph.constant(value).expect("it is a constant site").tensor.to_f32()?);
-            let floor = floors.get(&id).copied().unwrap_or(f32::NEG_INFINITY);
-            have.merge(&Extremes { lo: own.lo.max(floor), hi: own.hi.max(floor) });
+            have.merge(&kept.get(&id).map_or(own, |i| own.within(i)));
         }
     }
     for (id, mut range) in ranges {
@@ -205,7 +268,8 @@ fn fit_activations(model: &mut Model, method: Method, watched: &[(ValueId, Quant
         let (lo, hi): (Vec<f32>, Vec<f32>) = range.iter().map(|e| (e.lo, e.hi)).unzip();
         q.params = Some(quant::fit_range(&q.scheme, &lo, &hi).at(|| &q.name)?);
     }
-    Ok(())
+    super::settle(&mut model, &mut notes)?;
+    Ok((model, notes))
 }
 
 #[cfg(test)]

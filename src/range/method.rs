@@ -21,12 +21,31 @@ pub enum Method {
     Entropy,
     /// All values (HPTQ, section 3.2: the threshold from which its searches start).
     NoClip,
+    /// Whichever of [`Method::COMPARED`] brings the outputs of a few samples nearest to the float model's.
+    Auto,
+}
+
+impl std::fmt::Display for Method {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Method::MinMax => f.write_str("minmax"),
+            Method::MovingAverage { .. } => f.write_str("moving-average"),
+            Method::Percentile(p) => write!(f, "percentile {p}"),
+            Method::Mse => f.write_str("mse"),
+            Method::Entropy => f.write_str("entropy"),
+            Method::NoClip => f.write_str("no-clip"),
+            Method::Auto => f.write_str("auto"),
+        }
+    }
 }
 
 impl Method {
+    /// What `Auto` chooses from.
+    pub const COMPARED: [Method; 4] = [Method::MinMax, Method::Percentile(99.999), Method::Percentile(99.99), Method::Mse];
+
     /// Whether it reads a histogram; otherwise the extremes do.
     pub fn wants_histogram(self) -> bool {
-        matches!(self, Method::Percentile(_) | Method::Mse | Method::Entropy)
+        matches!(self, Method::Percentile(_) | Method::Mse | Method::Entropy | Method::Auto)
     }
 
     /// The range of values distributed so.
@@ -35,7 +54,7 @@ impl Method {
             Method::Percentile(p) => Ok(seen.central(p / 100.0)),
             Method::Mse => least_squares(seen, scheme),
             Method::Entropy => least_divergence(seen, scheme),
-            Method::MinMax | Method::MovingAverage { .. } | Method::NoClip => Ok(seen.extremes),
+            Method::MinMax | Method::MovingAverage { .. } | Method::NoClip | Method::Auto => Ok(seen.extremes),
         }
     }
 }

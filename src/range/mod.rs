@@ -4,6 +4,7 @@ mod calibrate;
 mod mask;
 mod method;
 mod settle;
+mod tails;
 mod weights;
 
 pub use calibrate::{Calibrate, calibrate};

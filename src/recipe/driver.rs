@@ -253,17 +253,7 @@ fn remove_fake_quants(model: &mut Model) {
         if g.node(id).quantizer().is_none() {
             continue;
         }
-        let (Some(x), Some(y)) = (g.node(id).input(0), g.node(id).output(0)) else { continue };
-        g.remove_node(id);
-        if g.is_output(y) {
-            let (producer, slot) = g.value(x).producer().expect("an output is quantized behind the node that makes it");
-            g.replace_uses(x, y);
-            g.set_output(producer, slot as usize, y);
-            g.remove_value(x);
-        } else {
-            g.replace_uses(y, x);
-            g.remove_value(y);
-        }
+        g.bypass(id);
     }
     model.quantizers = Default::default();
 }

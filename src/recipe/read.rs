@@ -134,6 +134,7 @@ pub fn profile(name: &str, place: &str, t: &Tree) -> Result<Profile> {
         weights: of("weights"),
         activations: of("activations"),
         bias: of("bias"),
+        wide: t.get("wide").map(scheme),
         legal: Legal { weights: texts(t.get("legal").and_then(|l| l.get("weights"))), activations: texts(t.get("legal").and_then(|l| l.get("activations"))) },
         opset: t.get("opset").and_then(Tree::int),
         quantize: ops(t.get("quantize")),

@@ -1,6 +1,7 @@
 //! What each step of a recipe does: the state of the model it accepts, the one it leaves, and the call into the room that knows how.
 
 use super::{Args, Recipe, Step};
+use crate::allocate::{self, Widen};
 use crate::data::Dataset;
 use crate::error::{At, Error, Result};
 use crate::graph::{Flow, Model};
@@ -43,6 +44,7 @@ pub const FOLD_CONSTANTS: Run = Run { accepts: &[Float], leaves: None, run: |w, 
 pub const FOLD_BATCH_NORM: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transform::fold_batch_norm(&mut w.model) };
 pub const PLACE: Run = Run { accepts: &[Float], leaves: Some(Placed), run: place };
 pub const CALIBRATE: Run = Run { accepts: &[Placed, Fitted], leaves: Some(Fitted), run: calibrate };
+pub const WIDEN: Run = Run { accepts: &[Fitted], leaves: None, run: widen };
 pub const ROUND: Run = Run { accepts: &[Fitted], leaves: Some(Rounded), run: |w, _| round::round_nearest(&mut w.model) };
 pub const CORRECT_BIAS: Run = Run { accepts: &[Rounded], leaves: None, run: correct_bias };
 pub const LOWER: Run = Run { accepts: &[Rounded], leaves: Some(Lowered), run: lower };
@@ -130,6 +132,7 @@ fn method(args: &Args, of: &str) -> Result<Method> {
     let key = |k: &str| format!("{of}.{k}");
     Ok(match args.text(&key("method")).unwrap_or("minmax") {
         "minmax" => Method::MinMax,
+        "auto" => Method::Auto,
         "mse" => Method::Mse,
         "entropy" => Method::Entropy,
         "no-clip" => Method::NoClip,
@@ -137,6 +140,20 @@ fn method(args: &Args, of: &str) -> Result<Method> {
         "percentile" => Method::Percentile(args.number(&key("percentile")).unwrap_or(99.99)),
         other => return Err(Error::usage(format!("`{other}` is no method of {of}"))),
     })
+}
+
+fn widen(w: &mut Work, args: &Args) -> Result<Notes> {
+    let count = |key: &str, default: usize| args.int(key).map_or(default, |n| n as usize);
+    let how = Widen {
+        share: args.number("share").unwrap_or(0.08),
+        macs: args.number("macs").unwrap_or(0.02),
+        tries: count("tries", 12),
+        samples: count("samples", 4),
+        loss: args.number("loss").unwrap_or(0.01),
+        wide: w.recipe.target.wide.as_ref().filter(|k| !k.is_none()),
+        threads: w.threads,
+    };
+    allocate::widen(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)
 }
 
 fn correct_bias(w: &mut Work, args: &Args) -> Result<Notes> {

@@ -30,6 +30,7 @@ pub static STEPS: &[StepRow] = &[
     StepRow { name: "fold-batch-norm", doc: "fold batch normalisation into its neighbours", keys: &[], scalar: None, run: steps::FOLD_BATCH_NORM },
     StepRow { name: "place", doc: "decide which values become codes, by the target's rules and the overrides", keys: &[], scalar: None, run: steps::PLACE },
     StepRow { name: "calibrate", doc: "find scales and zero points", keys: CALIBRATE, scalar: None, run: steps::CALIBRATE },
+    StepRow { name: "widen", doc: "keep the few activations wider that 8 bits harm most, by measurement", keys: WIDEN, scalar: None, run: steps::WIDEN },
     StepRow { name: "round", doc: "find a code for each weight", keys: ROUND, scalar: Some("method"), run: steps::ROUND },
     StepRow {
         name: "correct-bias",
@@ -51,14 +52,21 @@ static CALIBRATE: &[Key] = &[
 static CALIBRATE_ACTIVATIONS: &[Key] = &[
     Key::new(
         "method",
-        Shape::OneOf(&["minmax", "moving-average", "percentile", "mse", "entropy", "no-clip"]),
-        "minmax: all values seen; moving-average: the mean of the samples' extremes; percentile: without the outermost; mse: least squared error; entropy: least divergence; no-clip: all values, also where scales are powers of two",
+        Shape::OneOf(&["minmax", "moving-average", "percentile", "mse", "entropy", "no-clip", "auto"]),
+        "minmax: all values seen; moving-average: the mean of the samples' extremes; percentile: without the outermost; mse: least squared error; entropy: least divergence; no-clip: all values, from which searches start; auto: the best of minmax, percentile 99.999 and 99.99, and mse on a few samples",
     ),
     Key::new("constant", Shape::Number(0.0, 1.0), "moving-average: weight of a sample against those before it; default 0.01"),
     Key::new("percentile", Shape::Number(50.0, 100.0), "percent of the values that the range must hold, at either end; default 99.99"),
 ];
 static CALIBRATE_WEIGHTS: &[Key] = &[Key::new("method", Shape::OneOf(&["minmax", "mse"]), "minmax: all values; mse: least squared error")];
 static ROUND: &[Key] = &[Key::new("method", Shape::OneOf(&["nearest"]), "nearest: the code closest to each weight")];
+static WIDEN: &[Key] = &[
+    Key::new("share", Shape::Number(0.0, 1.0), "largest share of all activations that may be wider; default 0.08"),
+    Key::new("macs", Shape::Number(0.0, 1.0), "largest share of the multiply-adds whose operand may be wider; default 0.02"),
+    Key::new("tries", COUNT, "activations tried; default 12"),
+    Key::new("samples", COUNT, "samples to measure on; default 4"),
+    Key::new("loss", Shape::Number(0.0, f64::INFINITY), "models that lose less need nothing wider: noise over signal, or nats; default 0.01"),
+];
 static CORRECT_BIAS: &[Key] = &[Key::new("samples", COUNT, "samples at most; default 32")];
 static LOWER: &[Key] = &[Key::new("form", Shape::OneOf(&["qdq"]), "qdq: QuantizeLinear and DequantizeLinear")];
 
@@ -147,6 +155,7 @@ pub static PROFILE: &[Key] = &[
     Key::new("weights", SCHEME_OR_NONE, "scheme of weights where nobody asks for another"),
     Key::new("activations", SCHEME_OR_NONE, "scheme of activations where nobody asks for another"),
     Key::new("bias", SCHEME_OR_NONE, "scheme of biases where nobody asks for another"),
+    Key::new("wide", SCHEME_OR_NONE, "scheme of activations that 8 bits harm too much; none or absent: float"),
     Key::new("legal", Shape::Map(LEGAL), "formats that the target holds"),
     Key::new("quantize", OPS, "operators that run on codes"),
     Key::new("moves", OPS, "operators that hand codes on: output and input share one quantizer"),

@@ -1,10 +1,11 @@
 //! Two models on the same samples, end to end.
 
-use super::metrics::{Db, Sums, classes};
+use super::metrics::classes;
 use crate::data::Dataset;
 use crate::engine::{Plans, RunnerOptions, Running, over_samples};
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, ValueId};
+use crate::observe::{Db, Sums};
 use crate::pass::Progress;
 use crate::tensor::Tensor;
 use serde::Serialize;

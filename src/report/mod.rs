@@ -7,10 +7,10 @@ mod metrics;
 mod nodes;
 mod page;
 
+pub use crate::observe::{Db, Sums};
 pub use compare::{Accuracy, OutputRow, compare};
 pub use coverage::{Coverage, coverage};
 pub use diff::{Diff, diff};
-pub use metrics::{Db, Sums};
 pub use nodes::{NODE_SAMPLES, NodeRow, node_errors};
 pub use page::size;
 

@@ -3,11 +3,11 @@
 //! Two graphs run beside the quantized one: the float graph, and in it, for each quantized node, a copy that reads the float graph's values through its
 //! own quantizers. A node's output is what its readers read: behind its quantizer, if it has one.
 
-use super::metrics::{Db, Sums};
 use crate::data::Dataset;
 use crate::engine::{Plans, RunnerOptions, Running, over_samples};
 use crate::error::{At, Result};
 use crate::graph::{Flow, Graph, Model, Node, NodeId, Op, Site, ValueId};
+use crate::observe::{Db, Sums};
 use crate::onnx;
 use crate::pass::Progress;
 use crate::quant::{self, Format, Params, QuantizerId, Scheme, Timing};

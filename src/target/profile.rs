@@ -14,6 +14,8 @@ pub struct Profile {
     pub weights: SchemeKeys,
     pub activations: SchemeKeys,
     pub bias: SchemeKeys,
+    /// Activations that 8 bits harm too much; `None`: float.
+    pub wide: Option<SchemeKeys>,
     /// What a set value may be; a key that is not listed may be anything.
     pub legal: Legal,
     /// Highest opset the target reads, if it has a limit.

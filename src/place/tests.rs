@@ -299,3 +299,41 @@ fn an_override_that_matches_nothing_is_refused_unless_it_is_optional() {
     asked.overrides[0].optional = true;
     asked.place(&mut conv_relu()).unwrap();
 }
+
+#[test]
+fn what_is_compared_is_read_as_it_is() {
+    let mut b = Built::new();
+    let x = b.input("x");
+    let (w, three) = (b.weight("w", &[2, 2, 1, 1]), b.weight("three", &[1]));
+    let c = b.node(Op::Conv, &[x, w], "c");
+    let t = b.node(Op::Transpose, &[x], "t");
+    let e = b.node(Op::Equal, &[t, three], "e");
+    b.g().outputs.push(e);
+    let mut m = b.output(c);
+    Asked::new().place(&mut m).unwrap();
+    assert_eq!(quantizer_between(&m, "x", "c"), Some("x"));
+    assert_eq!(quantizer_between(&m, "x", "t"), None);
+    assert_eq!(quantizer_between(&m, "t", "e"), None);
+}
+
+#[test]
+fn scores_and_boxes_keep_a_scale_each_on_their_way_out() {
+    let head = |read_again: bool| {
+        let mut b = Built::new();
+        let x = b.input("x");
+        let w = b.weight("w", &[2, 2, 1, 1]);
+        let (s, c) = (b.node(Op::Sigmoid, &[x], "s"), b.node(Op::Conv, &[x, w], "c"));
+        let j = b.with(Node::new(Op::Concat, "/j").with("axis", 1i64), &[s, c], "j");
+        let y = if read_again { b.node(Op::Relu, &[j], "y") } else { b.node(Op::Reshape, &[j], "y") };
+        let mut m = b.output(y);
+        let mut asked = Asked::new();
+        asked.profile.moves.push(Op::Concat);
+        asked.place(&mut m).unwrap();
+        let named = |v: &str| quantizer_between(&m, v, "j").map(str::to_string);
+        (named("s"), named("c"))
+    };
+    let (s, c) = head(false);
+    assert!(s.is_some() && c.is_some() && s != c, "{s:?} {c:?}");
+    let (s, c) = head(true);
+    assert_eq!(s, c, "codes are needed behind it: one scale");
+}

@@ -136,3 +136,28 @@ fn reaches_only_softmax(g: &Graph, v: ValueId, known: &mut BTreeMap<ValueId, boo
     known.insert(v, yes);
     yes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_end_where_softmax_gives_nothing_and_dead_rows_leave_no_trace() {
+        let masks = Masks { rows: BTreeMap::from([(ValueId(3), Rows { axis: -1, flat: false })]), ..Masks::default() };
+        let x = [0.0, f32::MIN, 2.0, -50.0, f32::MIN, f32::NEG_INFINITY, f32::MIN, f32::MIN];
+        assert_eq!(masks.saturate(ValueId(3), &x, &[2, 4]).unwrap(), [0.0, 2.0 - REACH, 2.0, 2.0 - REACH]);
+        assert_eq!(masks.saturate(ValueId(4), &x, &[2, 4]), None);
+        let first = Masks { rows: BTreeMap::from([(ValueId(3), Rows { axis: 0, flat: false })]), ..Masks::default() };
+        assert_eq!(first.saturate(ValueId(3), &[5.0, 1.0, -90.0, 2.0], &[2, 2]).unwrap(), [5.0, 5.0 - REACH, 1.0, 2.0]);
+    }
+
+    #[test]
+    fn a_mask_sets_no_scale_and_a_bias_keeps_its_own() {
+        let scores = Extremes { lo: -5.0, hi: 5.0 };
+        assert_eq!(saturated(Extremes { lo: f32::MIN, hi: 0.0 }, scores), Extremes { lo: -REACH - 10.0, hi: 0.0 });
+        assert_eq!(saturated(Extremes { lo: -1e9, hi: 0.0 }, Extremes { lo: -1e9, hi: 5.0 }).lo, -REACH);
+        let bias = Extremes { lo: -60.0, hi: 3.0 };
+        assert_eq!(saturated(bias, scores), bias);
+        assert_eq!(saturated(scores, Extremes { lo: f32::MIN, hi: 0.0 }), scores);
+    }
+}

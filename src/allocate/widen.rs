@@ -10,7 +10,7 @@ use crate::graph::{self, Flow, InputShapes, Linear, Model, ValueId};
 use crate::note::Notes;
 use crate::observe::Sums;
 use crate::pass::Progress;
-use crate::quant::{self, Format, Origin, QuantizerId, Table, Timing, Zeros};
+use crate::quant::{self, Format, Origin, QuantizerId, Table, Timing};
 use crate::target::SchemeKeys;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -213,7 +213,7 @@ fn wide_row(table: &mut Table, id: QuantizerId) {
 fn covered(table: &Table, id: QuantizerId) -> (f32, f32) {
     let row = &table[id];
     let Some(p) = &row.params else { return (0.0, 0.0) };
-    let (s, z) = (p.scale_at(0), if matches!(p.zero, Zeros::None) { 0.0 } else { p.zero_at(0) });
+    let (s, z) = (p.scale_at(0), p.zero_at(0));
     let (first, last) = row.scheme.format.code_range().map_or((-row.scheme.format.max_value(), row.scheme.format.max_value()), |(a, b)| (a as f32, b as f32));
     ((first - z) * s, (last - z) * s)
 }

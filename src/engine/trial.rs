@@ -5,7 +5,7 @@
 
 use super::{Plans, RunnerOptions, Running, over_samples};
 use crate::error::{Error, Result};
-use crate::graph::{Flow, Graph, Model, Op, ValueId};
+use crate::graph::{Graph, Model, Op, ValueId};
 use crate::observe::Sums;
 use crate::quant::Table;
 use crate::tensor::Tensor;
@@ -121,7 +121,6 @@ fn probe(g: &Graph, v: ValueId) -> Probe {
             Op::FakeQuant | Op::Identity | Op::Squeeze | Op::Flatten => node.input(0).unwrap_or(at),
             Op::Add if constant(1) => node.input(0).unwrap_or(at),
             Op::Add if constant(0) => node.input(1).unwrap_or(at),
-            op if op.flow() == Flow::Quantize => break,
             _ => break,
         };
     }

@@ -80,6 +80,23 @@ impl Linear {
     }
 }
 
+/// The Add that alone reads a product, perhaps behind FakeQuant, and adds a constant of one value a column: node, and slot of the constant.
+pub fn bias_behind(g: &Graph, mut product: ValueId, columns: usize) -> Option<(NodeId, usize)> {
+    loop {
+        let [port] = g.value(product).uses() else { return None };
+        let node = g.get_node(port.node)?;
+        match node.op {
+            Op::FakeQuant => product = node.output(0)?,
+            Op::Add => {
+                let slot = 1 - port.slot as usize;
+                let constant = &g.constant(constant_behind(g, node.input(slot)?)?)?.tensor;
+                return (constant.len() == columns && constant.shape().last() == Some(&columns)).then_some((port.node, slot));
+            }
+            _ => return None,
+        }
+    }
+}
+
 /// The constant that a value is, or moves from, behind FakeQuant, Identity and Cast.
 pub fn constant_behind(g: &Graph, mut v: ValueId) -> Option<ValueId> {
     loop {

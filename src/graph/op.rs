@@ -385,11 +385,10 @@ impl Node {
     /// Whether the result jumps where the real value in `slot` changes a little: comparisons, and what makes whole numbers of it.
     pub fn reads_exactly(&self, slot: usize) -> bool {
         match self.op {
-            Op::Equal | Op::Greater | Op::GreaterOrEqual | Op::Less | Op::LessOrEqual | Op::IsInf | Op::IsNaN | Op::NonZero | Op::Unique | Op::BitCast => true,
+            Op::Equal | Op::Greater | Op::GreaterOrEqual | Op::Less | Op::LessOrEqual | Op::IsInf | Op::IsNaN => true,
+            Op::NonZero | Op::Unique | Op::BitCast | Op::OneHot | Op::Range | Op::Floor | Op::Ceil | Op::Round | Op::Sign => true,
             // A Cast between real numbers only rounds.
             Op::Cast => slot == 0 && !matches!(self.int("to"), Some(1 | 10 | 11 | 16..=20)),
-            Op::OneHot | Op::Range => true,
-            Op::Floor | Op::Ceil | Op::Round | Op::Sign => true,
             _ => false,
         }
     }

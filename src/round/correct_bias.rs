@@ -7,7 +7,7 @@
 use crate::data::Dataset;
 use crate::engine::{Plans, RunnerOptions, Running, Walk, over_samples, shapes_of};
 use crate::error::{At, Error, Result};
-use crate::graph::{self, Graph, InputShapes, Linear, Model, NodeId, Op, Site, ValueId, constant_behind};
+use crate::graph::{self, InputShapes, Linear, Model, NodeId, Op, Site, ValueId, bias_behind, constant_behind};
 use crate::note::Notes;
 use crate::pass::Progress;
 use crate::quant::{self, Blocks, Curve, Origin, Params, QuantizerId, Scheme, Zeros};
@@ -131,7 +131,7 @@ fn layers(model: &Model, notes: &mut Notes) -> Vec<Layer> {
     let mut layers = Vec::new();
     for (id, node) in g.nodes() {
         let Some(linear) = Linear::of(g, id).filter(|l| l.constant) else { continue };
-        if constant_behind(g, linear.weight).is_none() || linear.weight_slot == 0 {
+        if linear.weight_slot == 0 {
             continue;
         }
         let Some(output) = node.output(0) else { continue };
@@ -151,7 +151,11 @@ fn layers(model: &Model, notes: &mut Notes) -> Vec<Layer> {
             }
             Op::MatMul => {
                 // The Add that follows holds the bias.
-                let Some((add, slot, y)) = bias_behind(g, output, channels) else { continue };
+                let Some((add, slot)) = bias_behind(g, output, channels) else { continue };
+                let (Some(bias), Some(y)) = (g.node(add).input(slot), g.node(add).output(0)) else { continue };
+                if g.value(bias).uses().len() != 1 {
+                    continue;
+                }
                 let Some(rank) = inferred.get(y).shape.as_ref().map(Vec::len).filter(|r| *r > 0) else { continue };
                 layers.push(Layer { node: add, slot, output: y, axis: rank - 1, channels });
             }
@@ -159,25 +163,6 @@ fn layers(model: &Model, notes: &mut Notes) -> Vec<Layer> {
         }
     }
     layers
-}
-
-/// The Add behind a product that adds a constant of one value a column: node, slot of the constant, output.
-fn bias_behind(g: &Graph, mut v: ValueId, channels: usize) -> Option<(NodeId, usize, ValueId)> {
-    loop {
-        let [port] = g.value(v).uses() else { return None };
-        let node = g.get_node(port.node)?;
-        match node.op {
-            Op::FakeQuant => v = node.output(0)?,
-            Op::Add => {
-                let slot = 1 - port.slot as usize;
-                let bias = node.input(slot)?;
-                let c = g.constant(constant_behind(g, bias)?)?;
-                let fits = c.tensor.shape().last() == Some(&channels) && c.tensor.len() == channels && g.value(bias).uses().len() == 1;
-                return fits.then_some((port.node, slot, node.output(0)?));
-            }
-            _ => return None,
-        }
-    }
 }
 
 /// Samples by the shapes of their inputs, the commonest shapes first.

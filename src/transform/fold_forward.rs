@@ -3,7 +3,7 @@
 //! Exact up to the rounding of the new weights. Needs: constant weights in every reader. Declines, with the reason: everything else.
 
 use super::fold_batch_norm::{factors, replace};
-use crate::graph::{Constant, Graph, Inferred, Linear, Node, NodeId, Op, ValueId};
+use crate::graph::{Constant, Graph, Inferred, Linear, Node, NodeId, Op, ValueId, bias_behind};
 use crate::tensor::Tensor;
 
 /// A reader that takes the norm in: its new weight, and what is added to its output channels.
@@ -128,7 +128,7 @@ fn apply(g: &mut Graph, fold: Fold, norm: &str) {
         if g.node(layer).op != Op::MatMul {
             let bias = sum(fold.linear.bias.and_then(|b| g.constant(b)), &[n]);
             replace(g, layer, 2, "bias", bias);
-        } else if let Some((add, slot)) = bias_behind(g, layer, n) {
+        } else if let Some((add, slot)) = own_bias(g, layer, n) {
             let old = g.node(add).input(slot).and_then(|b| g.constant(b));
             let shape = old.map_or(vec![n], |c| c.tensor.shape().to_vec());
             let bias = sum(old, &shape);
@@ -152,14 +152,10 @@ fn apply(g: &mut Graph, fold: Fold, norm: &str) {
     node.came_from.push(norm.to_string());
 }
 
-/// The Add that alone reads a product and adds a constant of one value a column.
-fn bias_behind(g: &Graph, layer: NodeId, n: usize) -> Option<(NodeId, usize)> {
-    let y = g.node(layer).output(0)?;
-    let [port] = g.value(y).uses() else { return None };
-    let node = g.get_node(port.node).filter(|n| n.op == Op::Add && !g.is_output(y))?;
-    let slot = 1 - port.slot as usize;
-    let c = g.constant(node.input(slot)?)?;
-    (c.tensor.len() == n && c.tensor.shape().last() == Some(&n)).then_some((port.node, slot))
+/// The Add behind a MatMul whose constant, at its very slot, can take an offset in.
+fn own_bias(g: &Graph, layer: NodeId, n: usize) -> Option<(NodeId, usize)> {
+    let product = g.node(layer).output(0).filter(|y| !g.is_output(*y))?;
+    bias_behind(g, product, n).filter(|(add, slot)| g.node(*add).input(*slot).is_some_and(|b| g.constant(b).is_some()))
 }
 
 /// A norm that nothing takes in, as what it computes: a Mul and an Add with one constant a channel. Exact up to the rounding of its constants.

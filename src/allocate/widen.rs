@@ -6,7 +6,7 @@
 use crate::data::Dataset;
 use crate::engine::{Plans, RunnerOptions, Running, Trial, over_samples, shapes_of};
 use crate::error::{At, Error, Result};
-use crate::graph::{self, Flow, InputShapes, Linear, Model, ValueId};
+use crate::graph::{self, Flow, InputShapes, Linear, Model, Recurrent, ValueId};
 use crate::note::Notes;
 use crate::observe::Sums;
 use crate::pass::Progress;
@@ -114,12 +114,13 @@ fn multiply_adds(model: &Model, shapes: &InputShapes) -> BTreeMap<QuantizerId, u
     let inferred = graph::infer(model, shapes);
     let mut macs: BTreeMap<QuantizerId, u64> = BTreeMap::new();
     for (id, node) in g.nodes() {
-        let n = match (Linear::of(g, id), node.op.flow()) {
-            (Some(linear), _) => linear.macs(g, &inferred).unwrap_or(u64::MAX / 1024),
-            // All of it: a recurrent layer is never small.
-            (None, Flow::Recurrent) => u64::MAX / 1024,
-            _ => continue,
+        let n = match (Linear::of(g, id), Recurrent::of(g, id)) {
+            (Some(linear), _) => linear.macs(g, &inferred),
+            (None, Some(recurrent)) => recurrent.macs(g, &inferred),
+            (None, None) => continue,
         };
+        // Where they cannot be counted, they are too many to be widened.
+        let n = n.unwrap_or(u64::MAX / 1024);
         for v in node.inputs().iter().flatten() {
             if let Some(q) = source(model, *v) {
                 *macs.entry(q).or_default() += n;

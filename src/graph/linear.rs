@@ -80,6 +80,39 @@ impl Linear {
     }
 }
 
+/// LSTM, GRU and RNN seen as one thing: at each step, the input times W and the state times R, `[directions, gates · hidden, …]`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Recurrent {
+    pub node: NodeId,
+    /// Gates whose rows W and R hold one after the other.
+    pub gates: usize,
+}
+
+impl Recurrent {
+    /// Slots of W and R.
+    pub const WEIGHTS: [usize; 2] = [1, 2];
+    /// Axis of W and R with one index a row of a gate.
+    pub const OUT_AXIS: i32 = 1;
+
+    /// The view of a node; `None` for other ops.
+    pub fn of(g: &Graph, node: NodeId) -> Option<Recurrent> {
+        let gates = match g.node(node).op {
+            Op::LSTM => 4,
+            Op::GRU => 3,
+            Op::RNN => 1,
+            _ => return None,
+        };
+        Some(Recurrent { node, gates })
+    }
+
+    /// Multiply-adds over all steps, for shapes as inferred; `None` where they are not all known.
+    pub fn macs(&self, g: &Graph, inferred: &Inferred) -> Option<u64> {
+        let size = |slot: usize| Some(inferred.shape(g.node(self.node).input(slot)?)?.iter().map(|d| *d as u64).product::<u64>());
+        let steps: u64 = inferred.shape(g.node(self.node).input(0)?)?.iter().take(2).map(|d| *d as u64).product();
+        Some((size(1)? + size(2)?) * steps)
+    }
+}
+
 /// The Add that alone reads a product, perhaps behind FakeQuant, and adds a constant of one value a column: node, and slot of the constant.
 pub fn bias_behind(g: &Graph, mut product: ValueId, columns: usize) -> Option<(NodeId, usize)> {
     loop {

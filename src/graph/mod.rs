@@ -14,7 +14,7 @@ pub use attr::{Attr, AttrValue, Constant, Storage};
 pub use eval::eval;
 pub use graph::{Dim, Graph, NodeId, Port, Type, Value, ValueId, shape_text};
 pub use infer::{Fact, Inferred, InputShapes, fold, infer, specialize};
-pub use linear::{Linear, bias_behind, constant_behind};
+pub use linear::{Linear, Recurrent, bias_behind, constant_behind};
 pub use model::{Model, Site};
 pub use node::Node;
 pub use op::{Facts, Flow, Op, Role};

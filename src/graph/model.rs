@@ -1,6 +1,6 @@
 //! A model: the graph, what the file says around it, and the quantizers beside it.
 
-use super::{Graph, Node, NodeId};
+use super::{Flow, Graph, Node, NodeId, ValueId};
 use crate::quant::{Codes, QuantizerId, Table};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -62,6 +62,25 @@ impl Model {
             Some((id, node.quantizer()?))
         };
         g.nodes().filter_map(site).collect()
+    }
+
+    /// The one quantizer that a value is moved to, whoever reads it: where rows of an embedding table become codes on their way out of a Gather.
+    pub fn moved_to(&self, v: ValueId) -> Option<QuantizerId> {
+        let g = &self.graph;
+        let mut found = None;
+        for port in g.value(v).uses() {
+            let node = g.get_node(port.node)?;
+            let id = match node.quantizer() {
+                Some(q) => self.quantizers.root(q),
+                None if node.op.flow() == Flow::Move && port.slot == 0 && node.outputs().len() == 1 => self.moved_to(node.output(0)?)?,
+                None => return None,
+            };
+            if found.is_some_and(|f| f != id) {
+                return None;
+            }
+            found = Some(id);
+        }
+        found.filter(|_| !g.is_output(v))
     }
 
     /// The id of a FakeQuant node of the outermost graph.

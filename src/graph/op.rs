@@ -393,6 +393,11 @@ impl Node {
         }
     }
 
+    /// Whether a real value in `slot` may become codes on its way. The state of a recurrent layer stays as it is.
+    pub fn flows(&self, slot: usize) -> bool {
+        matches!(self.op.role(slot), Role::Activation | Role::Weight) && (slot == 0 || self.op.flow() != Flow::Recurrent)
+    }
+
     /// Gives a FakeQuant node another quantizer.
     pub fn set_quantizer(&mut self, id: QuantizerId) {
         self.set_attr(QUANTIZER, id.0 as i64);

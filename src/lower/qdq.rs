@@ -6,7 +6,7 @@
 use crate::error::{At, Error, Result};
 use crate::graph::{Constant, Graph, Model, Node, NodeId, Op, Site, ValueId};
 use crate::note::Notes;
-use crate::quant::{Codes, Format, Params, Quantizer, QuantizerId, ScaleKind, Scheme, Table, Zeros};
+use crate::quant::{Blocks, Codes, Format, Params, Quantizer, QuantizerId, ScaleKind, Scheme, Table, Zeros};
 use crate::target::spelling;
 use crate::tensor::{DType, Tensor, pack};
 use std::collections::{BTreeMap, HashMap};
@@ -50,7 +50,7 @@ fn graph_opset(g: &Graph, table: &Table) -> Result<i64> {
         }
         let Some(id) = node.quantizer() else { continue };
         let quantizer = &table[table.root(id)];
-        let constant = node.input(0).is_none_or(|v| g.constant(v).is_some());
+        let constant = node.input(0).and_then(|v| g.constant(v)).map(|c| c.tensor.shape());
         need = need.max(spelling::qdq_opset(&quantizer.scheme, constant).map_err(Error::failed).at(|| &quantizer.name)?);
     }
     Ok(need)
@@ -115,8 +115,10 @@ fn lower_node(
         (Some(x), Some(y)) => (x, y),
         _ => return Err(Error::failed("a FakeQuant without input or output")),
     };
-    let constant = g.constant(x).is_some();
-    let opset = spelling::qdq_opset(scheme, constant).map_err(Error::failed)?;
+    let shape = g.constant(x).map(|c| c.tensor.shape().to_vec());
+    let constant = shape.is_some();
+    let opset = spelling::qdq_opset(scheme, shape.as_deref()).map_err(Error::failed)?;
+    let blocks = spelling::qdq_blocks(scheme, shape.as_deref());
     let storage = scheme.format.storage().expect("qdq_opset checked it");
     need.opset = need.opset.max(opset);
     need.ir = need.ir.max(spelling::ir_of_opset(opset)).max(storage.min_ir());
@@ -127,7 +129,6 @@ fn lower_node(
     let pair = match pairs.get(&q) {
         Some(p) => *p,
         None => {
-            let shape = g.constant(x).map(|c| c.tensor.shape().to_vec());
             let p = write_pair(g, &name, shape.as_deref(), scheme, params)?;
             pairs.insert(q, p);
             p
@@ -147,7 +148,7 @@ fn lower_node(
             None => {
                 let v = g.add_value(&format!("{name}_quantized"));
                 g.value_mut(v).ty = crate::graph::Type::Tensor { dtype: Some(storage), shape: None };
-                let node = with_blocks(Node::new(Op::QuantizeLinear, format!("{name}_QuantizeLinear")), scheme, opset);
+                let node = with_blocks(Node::new(Op::QuantizeLinear, format!("{name}_QuantizeLinear")), &blocks, opset);
                 g.insert_node(at, node, &inputs(x, pair), &[Some(v)]);
                 quantized.insert((x, q), v);
                 v
@@ -155,7 +156,7 @@ fn lower_node(
         },
     };
     let after = if constant || g.value(code_value).producer().is_none() { at } else { g.position(g.value(code_value).producer().unwrap().0) + 1 };
-    let node = with_blocks(Node::new(Op::DequantizeLinear, format!("{name}_DequantizeLinear")), scheme, opset);
+    let node = with_blocks(Node::new(Op::DequantizeLinear, format!("{name}_DequantizeLinear")), &blocks, opset);
     g.insert_node(after.max(at), node, &inputs(code_value, pair), &[Some(y)]);
     Ok(())
 }
@@ -168,8 +169,7 @@ fn inputs(x: ValueId, pair: Pair) -> Vec<Option<ValueId>> {
 }
 
 /// Adds the attributes that say the granularity.
-fn with_blocks(node: Node, scheme: &Scheme, opset: i64) -> Node {
-    let b = &scheme.blocks;
+fn with_blocks(node: Node, b: &Blocks, opset: i64) -> Node {
     match (b.channel_axis(), b.block_axis()) {
         (Some(axis), _) if opset >= 13 => node.with("axis", axis as i64),
         (_, Some((axis, size))) => node.with("axis", axis as i64).with("block_size", size as i64),
@@ -180,22 +180,31 @@ fn with_blocks(node: Node, scheme: &Scheme, opset: i64) -> Node {
 /// Writes scale and zero point as initializers. A zero point is always written, so that the file names its type, except for int32.
 fn write_pair(g: &mut Graph, name: &str, shape: Option<&[usize]>, scheme: &Scheme, params: &Params) -> Result<Pair> {
     let storage = scheme.format.storage().expect("qdq_opset checked it");
-    let n = params.scale.len();
-    let shape = match (scheme.blocks.is_tensor(), scheme.blocks.channel_axis(), shape) {
+    let blocks = spelling::qdq_blocks(scheme, shape);
+    // Which scale stands where: each at its own place, but those of gates, which are repeated.
+    let from: Vec<usize> = match (scheme.blocks.gates(), shape) {
+        (Some(gates), Some(&[directions, rows, columns])) => {
+            let (hidden, columns) = if directions == 1 { (rows / gates, 1) } else { (1, columns) };
+            (0..directions * gates).flat_map(|gate| vec![gate; hidden * columns]).collect()
+        }
+        _ => (0..params.scale.len()).collect(),
+    };
+    let n = from.len();
+    let shape = match (blocks.is_tensor(), blocks.channel_axis(), shape) {
         (true, ..) => vec![],
         (_, Some(_), _) => vec![n],
-        (_, None, Some(shape)) => scheme.blocks.layout(shape)?.grid,
+        (_, None, Some(shape)) => blocks.layout(shape)?.grid,
         (_, None, None) => return Err(Error::failed("an activation in blocks needs a known shape")),
     };
     match &scheme.scale {
         ScaleKind::Exact(DType::F32) | ScaleKind::Pow2(DType::F32) => {}
         _ => return Err(Error::failed("scales of this type are not written yet")),
     }
-    let scale = g.add_constant(&format!("{name}_scale"), Tensor::of_f32(&shape, params.scale.clone()));
+    let scale = g.add_constant(&format!("{name}_scale"), Tensor::of_f32(&shape, from.iter().map(|i| params.scale[*i]).collect()));
     let zeros = match &params.zero {
         Zeros::None => vec![0; n],
         Zeros::Integer(z) if z.len() == 1 => vec![z[0]; n],
-        Zeros::Integer(z) => z.clone(),
+        Zeros::Integer(z) => from.iter().map(|i| z[*i]).collect(),
         Zeros::Real(_) => return Err(Error::failed("DequantizeLinear has no real zero point")),
     };
     let zero = match scheme.format {
@@ -209,7 +218,6 @@ fn write_pair(g: &mut Graph, name: &str, shape: Option<&[usize]>, scheme: &Schem
 mod tests {
     use super::*;
     use crate::graph::Attr;
-    use crate::quant::Blocks;
 
     /// x → FakeQuant → Conv(FakeQuant(w)) → y
     fn placed() -> (Model, NodeId) {
@@ -243,6 +251,30 @@ mod tests {
         assert_eq!(g.constant(dq.input(0).unwrap()).unwrap().tensor.to_i64().unwrap(), [4, 2]);
         assert!(g.find_value("w").is_none(), "the float weight is gone");
         assert_eq!(m.ir_version, 7);
+    }
+
+    /// One scale a gate stands once a row; with directions, in blocks of a gate's rows.
+    #[test]
+    fn gates_are_spelled_in_rows_or_blocks() {
+        let scale_of = |directions: usize| {
+            let mut m = Model { opsets: vec![(String::new(), 21)], ir_version: 10, ..Model::default() };
+            let q = m.quantizers.add("w", Scheme { blocks: Blocks::gate(2), ..Scheme::int(8, true) });
+            m.quantizers[q].params = Some(Params { scale: (1..=2 * directions).map(|i| i as f32).collect(), ..Params::tensor(1.0, None) });
+            let shape = [directions, 4, 3];
+            let n = 12 * directions;
+            let w = m.graph.add_constant("w", Tensor::of_f32(&shape, vec![1.0; n]));
+            let y = m.graph.add_value("y");
+            m.graph.outputs.push(y);
+            let f = m.graph.add_node(Node::fake_quant(q, "f"), &[Some(w)], &[Some(y)]);
+            m.codes.insert(Site::of(f), Codes(Tensor::new(DType::I8, shape.to_vec(), vec![1; n].into()).unwrap()));
+            lower_qdq(&mut m).unwrap();
+            let (_, dq) = m.graph.nodes().next().unwrap();
+            let scale = &m.graph.constant(dq.input(1).unwrap()).unwrap().tensor;
+            (dq.int("axis"), dq.int("block_size"), scale.shape().to_vec(), scale.to_f32().unwrap().into_owned())
+        };
+        assert_eq!(scale_of(1), (Some(1), None, vec![4], vec![1.0, 1.0, 2.0, 2.0]));
+        let each = [1.0, 2.0, 3.0, 4.0].iter().flat_map(|s| [*s; 3]).collect();
+        assert_eq!(scale_of(2), (Some(1), Some(2), vec![2, 2, 3], each));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::plan::{Plan, PortPlan};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Model, Node, NodeId, Role, ValueId};
+use crate::graph::{Graph, Model, Node, NodeId, ValueId};
 use crate::place::Kind;
 use crate::quant::{Curve, Origin, Params, QuantizerId, Zeros};
 use std::collections::BTreeMap;
@@ -79,7 +79,7 @@ pub fn insert(model: &mut Model, plan: Plan) -> Result<()> {
 /// Ports of quantized and moving nodes that read `v` as a flowing operand.
 fn readers(g: &Graph, plan: &Plan, v: ValueId) -> Vec<(NodeId, usize)> {
     let coded = |p: &&crate::graph::Port| matches!(plan.kinds.get(&p.node), Some(Kind::Quantized | Kind::Moves));
-    let flows = |p: &&crate::graph::Port| matches!(g.node(p.node).op.role(p.slot as usize), Role::Activation | Role::Weight);
+    let flows = |p: &&crate::graph::Port| g.node(p.node).flows(p.slot as usize);
     let mut ports: Vec<_> =
         g.value(v).uses().iter().filter(|p| p.slot != crate::graph::Port::CAPTURE).filter(coded).filter(flows).map(|p| (p.node, p.slot as usize)).collect();
     // A moving node hands codes on only if its own result is codes.

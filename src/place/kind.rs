@@ -2,7 +2,7 @@
 
 use super::Rules;
 use super::wishes::Wishes;
-use crate::graph::{Flow, Inferred, Model, Node, NodeId, Op, Role, ValueId};
+use crate::graph::{Flow, Graph, Inferred, Model, Node, NodeId, Op, Role, ValueId};
 use crate::tensor::DType;
 
 /// How a node takes part.
@@ -10,6 +10,8 @@ use crate::tensor::DType;
 pub enum Kind {
     /// Runs on codes: its operands and results are quantized.
     Quantized,
+    /// Its constant weights are codes; everything that flows stays float.
+    Weights,
     /// Hands codes on: output and input share one quantizer if the input has one.
     Moves,
     /// Stays in float, for this reason.
@@ -39,8 +41,15 @@ pub fn kind_of(model: &Model, id: NodeId, node: &Node, inferred: &Inferred, rule
         return Kind::Exact;
     }
     let profile = rules.profile;
-    if profile.moves.contains(&node.op) && moves_values(model, node) {
-        return Kind::Moves;
+    if profile.moves.contains(&node.op) {
+        match table_axis(&model.graph, node) {
+            Some(_) => return Kind::Quantized,
+            None if moves_values(model, node) => return Kind::Moves,
+            None => {}
+        }
+    }
+    if profile.weights_only.contains(&node.op) {
+        return Kind::Weights;
     }
     if profile.quantize.contains(&node.op) {
         return match first_unreal(model, node, inferred) {
@@ -49,6 +58,14 @@ pub fn kind_of(model: &Model, id: NodeId, node: &Node, inferred: &Inferred, rule
         };
     }
     Kind::Float(format!("target {} does not run {} on codes", profile.name, node.op_type))
+}
+
+/// The axis along which a Gather picks rows of a constant table: the table is a weight, and its rows have scales of their own.
+pub fn table_axis(g: &Graph, node: &Node) -> Option<i32> {
+    let table = g.constant(node.input(0).filter(|_| node.op == Op::Gather)?)?;
+    let (axis, rank) = (node.int("axis").unwrap_or(0), table.tensor.rank() as i64);
+    let axis = if axis < 0 { axis + rank } else { axis };
+    (0..rank).contains(&axis).then_some(axis as i32)
 }
 
 /// An operand that should be real and is not.
@@ -72,7 +89,6 @@ fn moves_values(model: &Model, node: &Node) -> bool {
             ("constant", None) => node.float("value").unwrap_or(0.0) == 0.0,
             _ => true,
         },
-        // An operand that is a constant table is a weight; its rows have scales of their own.
         Op::Gather | Op::GatherElements | Op::GatherND => node.input(0).is_some_and(|v| model.graph.constant(v).is_none()),
         _ => true,
     }

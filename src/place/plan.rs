@@ -3,13 +3,14 @@
 use super::Rules;
 use super::exact::exact_ports;
 use super::heads::keep_heads_apart;
-use super::kind::{Kind, is_real, kind_of};
+use super::kind::{Kind, is_real, kind_of, table_axis};
 use super::sets::Sets;
 use super::wishes::Wishes;
 use crate::error::{At, Result};
-use crate::graph::{self, Flow, Inferred, InputShapes, Linear, Model, Node, NodeId, Op, Role, ValueId};
+use crate::graph::{self, Flow, Inferred, InputShapes, Linear, Model, Node, NodeId, Port, Recurrent, Role, ValueId};
 use crate::note::Notes;
-use crate::quant::{Params, Scheme};
+use crate::quant::{Blocks, Params, Scheme};
+use crate::target::{Fuse, Granularity};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One decision about a node or value, and the rule behind it.
@@ -109,10 +110,7 @@ impl Planner<'_> {
 
     /// Slots of a quantized or moving node that read real values that flow, with those values.
     fn operands(&self, node: &Node) -> Vec<(usize, ValueId)> {
-        let flows = |slot: usize, v: ValueId| {
-            let role = matches!(node.op.role(slot), Role::Activation | Role::Weight);
-            role && self.model.graph.constant(v).is_none() && is_real(self.inferred, v)
-        };
+        let flows = |slot: usize, v: ValueId| node.flows(slot) && self.model.graph.constant(v).is_none() && is_real(self.inferred, v);
         node.inputs().iter().enumerate().filter_map(|(slot, v)| v.filter(|v| flows(slot, *v)).map(|v| (slot, v))).collect()
     }
 
@@ -121,19 +119,21 @@ impl Planner<'_> {
         let Some(keys) = self.rules.weights else { return Ok(()) };
         let mut made: Vec<(ValueId, Scheme, usize)> = Vec::new();
         for (id, node) in self.model.graph.nodes() {
-            let table = matches!(node.op, Op::Gather) && matches!(self.plan.kinds[&id], Kind::Float(_));
-            if !self.is_quantized(id) && !table {
+            if !self.is_quantized(id) && self.plan.kinds[&id] != Kind::Weights {
                 continue;
             }
+            let g = &self.model.graph;
+            let (linear, recurrent, table) = (Linear::of(g, id), Recurrent::of(g, id), table_axis(g, node));
             for (slot, v) in node.inputs().iter().enumerate().filter_map(|(s, v)| Some((s, (*v)?))) {
                 let Some(constant) = self.model.graph.constant(v).filter(|_| is_real(self.inferred, v)) else { continue };
-                let linear = Linear::of(&self.model.graph, id);
                 let arithmetic = node.op.flow() == Flow::Arithmetic && !self.rules.profile.join.contains(&node.op);
                 let (axis, base) = match node.op.role(slot) {
                     Role::Weight | Role::Activation if linear.as_ref().is_some_and(|l| l.weight_slot == slot) => {
                         (Some(linear.as_ref().unwrap().out_axis as i32), keys)
                     }
-                    Role::Activation if node.op == Op::Gather && slot == 0 => (Some(0), keys),
+                    Role::Weight if recurrent.is_some() && Recurrent::WEIGHTS.contains(&slot) => (Some(Recurrent::OUT_AXIS), keys),
+                    _ if recurrent.is_some() => continue,
+                    Role::Activation if table.is_some() && slot == 0 => (table, keys),
                     Role::Activation if node.op.flow() == Flow::Linear => (None, keys),
                     Role::Activation if self.rules.activations.is_none() => continue,
                     // One number is folded into the operation's own scales; one a channel, under one scale a channel, is itself.
@@ -146,7 +146,10 @@ impl Planner<'_> {
                 let keys = if weight { self.wishes.weights(id, slot, base) } else { self.wishes.input(id, slot, base) };
                 let Some(keys) = keys else { continue };
                 let name = self.model.graph.value(v).name.clone();
-                let scheme = keys.scheme(axis).at(|| &name)?;
+                let mut scheme = keys.scheme(axis).at(|| &name)?;
+                if let (Some(r), Some(Granularity::Gate), None) = (recurrent, keys.granularity, keys.axis) {
+                    scheme.blocks = Blocks::gate(r.gates);
+                }
                 let q = match made.iter().find(|(w, s, _)| *w == v && *s == scheme) {
                     Some((.., q)) => *q,
                     None => {
@@ -156,9 +159,6 @@ impl Planner<'_> {
                     }
                 };
                 self.plan.ports.insert((id, slot), PortPlan::Own(q));
-                if table {
-                    self.plan.kinds.insert(id, Kind::Quantized);
-                }
             }
         }
         Ok(())
@@ -169,20 +169,32 @@ impl Planner<'_> {
         self.plan.quantizers.len() - 1
     }
 
-    /// Values between a node and the activation function that is computed with it: never codes.
+    /// Values that multiply-adds are made of, at whatever distance.
+    fn before_multiply_adds(&self) -> BTreeSet<ValueId> {
+        let mut before = BTreeSet::new();
+        for (_, node) in self.model.graph.nodes().rev() {
+            let multiplies = matches!(node.op.flow(), Flow::Linear | Flow::Recurrent | Flow::Control);
+            if multiplies || node.outputs().iter().flatten().any(|v| before.contains(v)) {
+                before.extend(node.inputs().iter().flatten().chain(node.captures()).copied());
+            }
+        }
+        before
+    }
+
+    /// Values between a node and what is computed with it: never codes.
     fn inner_values(&self) -> BTreeSet<ValueId> {
         let g = &self.model.graph;
+        let before = self.before_multiply_adds();
         let mut inner = BTreeSet::new();
         for (id, node) in g.nodes() {
             let Some(v) = node.output(0) else { continue };
             let [port] = g.value(v).uses() else { continue };
-            if g.is_output(v) || port.slot != 0 || !self.is_quantized(id) || !self.is_quantized(port.node) {
+            if g.is_output(v) || port.slot == Port::CAPTURE || !self.is_quantized(id) || !self.is_quantized(port.node) {
                 continue;
             }
             let follower = g.node(port.node).op;
-            if self.rules.profile.fuse.iter().any(|f| f.producers.contains(&node.op) && f.followers.contains(&follower))
-                && self.operands(g.node(port.node)).len() == 1
-            {
+            let fits = |f: &Fuse| f.producers.contains(&node.op) && f.followers.contains(&follower) && !(f.last && before.contains(&v));
+            if self.rules.profile.fuse.iter().any(fits) && self.operands(g.node(port.node)).len() == 1 {
                 inner.insert(v);
             }
         }
@@ -215,7 +227,8 @@ impl Planner<'_> {
                 Kind::Moves => by_moving(),
                 _ => false,
             };
-            for &v in node.outputs().iter().flatten() {
+            for (slot, v) in node.outputs().iter().enumerate().filter_map(|(slot, v)| Some((slot, (*v)?))) {
+                let made_as_codes = made_as_codes && (slot == 0 || node.op.flow() != Flow::Recurrent);
                 if is_real(self.inferred, v) && !inner.contains(&v) && (made_as_codes || need.contains(&v)) {
                     values.insert(v, made_as_codes);
                 }
@@ -383,6 +396,10 @@ impl Planner<'_> {
                 if node.name.is_empty() { node.output(0).map(|v| self.model.graph.value(v).name.clone()).unwrap_or_default() } else { node.name.clone() };
             let (what, rule) = match &self.plan.kinds[&id] {
                 Kind::Quantized => ("runs on codes".to_string(), format!("target {} quantizes {}", self.rules.profile.name, node.op_type)),
+                Kind::Weights => (
+                    "has weights that are codes, and computes in float".to_string(),
+                    format!("target {}: only weights of {}", self.rules.profile.name, node.op_type),
+                ),
                 Kind::Moves => ("hands its input's codes on".to_string(), format!("target {}: {} moves values", self.rules.profile.name, node.op_type)),
                 Kind::Float(why) => {
                     declined.entry(why.clone()).or_default().push(name.clone());

@@ -17,7 +17,7 @@ fn profile() -> Profile {
         quantize: vec![Op::Conv, Op::MatMul, Op::Gemm, Op::Add, Op::Relu, Op::Clip, Op::Softmax, Op::Sigmoid, Op::Concat, Op::GlobalAveragePool],
         moves: vec![Op::Reshape, Op::MaxPool, Op::Gather, Op::Resize, Op::Transpose],
         join: vec![Op::Concat],
-        fuse: vec![Fuse { producers: vec![Op::Conv, Op::Add], followers: vec![Op::Relu, Op::Clip] }],
+        fuse: vec![Fuse { producers: vec![Op::Conv, Op::Add], followers: vec![Op::Relu, Op::Clip], last: false }],
         fixed: vec![Fixed {
             ops: vec![Op::Softmax, Op::Sigmoid],
             output: SchemeKeys { scale: Some(ScaleKey::Fixed(1.0 / 256.0)), zero_point: Some(ZeroKey::Fixed(0)), ..keys("uint8") },
@@ -336,4 +336,78 @@ fn scores_and_boxes_keep_a_scale_each_on_their_way_out() {
     assert!(s.is_some() && c.is_some() && s != c, "{s:?} {c:?}");
     let (s, c) = head(true);
     assert_eq!(s, c, "codes are needed behind it: one scale");
+}
+
+/// x → LSTM(w, r, b, initial states h and c) → y, yh; the layer has two gates' worth of rows a direction of 4.
+fn lstm(asked: Asked) -> Model {
+    let mut b = Built::new();
+    let (x, h) = (b.input("x"), b.input("h"));
+    let (w, r, bias) = (b.weight("w", &[1, 16, 4]), b.weight("r", &[1, 16, 4]), b.weight("bias", &[1, 32]));
+    let y = b.value("y");
+    let yh = b.value("yh");
+    let inputs = [Some(x), Some(w), Some(r), Some(bias), None, Some(h), Some(h)];
+    b.g().add_node(Node::new(Op::LSTM, "/y").with("hidden_size", 4i64), &inputs, &[Some(y), Some(yh)]);
+    b.g().outputs.push(yh);
+    let z = b.node(Op::Add, &[y, yh], "z");
+    let mut m = b.output(z);
+    asked.place(&mut m).unwrap();
+    m
+}
+
+#[test]
+fn a_recurrent_layer_has_weights_by_row_and_keeps_its_state() {
+    let mut asked = Asked::new();
+    asked.profile.quantize.push(Op::LSTM);
+    let m = lstm(asked);
+    for weight in ["w", "r"] {
+        assert_eq!(quantizer_between(&m, weight, "y"), Some(weight));
+        assert_eq!(scheme(&m, weight).blocks, Blocks::channel(1));
+    }
+    assert_eq!([quantizer_between(&m, "x", "y"), quantizer_between(&m, "y", "z"), quantizer_between(&m, "yh", "z")], [Some("x"), Some("y"), Some("yh")]);
+    assert_eq!([quantizer_between(&m, "bias", "y"), quantizer_between(&m, "h", "y")], [None, None]);
+    // The state is codes where the Add reads it, and float as the model hands it out.
+    let (maker, _) = m.graph.value(m.graph.outputs[0]).producer().unwrap();
+    assert_eq!(m.graph.node(maker).op, Op::LSTM);
+}
+
+#[test]
+fn a_target_may_ask_for_weights_only_and_a_recipe_for_gates() {
+    let mut asked = Asked::new();
+    asked.profile.weights_only.push(Op::LSTM);
+    asked.weights = Some(SchemeKeys { granularity: Some(Granularity::Gate), ..keys("int8") });
+    let m = lstm(asked);
+    assert_eq!((scheme(&m, "w").blocks.clone(), scheme(&m, "r").blocks.clone()), (Blocks::gate(4), Blocks::gate(4)));
+    assert_eq!(quantizer_between(&m, "x", "y"), None);
+    assert_eq!(quantizer_between(&m, "y", "z"), Some("y"), "the Add reads codes all the same");
+}
+
+#[test]
+fn rows_of_a_table_have_scales_of_their_own() {
+    let mut b = Built::new();
+    let table = b.weight("table", &[3, 5, 2]);
+    let i = b.g().add_value("i");
+    b.g().value_mut(i).ty = Type::Tensor { dtype: Some(DType::I64), shape: Some(vec![Dim::Known(7)]) };
+    b.g().inputs.push(i);
+    let e = b.with(Node::new(Op::Gather, "/e").with("axis", -2i64), &[table, i], "e");
+    let y = b.node(Op::Relu, &[e], "y");
+    let mut m = b.output(y);
+    Asked::new().place(&mut m).unwrap();
+    assert_eq!(scheme(&m, "table").blocks, Blocks::channel(1));
+    assert_eq!(quantizer_between(&m, "e", "y"), Some("e"));
+}
+
+#[test]
+fn the_last_product_is_rounded_with_its_bias() {
+    let mut b = Built::new();
+    let x = b.input("x");
+    let (w, c) = (b.weight("w", &[4, 4]), b.weight("c", &[4]));
+    let p = b.node(Op::MatMul, &[x, w], "p");
+    let s = b.node(Op::Add, &[c, p], "s");
+    let q = b.node(Op::MatMul, &[s, w], "q");
+    let y = b.node(Op::Add, &[c, q], "y");
+    let mut m = b.output(y);
+    let mut asked = Asked::new();
+    asked.profile.fuse.push(Fuse { producers: vec![Op::MatMul], followers: vec![Op::Add], last: true });
+    asked.place(&mut m).unwrap();
+    assert_eq!([quantizer_between(&m, "p", "s"), quantizer_between(&m, "q", "y")], [Some("p"), None]);
 }

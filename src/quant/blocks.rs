@@ -90,6 +90,14 @@ impl Blocks {
         }
     }
 
+    /// The number of gates, if this is one scale a direction and gate.
+    pub fn gates(&self) -> Option<usize> {
+        match self.view {
+            View::Split { axis: 1, parts } if *self == Self::gate(parts) => Some(parts),
+            _ => None,
+        }
+    }
+
     /// Axis and size, if this is ONNX's blocked granularity.
     pub fn block_axis(&self) -> Option<(i32, usize)> {
         match self.along[..] {

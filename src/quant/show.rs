@@ -31,9 +31,11 @@ impl Display for Blocks {
         if let Some((axis, size)) = self.block_axis() {
             return write!(f, "per block of {size} (axis {axis})");
         }
+        if let Some(gates) = self.gates() {
+            return write!(f, "per gate ({gates})");
+        }
         match (self.view, self.rest, &self.along[..]) {
             (View::Own, Extent::One, [(-1, Extent::Whole)]) => write!(f, "per token"),
-            (View::Split { axis: 1, parts }, ..) if *self == Blocks::gate(parts) => write!(f, "per gate ({parts})"),
             (View::Flat, Extent::Size(n), []) => write!(f, "per flat block of {n}"),
             _ => {
                 write!(f, "per block of [{}", Across(self.rest))?;

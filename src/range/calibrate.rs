@@ -251,7 +251,9 @@ fn fitted(model: &Model, method: Method, watched: &[(ValueId, QuantizerId)], kep
         }
     }
     for (node, id) in model.constant_sites() {
-        let id = model.quantizers.root(id);
+        // Whatever row of a table the samples read, the others may come.
+        let moved = model.graph.node(node).output(0).and_then(|v| model.moved_to(v));
+        let id = moved.unwrap_or_else(|| model.quantizers.root(id));
         if let Some([have]) = ranges.get_mut(&id).map(Vec::as_mut_slice) {
             let value = model.graph.node(node).input(0).expect("a FakeQuant reads something");
             let mut own = Extremes::default();

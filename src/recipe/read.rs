@@ -21,6 +21,7 @@ pub fn scheme(t: &Tree) -> SchemeKeys {
             "channel" => Granularity::Channel,
             "block" => Granularity::Block,
             "token" => Granularity::Token,
+            "gate" => Granularity::Gate,
             _ => Granularity::Tensor,
         }),
         block_size: t.get("block_size").and_then(Tree::int).map(|n| n as usize),
@@ -112,6 +113,7 @@ fn granularity_name(g: Granularity) -> &'static str {
         Granularity::Channel => "channel",
         Granularity::Block => "block",
         Granularity::Token => "token",
+        Granularity::Gate => "gate",
     }
 }
 
@@ -138,13 +140,14 @@ pub fn profile(name: &str, place: &str, t: &Tree) -> Result<Profile> {
         legal: Legal { weights: texts(t.get("legal").and_then(|l| l.get("weights"))), activations: texts(t.get("legal").and_then(|l| l.get("activations"))) },
         opset: t.get("opset").and_then(Tree::int),
         quantize: ops(t.get("quantize")),
+        weights_only: ops(t.get("weights_only")),
         moves: ops(t.get("moves")),
         join: ops(t.get("join")),
         fuse: t
             .get("fuse")
             .map_or(&[][..], Tree::list)
             .iter()
-            .map(|f| Fuse { producers: ops(f.get("producers")), followers: ops(f.get("followers")) })
+            .map(|f| Fuse { producers: ops(f.get("producers")), followers: ops(f.get("followers")), last: f.get("last").and_then(Tree::flag).unwrap_or(false) })
             .collect(),
         fixed: t
             .get("fixed")

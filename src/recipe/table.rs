@@ -74,7 +74,11 @@ static LOWER: &[Key] = &[Key::new("form", Shape::OneOf(&["qdq"]), "qdq: Quantize
 pub static SCHEME: &[Key] = &[
     Key::new("bits", Shape::Int(2, 16), "width of a code; keeps the signedness of the format beneath"),
     Key::new("format", Shape::Format, "the set of codes: `requant formats` lists them; none: stays float"),
-    Key::new("granularity", Shape::OneOf(&["tensor", "channel", "block", "token"]), "which elements share a scale"),
+    Key::new(
+        "granularity",
+        Shape::OneOf(&["tensor", "channel", "block", "token", "gate"]),
+        "which elements share a scale; gate: those of one gate of recurrent weights, elsewhere of one channel",
+    ),
     Key::new("block_size", COUNT, "elements of a block"),
     Key::new("axis", Shape::Int(-16, 16), "axis of channels or blocks; default: the op's own"),
     Key::new("symmetric", FLAG, "true: no zero point, or one in the middle of an unsigned format"),
@@ -158,6 +162,7 @@ pub static PROFILE: &[Key] = &[
     Key::new("wide", SCHEME_OR_NONE, "scheme of activations that 8 bits harm too much; none or absent: float"),
     Key::new("legal", Shape::Map(LEGAL), "formats that the target holds"),
     Key::new("quantize", OPS, "operators that run on codes"),
+    Key::new("weights_only", OPS, "operators whose constant weights are codes and whose other operands and results stay float"),
     Key::new("moves", OPS, "operators that hand codes on: output and input share one quantizer"),
     Key::new("join", OPS, "computing operators whose inputs and output share one quantizer"),
     Key::new("fuse", Shape::List(&Shape::Map(FUSE)), "operators computed together with what follows: no quantizer between"),
@@ -167,7 +172,11 @@ static LEGAL: &[Key] = &[
     Key::new("weights", Shape::List(&Shape::Format), "formats of weights; absent: any"),
     Key::new("activations", Shape::List(&Shape::Format), "formats of activations; absent: any"),
 ];
-static FUSE: &[Key] = &[Key::new("producers", OPS, "what computes"), Key::new("followers", OPS, "activation functions behind it")];
+static FUSE: &[Key] = &[
+    Key::new("producers", OPS, "what computes"),
+    Key::new("followers", OPS, "what is computed with it"),
+    Key::new("last", FLAG, "true: only where nothing but outputs of the model is made of the result"),
+];
 static FIXED: &[Key] = &[Key::new("ops", OPS, "operators"), Key::new("output", Shape::Map(SCHEME), "the scheme of their output")];
 
 /// Rows (key, value, meaning) of a step's keys, nested ones dotted.

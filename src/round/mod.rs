@@ -30,15 +30,46 @@ fn nearest(model: &Model, node: NodeId, id: QuantizerId) -> Result<Codes> {
     let constant = model.graph.node(node).input(0).and_then(|v| model.graph.constant(v));
     let constant = constant.ok_or_else(|| Error::failed("reads no constant")).at(|| &quantizer.name)?;
     let params = quantizer.params.as_ref().ok_or_else(|| Error::failed("has no scale yet; `calibrate` must stand before `round`")).at(|| &quantizer.name)?;
-    constant.tensor.to_f32().and_then(|x| quant::quantize(&x, constant.tensor.shape(), &quantizer.scheme, params)).at(|| &quantizer.name)
+    let shape = constant.tensor.shape();
+    let mut x = constant.tensor.to_f32().at(|| &quantizer.name)?;
+    // A table whose rows are moved to another quantizer holds what that one will make of them: they are rounded once, not twice.
+    let again = model.graph.node(node).output(0).and_then(|v| model.moved_to(v)).map(|id| &model.quantizers[id]);
+    if let Some(later) = again.filter(|q| q.scheme.blocks.is_tensor() && q.params.is_some()) {
+        quant::fake_quantize(x.to_mut(), shape, &later.scheme, later.params.as_ref()).at(|| &later.name)?;
+    }
+    quant::quantize(&x, shape, &quantizer.scheme, params).at(|| &quantizer.name)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::graph::Node;
-    use crate::quant::{Params, Scheme};
+    use crate::quant::{Blocks, Params, Scheme};
     use crate::tensor::Tensor;
+
+    /// table → FakeQuant per row → Gather → FakeQuant: what leaves the Gather is the nearest code of the second, though the first has other scales.
+    #[test]
+    fn a_table_that_is_rounded_again_is_rounded_once() {
+        let mut m = Model::default();
+        let rows = m.quantizers.add("table", Scheme { blocks: Blocks::channel(0), ..Scheme::int(8, true) });
+        let out = m.quantizers.add("out", Scheme::int(8, true));
+        let x: Vec<f32> = (0..400).map(|i| (i as f32 * 0.618_034).fract() * 2.0 - 1.0).map(|u| u * 0.9).collect();
+        m.quantizers[rows].params = Some(Params { scale: (0..4).map(|i| 0.9 / 127.0 * (1.0 - 0.09 * i as f32)).collect(), ..Params::tensor(1.0, None) });
+        m.quantizers[out].params = Some(Params::tensor(1.0 / 127.0, None));
+        let x: Vec<f32> = x.iter().enumerate().map(|(i, v)| v * (1.0 - 0.09 * (i / 100) as f32)).collect();
+        let g = &mut m.graph;
+        let table = g.add_constant("table", Tensor::of_f32(&[4, 100], x.clone()));
+        let [t, i, e, y] = ["t", "i", "e", "y"].map(|n| g.add_value(n));
+        let site = Site::of(g.add_node(Node::fake_quant(rows, ""), &[Some(table)], &[Some(t)]));
+        g.add_node(Node::new(Op::Gather, ""), &[Some(t), Some(i)], &[Some(e)]);
+        g.add_node(Node::fake_quant(out, ""), &[Some(e)], &[Some(y)]);
+        round_nearest(&mut m).unwrap();
+        let again = |id: QuantizerId, x: &[f32]| quant::quantize(x, &[4, 100], &m.quantizers[id].scheme, m.quantizers[id].params.as_ref().unwrap()).unwrap();
+        let stands = quant::dequantize(&m.codes[&site], &m.quantizers[rows].scheme, m.quantizers[rows].params.as_ref().unwrap()).unwrap();
+        assert_eq!(again(out, &stands).unpack(), again(out, &x).unpack());
+        let twice = quant::dequantize(&again(rows, &x), &m.quantizers[rows].scheme, m.quantizers[rows].params.as_ref().unwrap()).unwrap();
+        assert_ne!(again(out, &twice).unpack(), again(out, &x).unpack(), "the plain nearest codes are rounded twice");
+    }
 
     #[test]
     fn every_weight_gets_its_nearest_code_and_codes_that_stand_are_kept() {

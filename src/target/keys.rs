@@ -30,6 +30,8 @@ pub enum Granularity {
     Channel,
     Block,
     Token,
+    /// One scale a gate of recurrent weights; elsewhere one a channel.
+    Gate,
 }
 
 /// `zero_point:`
@@ -118,6 +120,7 @@ impl SchemeKeys {
             Granularity::Tensor => Blocks::tensor(),
             Granularity::Channel => self.axis.or(axis).map_or_else(Blocks::tensor, Blocks::channel),
             Granularity::Token => Blocks::token(),
+            Granularity::Gate => self.axis.or(axis).map_or_else(Blocks::tensor, Blocks::channel),
             Granularity::Block => {
                 let size = self.block_size.ok_or_else(|| Error::usage("`granularity: block` needs a block_size"))?;
                 Blocks::block(self.axis.or(axis).unwrap_or(-1), size)

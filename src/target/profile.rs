@@ -22,6 +22,8 @@ pub struct Profile {
     pub opset: Option<i64>,
     /// Ops that run on codes.
     pub quantize: Vec<Op>,
+    /// Ops whose constant weights are codes, and whose other operands and results stay float.
+    pub weights_only: Vec<Op>,
     /// Ops that hand codes on: output and input share one quantizer.
     pub moves: Vec<Op>,
     /// Computing ops whose inputs and output share one quantizer.
@@ -32,11 +34,13 @@ pub struct Profile {
     pub fixed: Vec<Fixed>,
 }
 
-/// A producer, and the activation functions that are computed with it.
+/// A producer, and what is computed with it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fuse {
     pub producers: Vec<Op>,
     pub followers: Vec<Op>,
+    /// Only where nothing but outputs of the model is made of the result.
+    pub last: bool,
 }
 
 /// Ops whose output has this scheme whatever the data.

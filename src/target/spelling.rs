@@ -1,11 +1,22 @@
 //! What each ONNX spelling can hold, asked before anything is fitted.
 
-use crate::quant::{Format, ScaleKind, Scheme, Timing, Zero};
+use crate::quant::{Blocks, Format, ScaleKind, Scheme, Timing, Zero};
 use crate::tensor::DType;
 
-/// The lowest opset of ONNX's own domain in which QuantizeLinear and DequantizeLinear hold `scheme`, or why none does.
+/// The granularity in which Q/DQ say `scheme` of a constant of `shape`. ONNX has no gates: their scales stand once a row, or, where directions have
+/// scales of their own, in blocks of a gate's rows.
+pub fn qdq_blocks(scheme: &Scheme, shape: Option<&[usize]>) -> Blocks {
+    match (scheme.blocks.gates(), shape) {
+        (Some(_), Some([1, ..])) => Blocks::channel(1),
+        (Some(gates), Some([_, rows, ..])) => Blocks::block(1, rows / gates),
+        _ => scheme.blocks.clone(),
+    }
+}
+
+/// The lowest opset of ONNX's own domain in which QuantizeLinear and DequantizeLinear hold `scheme`, or why none does. `constant`: the shape of what
+/// is quantized, if that is constant.
 /// Source: onnx 1.23 operator schemas (versions 10, 13, 19, 21, 23, 24, 25, 28).
-pub fn qdq_opset(scheme: &Scheme, constant: bool) -> Result<i64, String> {
+pub fn qdq_opset(scheme: &Scheme, constant: Option<&[usize]>) -> Result<i64, String> {
     let storage = match scheme.format {
         Format::Codebook { .. } => return Err("a codebook has no Q/DQ spelling".into()),
         f => f.storage().ok_or("ONNX has no type for this format")?,
@@ -16,7 +27,7 @@ pub fn qdq_opset(scheme: &Scheme, constant: bool) -> Result<i64, String> {
     if scheme.zero == Zero::Real {
         return Err("DequantizeLinear has no real zero point".into());
     }
-    if !constant {
+    if constant.is_none() {
         if scheme.rounding != crate::quant::Rounding::HalfEven {
             return Err("QuantizeLinear rounds half to even only".into());
         }
@@ -38,7 +49,7 @@ pub fn qdq_opset(scheme: &Scheme, constant: bool) -> Result<i64, String> {
         ScaleKind::Pow2(_) => 24,
         ScaleKind::Nested(_) => 23,
     };
-    let b = &scheme.blocks;
+    let b = qdq_blocks(scheme, constant);
     let of_blocks = if b.is_tensor() {
         10
     } else if b.channel_axis().is_some() {
@@ -46,7 +57,7 @@ pub fn qdq_opset(scheme: &Scheme, constant: bool) -> Result<i64, String> {
     } else if b.block_axis().is_some() {
         21
     } else {
-        return Err("ONNX scales are per tensor, per axis or per block along one axis".into());
+        return Err("ONNX scales are per tensor, per axis or per block along one axis, and only constants have gates".into());
     };
     Ok(of_type(storage).max(of_scale).max(of_blocks))
 }
@@ -72,24 +83,27 @@ pub fn ir_of_opset(opset: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::Blocks;
 
     #[test]
     fn each_form_has_its_floor() {
         let u8 = Scheme::int(8, false);
-        assert_eq!(qdq_opset(&u8, false), Ok(10));
-        assert_eq!(qdq_opset(&Scheme { blocks: Blocks::channel(0), ..Scheme::int(8, true) }, true), Ok(13));
-        assert_eq!(qdq_opset(&Scheme { blocks: Blocks::block(0, 32), ..Scheme::int(4, true) }, true), Ok(21));
-        assert_eq!(qdq_opset(&Scheme::int(16, false), false), Ok(21));
-        assert_eq!(qdq_opset(&Scheme::int(2, true), true), Ok(25));
+        let constant = Some(&[64, 8][..]);
+        assert_eq!(qdq_opset(&u8, None), Ok(10));
+        assert_eq!(qdq_opset(&Scheme { blocks: Blocks::channel(0), ..Scheme::int(8, true) }, constant), Ok(13));
+        assert_eq!(qdq_opset(&Scheme { blocks: Blocks::block(0, 32), ..Scheme::int(4, true) }, constant), Ok(21));
+        assert_eq!(qdq_opset(&Scheme::int(16, false), None), Ok(21));
+        assert_eq!(qdq_opset(&Scheme::int(2, true), constant), Ok(25));
+        let gates = Scheme { blocks: Blocks::gate(4), ..Scheme::int(8, true) };
+        assert_eq!([1, 2].map(|directions| qdq_opset(&gates, Some(&[directions, 8, 3]))), [Ok(13), Ok(21)]);
+        assert!(qdq_opset(&gates, None).is_err());
     }
 
     #[test]
     fn what_cannot_be_said_says_why() {
         let narrow = Scheme { format: Format::Int { bits: 8, signed: true, narrow: true }, ..Scheme::int(8, true) };
-        assert!(qdq_opset(&narrow, false).is_err());
-        assert!(qdq_opset(&narrow, true).is_ok());
-        assert!(qdq_opset(&Scheme { timing: Timing::Dynamic, ..Scheme::int(8, true) }, false).is_err());
-        assert!(qdq_opset(&Scheme::int(5, false), false).is_err());
+        assert!(qdq_opset(&narrow, None).is_err());
+        assert!(qdq_opset(&narrow, Some(&[2])).is_ok());
+        assert!(qdq_opset(&Scheme { timing: Timing::Dynamic, ..Scheme::int(8, true) }, None).is_err());
+        assert!(qdq_opset(&Scheme::int(5, false), None).is_err());
     }
 }

@@ -1,14 +1,13 @@
-//! Keeps the few activations wider that 8 bits harm most. Candidates are the activations that lose most by themselves; each is tried alone, and then
-//! one more at a time, in the order of what it gained, for as long as the outputs of a few samples come nearer to the float model's.
-//! Source: sensitivity analysis, one quantizer at a time (Wu et al. 2020, Integer Quantization for Deep Learning Inference, section 6.1).
-//! Needs: scales, samples. Declines: whatever would take the share of wider activations above its limit.
+//! Keeps the few activations wider that 8 bits harm most. With all others wide, groups of activations are made narrow and measured on a few samples,
+//! and the noisiest group is halved again and again. What causes most noise for its cost becomes wider, within the limits.
+//! Source: sensitivity analysis, a part of the model quantized at a time (Wu et al. 2020, Integer Quantization for Deep Learning Inference, section 6.1).
+//! Needs: scales, samples. Declines: where no few activations cause the loss.
 
 use crate::data::Dataset;
-use crate::engine::{Plans, RunnerOptions, Running, Trial, over_samples, shapes_of};
+use crate::engine::{Trial, shapes_of};
 use crate::error::{At, Error, Result};
 use crate::graph::{self, Flow, InputShapes, Linear, Model, Recurrent, ValueId};
 use crate::note::Notes;
-use crate::observe::Sums;
 use crate::pass::Progress;
 use crate::quant::{self, Format, Origin, QuantizerId, Table, Timing};
 use crate::target::SchemeKeys;
@@ -21,7 +20,7 @@ pub struct Widen<'a> {
     pub share: f64,
     /// Largest share of the multiply-adds whose operand may be wider.
     pub macs: f64,
-    /// Activations tried.
+    /// Measurements made.
     pub tries: usize,
     /// Samples to measure on.
     pub samples: usize,
@@ -32,8 +31,10 @@ pub struct Widen<'a> {
     pub threads: usize,
 }
 
-/// A wider tensor must make the loss smaller by this factor.
-const WORTH: f64 = 0.93;
+/// Of the noise that is left, what a wider tensor must be the cause of.
+const WORTH: f64 = 0.05;
+/// The chosen ones together must make the loss smaller by this factor.
+const TOGETHER: f64 = 0.93;
 
 /// One quantizer and the activations that flow through it.
 struct Candidate {
@@ -42,7 +43,14 @@ struct Candidate {
     elements: u64,
     /// Multiply-adds that read it.
     macs: u64,
-    own: Sums,
+}
+
+/// Candidates that follow each other in the graph, and the loss if they alone are narrow, above that if all are wide.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Group {
+    from: usize,
+    to: usize,
+    noise: f64,
 }
 
 /// The `widen` step.
@@ -50,50 +58,49 @@ pub fn widen(model: &mut Model, how: &Widen, data: Option<(&Dataset, &[usize])>,
     let mut notes = Notes::of("widen");
     let (data, samples) = data.ok_or_else(|| Error::usage("widen measures on sample inputs: give --data"))?;
     let few = samples.iter().take(how.samples).map(|&i| data.sample(i)).collect::<Result<Vec<_>>>()?;
-    let trial = Trial::new(model, few.clone(), how.threads)?;
+    let shapes = shapes_of(&few[0]);
+    let trial = Trial::new(model, few, how.threads)?;
     let plans = trial.plans(model);
     let base = trial.loss(&plans, &model.quantizers)?;
     if base < how.loss {
         return Ok(notes);
     }
-    let all = candidates(model, &few, how.threads)?;
-    let (total, macs) = all.iter().fold((0u64, 0u64), |(e, m), c| (e + c.elements, m.saturating_add(c.macs)));
-    let fits = |elements: u64, m: u64| elements as f64 <= how.share * total as f64 && m as f64 <= how.macs * macs as f64;
-    let mut tried: Vec<&Candidate> = all.iter().filter(|c| fits(c.elements, c.macs)).collect();
-    tried.sort_by(|a, b| a.own.sqnr().0.total_cmp(&b.own.sqnr().0));
-    tried.truncate(how.tries);
-    progress.begin("widen", 2 * tried.len() as u64);
-    let mut gains: Vec<(f64, &Candidate)> = Vec::new();
-    for c in tried {
-        let mut table = model.quantizers.clone();
+    let costs = costs(model, &shapes);
+    let wide: Table = costs.candidates.iter().fold(model.quantizers.clone(), |mut table, c| {
         wide_row(&mut table, c.id);
-        gains.push((trial.loss(&plans, &table)?, c));
+        table
+    });
+    progress.begin("widen", how.tries as u64);
+    // The loss with these candidates narrow, and all others wide.
+    let loss_of = |narrow: &[Candidate]| {
+        let mut table = wide.clone();
+        narrow.iter().for_each(|c| table[c.id] = model.quantizers[c.id].clone());
         progress.tick(1);
-    }
-    gains.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let (mut table, mut loss, mut elements, mut wide_macs) = (model.quantizers.clone(), base, 0, 0);
-    let mut chosen: Vec<(&Candidate, f64, f64)> = Vec::new();
-    for (_, c) in &gains {
-        progress.tick(1);
-        if !fits(elements + c.elements, wide_macs + c.macs) {
-            continue;
-        }
-        let mut with = table.clone();
-        wide_row(&mut with, c.id);
-        let less = trial.loss(&plans, &with)?;
-        if less < loss * WORTH {
-            chosen.push((c, loss, less));
-            (table, loss, elements, wide_macs) = (with, less, elements + c.elements, wide_macs + c.macs);
-        }
-    }
+        trial.loss(&plans, &table)
+    };
+    let least = loss_of(&[])?;
+    let groups = noisiest(costs.candidates.len(), base - least, how.tries, |from, to| Ok(loss_of(&costs.candidates[from..to])? - least))?;
+    let chosen = choose(&groups, &costs, how);
+    let mut table = model.quantizers.clone();
+    let ids: BTreeSet<QuantizerId> = chosen.iter().flat_map(|g| &costs.candidates[g.from..g.to]).map(|c| c.id).collect();
+    ids.iter().for_each(|id| wide_row(&mut table, *id));
+    let loss = if ids.is_empty() { base } else { trial.loss(&plans, &table)? };
     progress.end();
     drop(plans);
-    for (c, before, after) in &chosen {
-        let gain = 10.0 * (before / after).log10();
-        let share = 100.0 * c.elements as f64 / total.max(1) as f64;
-        notes.changed(&c.name, format!("kept wider, as the outputs lose {gain:.1} dB less for it ({share:.1} % of the activations)"));
+    if loss > base * TOGETHER {
+        notes.declined("", format!("nothing is kept wider: no few activations cause the loss (all of them would take it from {base:.2e} to {least:.2e})"));
+        return Ok(notes);
     }
-    let ids: BTreeSet<QuantizerId> = chosen.iter().map(|(c, ..)| c.id).collect();
+    let all = groups.iter().map(|g| g.noise).sum::<f64>();
+    for g in &chosen {
+        let part = 100.0 * g.noise / all;
+        for c in &costs.candidates[g.from..g.to] {
+            let with = if g.to - g.from > 1 { format!(" together with {} beside it", g.to - g.from - 1) } else { String::new() };
+            let share = 100.0 * c.elements as f64 / costs.elements.max(1) as f64;
+            notes.changed(&c.name, format!("kept wider, as in 8 bits it causes {part:.0} % of the outputs' noise{with} ({share:.1} % of the activations)"));
+        }
+    }
+    notes.changed("", format!("{} wider activations take the loss from {base:.2e} to {loss:.2e}", ids.len()));
     match how.wide {
         None => remove(model, &ids),
         Some(keys) => {
@@ -108,26 +115,117 @@ pub fn widen(model: &mut Model, how: &Widen, data: Option<(&Dataset, &[usize])>,
     Ok(notes)
 }
 
-/// Multiply-adds by the quantizer of the operand that flows in, on inputs of these shapes.
-fn multiply_adds(model: &Model, shapes: &InputShapes) -> BTreeMap<QuantizerId, u64> {
+/// Splits the noisiest group of candidates in two, again and again, until `tries` groups have been measured or none that is left matters.
+/// Small noises of different origin add up, which is why a part can be measured by itself.
+fn noisiest(n: usize, noise: f64, tries: usize, mut measure: impl FnMut(usize, usize) -> Result<f64>) -> Result<Vec<Group>> {
+    let mut groups = vec![Group { from: 0, to: n, noise }];
+    let mut left = tries;
+    while left >= 2 {
+        let all = groups.iter().map(|g| g.noise).sum::<f64>();
+        let splits = |g: &&Group| g.to - g.from > 1 && g.noise > WORTH * all;
+        let Some(&worst) = groups.iter().filter(splits).max_by(|a, b| a.noise.total_cmp(&b.noise).then(b.from.cmp(&a.from))) else { break };
+        let middle = worst.from.midpoint(worst.to);
+        let half = |from, to, noise: f64| Group { from, to, noise: noise.max(0.0) };
+        let halves = [half(worst.from, middle, measure(worst.from, middle)?), half(middle, worst.to, measure(middle, worst.to)?)];
+        groups.retain(|g| *g != worst);
+        groups.extend(halves);
+        left -= 2;
+    }
+    Ok(groups)
+}
+
+/// The groups to widen: most noise for their cost first, while they fit and are worth it.
+fn choose(groups: &[Group], costs: &Costs, how: &Widen) -> Vec<Group> {
+    let of = |g: &Group| costs.candidates[g.from..g.to].iter().fold((0u64, 0u64), |(e, m), c| (e + c.elements, m.saturating_add(c.macs)));
+    // In parts of what may be spent.
+    let (elements, macs) = (how.share * costs.elements as f64, how.macs * costs.macs as f64);
+    let cost = |(e, m): (u64, u64)| (e as f64 / elements.max(1.0)).max(m as f64 / macs.max(1.0));
+    let mut ranked: Vec<&Group> = groups.iter().filter(|g| cost(of(g)) <= 1.0).collect();
+    let value = |g: &Group| g.noise / cost(of(g)).max(1e-3);
+    ranked.sort_by(|a, b| value(b).total_cmp(&value(a)).then(a.from.cmp(&b.from)));
+    let mut left = groups.iter().map(|g| g.noise).sum::<f64>();
+    let mut spent = (costs.float, 0u64);
+    let mut chosen = Vec::new();
+    for g in ranked {
+        let with = (spent.0 + of(g).0, spent.1.saturating_add(of(g).1));
+        if left > how.loss && g.noise > WORTH * left && cost(with) <= 1.0 {
+            (spent, left) = (with, left - g.noise);
+            chosen.push(*g);
+        }
+    }
+    chosen.sort_by_key(|g| g.from);
+    chosen
+}
+
+/// What may be widened, in the order of the graph, and what counts against the limits.
+struct Costs {
+    candidates: Vec<Candidate>,
+    /// Elements of all activations, and of those that stay float.
+    elements: u64,
+    float: u64,
+    /// Multiply-adds of the model.
+    macs: u64,
+}
+
+/// Static activations of at most 8 bits per tensor whose range came from data, on inputs of these shapes.
+fn costs(model: &Model, shapes: &InputShapes) -> Costs {
     let g = &model.graph;
     let inferred = graph::infer(model, shapes);
-    let mut macs: BTreeMap<QuantizerId, u64> = BTreeMap::new();
+    let size = |v: ValueId| inferred.shape(v).map_or(0, |s| s.iter().product::<usize>() as u64);
+    let (by_quantizer, macs) = multiply_adds(model, &inferred);
+    let mut costs = Costs { candidates: Vec::new(), elements: 0, float: 0, macs };
+    let mut seen: BTreeSet<ValueId> = BTreeSet::new();
+    let mut at: BTreeMap<QuantizerId, usize> = BTreeMap::new();
+    for (_, node) in g.nodes() {
+        if node.op.flow() != Flow::Move && node.quantizer().is_none() {
+            costs.float += node.outputs().iter().flatten().filter(|y| stays_float(g, **y)).map(|y| size(*y)).sum::<u64>();
+        }
+        let (Some(q), Some(x)) = (node.quantizer(), node.input(0)) else { continue };
+        if g.constant(x).is_some() || !seen.insert(x) {
+            continue;
+        }
+        costs.elements += size(x);
+        let id = model.quantizers.root(q);
+        let row = &model.quantizers[id];
+        let fitted = row.params.as_ref().is_some_and(|p| p.origin == Origin::Fitted);
+        if fitted && row.scheme.blocks.is_tensor() && row.scheme.timing == Timing::Static && row.scheme.format.bits() <= 8 {
+            let i = *at.entry(id).or_insert(costs.candidates.len());
+            if i == costs.candidates.len() {
+                costs.candidates.push(Candidate { id, name: row.name.clone(), elements: 0, macs: by_quantizer.get(&id).copied().unwrap_or(0) });
+            }
+            costs.candidates[i].elements += size(x);
+        }
+    }
+    costs.elements += costs.float;
+    costs
+}
+
+/// Whether a computed value is stored in float: nobody quantizes it, and it is an output or is moved elsewhere.
+fn stays_float(g: &graph::Graph, y: ValueId) -> bool {
+    let value = g.value(y);
+    let flow = |p: &graph::Port| g.get_node(p.node).map(|n| n.op.flow());
+    value.dtype().is_none_or(|d| d.is_float())
+        && !value.uses().iter().any(|p| flow(p) == Some(Flow::Quantize))
+        && (g.is_output(y) || value.uses().iter().any(|p| flow(p) == Some(Flow::Move)))
+}
+
+/// Multiply-adds by the quantizer of each operand that flows in, and those of the model.
+fn multiply_adds(model: &Model, inferred: &graph::Inferred) -> (BTreeMap<QuantizerId, u64>, u64) {
+    let g = &model.graph;
+    let (mut macs, mut all): (BTreeMap<QuantizerId, u64>, u64) = Default::default();
     for (id, node) in g.nodes() {
         let n = match (Linear::of(g, id), Recurrent::of(g, id)) {
-            (Some(linear), _) => linear.macs(g, &inferred),
-            (None, Some(recurrent)) => recurrent.macs(g, &inferred),
+            (Some(linear), _) => linear.macs(g, inferred),
+            (None, Some(recurrent)) => recurrent.macs(g, inferred),
             (None, None) => continue,
         };
         // Where they cannot be counted, they are too many to be widened.
         let n = n.unwrap_or(u64::MAX / 1024);
-        for v in node.inputs().iter().flatten() {
-            if let Some(q) = source(model, *v) {
-                *macs.entry(q).or_default() += n;
-            }
-        }
+        all = all.saturating_add(n);
+        let operands: BTreeSet<QuantizerId> = node.inputs().iter().flatten().filter_map(|v| source(model, *v)).collect();
+        operands.into_iter().for_each(|q| *macs.entry(q).or_default() += n);
     }
-    macs
+    (macs, all)
 }
 
 /// The quantizer that a value comes from, seen through moves.
@@ -140,57 +238,6 @@ fn source(model: &Model, v: ValueId) -> Option<QuantizerId> {
         None if node.op.flow() == Flow::Move => source(model, node.input(0)?),
         None => None,
     }
-}
-
-/// Static activations of at most 8 bits per tensor whose range came from data, with what each loses by itself.
-fn candidates(model: &Model, samples: &[BTreeMap<String, crate::tensor::Tensor>], threads: usize) -> Result<Vec<Candidate>> {
-    let g = &model.graph;
-    let mut flows: BTreeMap<ValueId, QuantizerId> = BTreeMap::new();
-    for (_, node) in g.nodes() {
-        let (Some(q), Some(x)) = (node.quantizer(), node.input(0)) else { continue };
-        let (id, row) = (model.quantizers.root(q), &model.quantizers[model.quantizers.root(q)]);
-        let fitted = row.params.as_ref().is_some_and(|p| p.origin == Origin::Fitted);
-        if fitted && g.constant(x).is_none() && row.scheme.blocks.is_tensor() && row.scheme.timing == Timing::Static && row.scheme.format.bits() <= 8 {
-            flows.insert(x, id);
-        }
-    }
-    let values: Vec<ValueId> = flows.keys().copied().collect();
-    let ids: Vec<QuantizerId> = flows.values().copied().collect();
-    let plans = Plans::new(model, &values, RunnerOptions { float: true, ..RunnerOptions::default() });
-    let mut found: BTreeMap<QuantizerId, (u64, Sums)> = BTreeMap::new();
-    over_samples(
-        samples.len(),
-        threads,
-        || Ok(Running::default()),
-        |running, i| {
-            let tensors = plans.run(running, &samples[i], &model.quantizers)?;
-            let lost = |(t, id): (&crate::tensor::Tensor, &QuantizerId)| -> Result<(u64, Sums)> {
-                let x = t.to_f32()?;
-                let mut y = x.to_vec();
-                let row = &model.quantizers[*id];
-                quant::fake_quantize(&mut y, t.shape(), &row.scheme, row.params.as_ref())?;
-                Ok((x.len() as u64, Sums::of(&x, &y)))
-            };
-            tensors.iter().zip(&ids).map(lost).collect::<Result<Vec<_>>>()
-        },
-        |_, seen| {
-            for (id, (n, sums)) in ids.iter().zip(seen) {
-                let have = found.entry(*id).or_default();
-                have.0 += n;
-                have.1.merge(&sums);
-            }
-            Ok(())
-        },
-    )?;
-    let macs = multiply_adds(model, &shapes_of(&samples[0]));
-    let of = |(id, (elements, own)): (QuantizerId, (u64, Sums))| Candidate {
-        id,
-        name: model.quantizers[id].name.clone(),
-        elements,
-        macs: macs.get(&id).copied().unwrap_or(0),
-        own,
-    };
-    Ok(found.into_iter().map(of).collect())
 }
 
 /// The same range in 16 bits.
@@ -230,5 +277,63 @@ fn remove(model: &mut Model, ids: &BTreeSet<QuantizerId>) {
         .collect();
     for n in nodes {
         model.graph.bypass(n);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOW: Widen = Widen { share: 0.1, macs: 0.02, tries: 24, samples: 4, loss: 0.01, wide: None, threads: 1 };
+
+    /// Noises that add up, by candidate.
+    fn split(noises: &[f64], tries: usize) -> (Vec<Group>, usize) {
+        let mut measured = 0;
+        let sum = |from: usize, to: usize| noises[from..to].iter().sum::<f64>();
+        let groups = noisiest(noises.len(), sum(0, noises.len()), tries, |from, to| {
+            measured += 1;
+            Ok(sum(from, to))
+        });
+        (groups.unwrap(), measured)
+    }
+
+    fn costs(elements: &[u64], macs: &[u64]) -> Costs {
+        let one = |(i, (e, m)): (usize, (&u64, &u64))| Candidate {
+            id: Table::default().add(i.to_string(), crate::quant::Scheme::int(8, false)),
+            name: i.to_string(),
+            elements: *e,
+            macs: *m,
+        };
+        Costs { candidates: elements.iter().zip(macs).enumerate().map(one).collect(), elements: elements.iter().sum(), float: 0, macs: macs.iter().sum() }
+    }
+
+    #[test]
+    fn the_noisiest_candidates_are_isolated_and_the_limit_on_measurements_kept() {
+        let mut noises = [0.001; 300];
+        (noises[7], noises[200]) = (0.5, 0.4);
+        let (groups, measured) = split(&noises, 40);
+        for i in [7, 200] {
+            assert!(groups.iter().any(|g| (g.from, g.to) == (i, i + 1)), "{i} of {groups:?}");
+        }
+        assert!(measured <= 40 && groups.iter().map(|g| g.to - g.from).sum::<usize>() == 300, "{measured} {groups:?}");
+        assert_eq!(split(&noises, 5).1, 4);
+        assert_eq!(split(&[0.3], 9), (vec![Group { from: 0, to: 1, noise: 0.3 }], 0));
+    }
+
+    #[test]
+    fn what_causes_most_for_its_cost_is_chosen_within_the_limits() {
+        let (groups, _) = split(&[0.5, 0.4, 0.0, 0.05, 0.0, 0.0, 0.0, 0.0], 24);
+        let chosen = |elements: &[u64], macs: &[u64], how: &Widen| choose(&groups, &costs(elements, macs), how).iter().map(|g| g.from).collect::<Vec<_>>();
+        let (even, none) = ([4, 4, 4, 4, 80, 80, 80, 80], [0; 8]);
+        assert_eq!(chosen(&even, &none, &HOW), [0, 1, 3]);
+        // The first is too large, the second feeds too many multiply-adds.
+        assert_eq!(chosen(&[40, 4, 4, 4, 80, 80, 80, 80], &none, &HOW), [1, 3]);
+        assert_eq!(chosen(&even, &[0, 5, 0, 0, 95, 0, 0, 0], &HOW), [0, 3]);
+        // There is room for one, and no need of more than two.
+        assert_eq!(chosen(&even, &none, &Widen { share: 0.02, ..HOW }), [0]);
+        assert_eq!(chosen(&even, &none, &Widen { loss: 0.06, ..HOW }), [0, 1]);
+        // What stays float counts.
+        let with_float = Costs { float: 30, ..costs(&even, &none) };
+        assert_eq!(choose(&groups, &with_float, &HOW).len(), 0);
     }
 }

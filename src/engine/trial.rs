@@ -2,14 +2,15 @@
 //!
 //! Outputs that look like scores of classes (the last operation is a Softmax, a Gemm or a MatMul) are measured by the Kullback-Leibler divergence
 //! of the probabilities that they stand for, all others by noise over signal. Both are about 0 where nothing is lost and 1 where all is.
+//! An output that joins several tensors is measured part by part.
 
-use super::{Plans, RunnerOptions, Running, over_samples};
+use super::{Plans, RunnerOptions, Running, over_samples, shapes_of};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Model, Op, ValueId};
+use crate::graph::{Graph, Inferred, Model, Op, ValueId, infer};
 use crate::observe::Sums;
 use crate::quant::Table;
 use crate::tensor::Tensor;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Samples and the float model's outputs for them.
 pub struct Trial {
@@ -19,7 +20,7 @@ pub struct Trial {
     threads: usize,
 }
 
-/// One output: the value looked at, and whether it holds scores.
+/// One output or part of one: the value looked at, and whether it holds scores.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Probe {
     value: ValueId,
@@ -27,9 +28,12 @@ struct Probe {
 }
 
 impl Trial {
-    /// Runs the float model that `model` was placed in: its quantizers pass everything through. Outputs that are no real numbers do not count.
+    /// Runs the float model that `model` was placed in: its quantizers pass everything through. Outputs that are no real numbers count by those they were decided by.
     pub fn new(model: &Model, samples: Vec<BTreeMap<String, Tensor>>, threads: usize) -> Result<Trial> {
-        let probes: Vec<Probe> = model.graph.outputs.iter().map(|v| probe(&model.graph, *v)).collect();
+        let (g, inferred) = (&model.graph, infer(model, &samples.first().map(shapes_of).unwrap_or_default()));
+        let mut seen = BTreeSet::new();
+        let looked_at: BTreeSet<ValueId> = g.outputs.iter().flat_map(|v| parts(g, &inferred, *v, &mut seen)).collect();
+        let probes: Vec<Probe> = looked_at.into_iter().map(|v| probe(g, v)).collect();
         let values: Vec<ValueId> = probes.iter().map(|p| p.value).collect();
         let plans = Plans::new(model, &values, RunnerOptions { float: true, ..RunnerOptions::default() });
         let mut wanted: Vec<Vec<Tensor>> = Vec::new();
@@ -51,7 +55,7 @@ impl Trial {
         Plans::new(model, &self.probes.iter().map(|p| p.value).collect::<Vec<_>>(), RunnerOptions::default())
     }
 
-    /// The mean over the outputs of what each loses under `table`.
+    /// The mean over the outputs' parts of what each loses under `table`.
     pub fn loss(&self, plans: &Plans, table: &Table) -> Result<f64> {
         let mut sums = vec![(Sums::default(), 0.0, 0.0); self.probes.len()];
         over_samples(
@@ -107,6 +111,35 @@ fn divergence(p: &[f32], q: &[f32]) -> f64 {
     p.iter().zip(q).map(|(p, q)| (*p as f64 - a, *q as f64 - b)).filter(|(p, _)| *p > -50.0).map(|(p, q)| p.exp() * (p - q)).sum::<f64>().max(0.0)
 }
 
+/// Parts that an output joins at most, or it is looked at as a whole.
+const PARTS: usize = 32;
+
+/// What output `v` is made of: the tensors it joins, such as a detector's boxes and scores, since the smaller numbers would not count beside the larger
+/// ones; the real numbers that it was decided by, where it holds classes or truth values; else `v` itself.
+/// Nothing, where that was `seen` before.
+fn parts(g: &Graph, inferred: &Inferred, v: ValueId, seen: &mut BTreeSet<ValueId>) -> Vec<ValueId> {
+    if !seen.insert(v) {
+        return vec![];
+    }
+    let mut at = v;
+    while let Some((n, _)) = g.value(at).producer() {
+        let node = g.node(n);
+        let real = |v: &ValueId| inferred.get(*v).dtype.is_none_or(|d| d.is_float());
+        let mut sources =
+            || node.inputs().iter().flatten().filter(|v| g.constant(**v).is_none()).flat_map(|v| parts(g, inferred, *v, seen)).collect::<BTreeSet<_>>();
+        at = match node.op {
+            Op::Concat => {
+                let joined = sources();
+                return if joined.len() > PARTS { vec![v] } else { joined.into_iter().collect() };
+            }
+            Op::FakeQuant | Op::Identity | Op::Squeeze | Op::Unsqueeze | Op::Flatten | Op::Reshape | Op::Transpose => node.input(0).unwrap_or(v),
+            _ if !real(&at) => return sources().into_iter().take(PARTS).collect(),
+            _ => break,
+        };
+    }
+    if inferred.get(v).dtype.is_none_or(|d| d.is_float()) { vec![v] } else { vec![] }
+}
+
 /// What to look at for output `v`: the scores before a Softmax rather than its saturated result.
 fn probe(g: &Graph, v: ValueId) -> Probe {
     let maker = |v: ValueId| g.value(v).producer().map(|(n, _)| g.node(n));
@@ -130,7 +163,7 @@ fn probe(g: &Graph, v: ValueId) -> Probe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::{Dim, Node, Type};
+    use crate::graph::{Dim, InputShapes, Node, Type};
     use crate::quant::{Params, Scheme};
     use crate::tensor::DType;
 
@@ -140,6 +173,22 @@ mod tests {
         // p = (1/2, 1/2), q = (1/4, 3/4).
         let kl = divergence(&[0.0, 0.0], &[0.0, 3f32.ln()]);
         assert!((kl - (0.5 * 2f64.ln() + 0.5 * (2.0f64 / 3.0).ln())).abs() < 1e-7, "{kl}");
+    }
+
+    /// y = ArgMax(Concat(Sigmoid(x), x)), z = Concat(Sigmoid(x), x): both are looked at as Sigmoid(x) and x.
+    #[test]
+    fn outputs_are_looked_at_part_by_part_and_classes_by_their_scores() {
+        let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+        let g = &mut m.graph;
+        let [x, s, z, y] = ["x", "s", "z", "y"].map(|n| g.add_value(n));
+        g.value_mut(x).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(vec![Dim::Known(1), Dim::Known(2)]) };
+        (g.inputs, g.outputs) = (vec![x], vec![y, z]);
+        g.add_node(Node::new(Op::Sigmoid, "s"), &[Some(x)], &[Some(s)]);
+        g.add_node(Node::new(Op::Concat, "z").with("axis", 1), &[Some(s), Some(x)], &[Some(z)]);
+        g.add_node(Node::new(Op::ArgMax, "y"), &[Some(z)], &[Some(y)]);
+        let inferred = infer(&m, &InputShapes::default());
+        let parts = |v| parts(&m.graph, &inferred, v, &mut BTreeSet::new());
+        assert_eq!([parts(y), parts(z)], [vec![x, s], vec![x, s]]);
     }
 
     /// x[1,2] → FQ → MatMul → Softmax → y: a coarser scale loses more, and the table alone decides.

@@ -147,7 +147,7 @@ fn widen(w: &mut Work, args: &Args) -> Result<Notes> {
     let how = Widen {
         share: args.number("share").unwrap_or(0.08),
         macs: args.number("macs").unwrap_or(0.02),
-        tries: count("tries", 12),
+        tries: count("tries", 24),
         samples: count("samples", 4),
         loss: args.number("loss").unwrap_or(0.01),
         wide: w.recipe.target.wide.as_ref().filter(|k| !k.is_none()),

@@ -63,7 +63,7 @@ static ROUND: &[Key] = &[Key::new("method", Shape::OneOf(&["nearest"]), "nearest
 static WIDEN: &[Key] = &[
     Key::new("share", Shape::Number(0.0, 1.0), "largest share of all activations that may be wider; default 0.08"),
     Key::new("macs", Shape::Number(0.0, 1.0), "largest share of the multiply-adds whose operand may be wider; default 0.02"),
-    Key::new("tries", COUNT, "activations tried; default 12"),
+    Key::new("tries", COUNT, "groups of activations measured; default 24"),
     Key::new("samples", COUNT, "samples to measure on; default 4"),
     Key::new("loss", Shape::Number(0.0, f64::INFINITY), "models that lose less need nothing wider: noise over signal, or nats; default 0.01"),
 ];

@@ -21,6 +21,7 @@ pub fn run(script: &str, args: &[&str]) -> String {
         .args(args)
         .current_dir(&root)
         .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("PYTHONPATH", root.join("tests/python/site"))
         .stdin(Stdio::null())
         .output()
         .unwrap_or_else(|e| panic!("{} does not start ({e}); run tests/run.sh, which makes .venv, or set REQUANT_PYTHON", python.display()));

@@ -108,6 +108,12 @@ pub struct Convert {
     /// The report [default: OUT.report.json beside the output]
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,
+    /// Write what calibration saw, so that a second run needs no data
+    #[arg(long, value_name = "FILE.json", conflicts_with = "ranges")]
+    pub save_ranges: Option<PathBuf>,
+    /// Take what an earlier calibration saw, instead of a pass over the data
+    #[arg(long, value_name = "FILE.json")]
+    pub ranges: Option<PathBuf>,
     /// Write the model even where the result is below the recipe's gate
     #[arg(long)]
     pub keep_failed: bool,

@@ -104,6 +104,25 @@ impl Histogram {
         *self = moved;
     }
 
+    /// Buckets that hold something and how much, ascending.
+    pub fn counts(&self) -> &[(u16, u64)] {
+        &self.counts
+    }
+
+    /// The histogram with these counts. `None` where none has them: buckets out of order or empty, extremes in other buckets than the outermost.
+    pub fn of_counts(extremes: Extremes, counts: Vec<(u16, u64)>) -> Option<Histogram> {
+        let total = counts.iter().try_fold(0u64, |sum, (_, n)| sum.checked_add(*n).filter(|_| *n > 0))?;
+        let ascends = counts.windows(2).all(|w| w[0].0 < w[1].0);
+        let zero = |b: u16| (bucket(-0.0)..=bucket(0.0)).contains(&(b as u32));
+        // Of two zeros either may be the extreme.
+        let lies = |x: f32, b: u16| bucket(x) == b as u32 || x == 0.0 && zero(b);
+        let holds = match (counts.first(), counts.last()) {
+            (Some(first), Some(last)) => !extremes.is_empty() && lies(extremes.lo, first.0) && lies(extremes.hi, last.0),
+            _ => extremes == Extremes::default(),
+        };
+        (ascends && holds).then_some(Histogram { extremes, counts, total })
+    }
+
     /// Number of values seen.
     pub fn total(&self) -> u64 {
         self.total

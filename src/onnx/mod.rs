@@ -19,7 +19,7 @@ mod types;
 mod wire;
 mod write;
 
-pub use hash::{sha256, sha256_file};
+pub use hash::{sha256, sha256_file, sha256_model};
 pub use opset::raise_opset;
 pub use write::{WriteOptions, write};
 

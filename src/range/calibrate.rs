@@ -4,6 +4,7 @@
 
 use super::Method;
 use super::mask::{self, Masks};
+use super::saved::{Ranges, Row, Seen};
 use super::tails::Tails;
 use super::weights::fit_weights;
 use crate::data::Dataset;
@@ -25,27 +26,79 @@ pub struct Calibrate {
     pub threads: usize,
 }
 
+/// What calibration said and saw.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Calibrated {
+    pub notes: Notes,
+    /// Statistics of the tensors that were watched; who made them is for the caller to say.
+    pub ranges: Ranges,
+}
+
 /// Gives every static quantizer without parameters its scale and zero point, then settles what follows from others.
-pub fn calibrate(model: &mut Model, how: &Calibrate, data: Option<(&Dataset, &[usize])>, progress: &dyn Progress) -> Result<Notes> {
+/// With `saved` ranges the data is not passed over; `auto` still compares its methods on a few samples, where there are any.
+pub fn calibrate(
+    model: &mut Model,
+    how: &Calibrate,
+    data: Option<(&Dataset, &[usize])>,
+    saved: Option<&Ranges>,
+    progress: &dyn Progress,
+) -> Result<Calibrated> {
     let mut notes = Notes::of("calibrate");
+    let mut ranges = Ranges { samples: saved.map_or(data.map_or(0, |d| d.1.len()), |s| s.samples), ..Ranges::default() };
     fit_weights(model, how.weights, &watched_values(model).into_iter().map(|(_, q)| q).collect())?;
     let watched = watched_values(model);
     let masks = Masks::of(model);
     if !watched.is_empty() {
-        let (data, samples) = data.ok_or_else(|| Error::usage("activations need sample inputs to find their ranges: give --data"))?;
-        let mut seen = watch(model, how, &watched, &masks, data, samples, progress)?;
-        let kept = saturate(model, &watched, &masks, &mut seen, &mut notes);
-        let (best, said) = match how.activations {
-            Method::Auto => best_of(model, &watched, &kept, &seen, data, samples, how.threads, progress)?,
-            method => fitted(model, method, &watched, &kept, &seen)?,
+        let mut seen = match (saved, data) {
+            (Some(saved), _) => recall(model, how, &watched, saved)?,
+            (None, Some((data, samples))) => watch(model, how, &watched, &masks, data, samples, progress)?,
+            (None, None) => return Err(Error::usage("activations need sample inputs to find their ranges: give --data")),
         };
+        for ((v, q), s) in watched.iter().zip(&seen) {
+            let row = Row::new(s, model.quantizers[*q].scheme.blocks.to_string(), how.activations);
+            let rows = ranges.tensors.entry(model.graph.value(*v).name.clone()).or_default();
+            if !rows.contains(&row) {
+                rows.push(row);
+            }
+        }
+        let kept = saturate(model, &watched, &masks, &mut seen, &mut notes);
+        let (method, best, said) = match (how.activations, data) {
+            (Method::Auto, Some((data, samples))) => best_of(model, &watched, &kept, &seen, data, samples, how.threads, progress)?,
+            (Method::Auto, None) => {
+                let method = chosen_before(saved)?;
+                let (model, mut said) = fitted(model, method, &watched, &kept, &seen)?;
+                said.changed("", format!("ranges by {method}, as chosen when they were saved"));
+                (method, model, said)
+            }
+            (method, _) => {
+                let (model, said) = fitted(model, method, &watched, &kept, &seen)?;
+                (method, model, said)
+            }
+        };
+        ranges.chosen = (how.activations == Method::Auto).then(|| method.to_string());
         *model = best;
         notes.append(said);
     } else {
         super::settle(model, &mut notes)?;
     }
     notes.changed("", format!("{} quantizers have their scales", model.quantizers.ids().filter(|&q| model.quantizers[q].params.is_some()).count()));
-    Ok(notes)
+    Ok(Calibrated { notes, ranges })
+}
+
+/// What saved ranges hold for these values.
+fn recall(model: &Model, how: &Calibrate, watched: &[(ValueId, QuantizerId)], saved: &Ranges) -> Result<Vec<Seen>> {
+    let one = |(v, q): &(ValueId, QuantizerId)| {
+        let blocks = &model.quantizers[*q].scheme.blocks;
+        saved.seen(&model.graph.value(*v).name, &blocks.to_string(), blocks.is_tensor(), how.activations)
+    };
+    watched.iter().map(one).collect()
+}
+
+/// The method that `auto` chose when ranges were saved.
+fn chosen_before(saved: Option<&Ranges>) -> Result<Method> {
+    let said = saved.and_then(|s| s.chosen.as_deref());
+    let known = said.and_then(|said| Method::COMPARED.into_iter().find(|m| m.to_string() == said));
+    known.ok_or_else(|| Error::usage("method `auto` compares methods on samples, and the saved ranges do not say which it chose: give --data"))
 }
 
 /// Values that flow into FakeQuants whose static quantizer has no parameters yet.
@@ -63,14 +116,6 @@ fn watched_values(model: &Model) -> Vec<(ValueId, QuantizerId)> {
     list.sort();
     list.dedup();
     list
-}
-
-/// What was seen at one value.
-enum Seen {
-    Extremes(Vec<Extremes>),
-    /// A mean of samples' extremes, of which the one in the other hand is one.
-    Average(Vec<Extremes>),
-    Histogram(Box<Histogram>),
 }
 
 /// Runs the float model over the samples and watches the values. Per-tensor quantizers are watched as the method needs, per-channel ones by extremes.
@@ -205,7 +250,7 @@ fn best_of(
     samples: &[usize],
     threads: usize,
     progress: &dyn Progress,
-) -> Result<(Model, Notes)> {
+) -> Result<(Method, Model, Notes)> {
     progress.begin("compare ranges", Method::COMPARED.len() as u64);
     let few = samples.iter().take(COMPARED_ON).map(|&i| data.sample(i)).collect::<Result<Vec<_>>>()?;
     let trial = Trial::new(model, few, threads)?;
@@ -228,7 +273,7 @@ fn best_of(
     progress.end();
     let (_, method, model, mut notes) = best.expect("there are methods to compare");
     notes.changed("", format!("ranges by {method}, which loses least: {}", figures.join(", ")));
-    Ok((model, notes))
+    Ok((method, model, notes))
 }
 
 /// The model with one range a quantizer, over all values and constants that share it, and with what follows from them.
@@ -327,7 +372,7 @@ mod tests {
         for (method, x, y) in [(Method::MinMax, (101.0, -1.0), (100.0, 0.0)), (Method::Percentile(99.0), (2.0, -1.0), (1.0, 0.0))] {
             for threads in [1, 3] {
                 let (mut m, ids) = placed();
-                calibrate(&mut m, &how(method, threads), Some((&data, &all)), &Silent).unwrap();
+                calibrate(&mut m, &how(method, threads), Some((&data, &all)), None, &Silent).unwrap();
                 let of = |id: QuantizerId| m.quantizers[id].params.clone().unwrap();
                 // A percentile is read from buckets of one part in 128.
                 let near = |a: f32, b: f32| (a - b).abs() <= b / 64.0;
@@ -342,11 +387,11 @@ mod tests {
     #[test]
     fn what_is_missing_is_said() {
         let (mut m, _) = placed();
-        assert!(calibrate(&mut m, &how(Method::MinMax, 1), None, &Silent).unwrap_err().to_string().contains("--data"));
+        assert!(calibrate(&mut m, &how(Method::MinMax, 1), None, None, &Silent).unwrap_err().to_string().contains("--data"));
         let (mut m, _) = placed();
         let w = m.graph.find_value("w").unwrap();
         m.graph.value_mut(w).constant = Some(Tensor::of_f32(&[2, 2], vec![1.0, f32::NAN, 0.0, 0.0]).into());
-        let e = calibrate(&mut m, &how(Method::MinMax, 1), None, &Silent).unwrap_err().to_string();
+        let e = calibrate(&mut m, &how(Method::MinMax, 1), None, None, &Silent).unwrap_err().to_string();
         assert!(e.contains("weight w: element 1 is NaN"), "{e}");
     }
 }

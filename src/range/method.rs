@@ -43,6 +43,11 @@ impl Method {
     /// What `Auto` chooses from.
     pub const COMPARED: [Method; 4] = [Method::MinMax, Method::Percentile(99.999), Method::Percentile(99.99), Method::Mse];
 
+    /// Of a moving average: the weight of a sample.
+    pub fn constant(self) -> Option<f64> {
+        if let Method::MovingAverage { constant } = self { Some(constant) } else { None }
+    }
+
     /// Whether it reads a histogram; otherwise the extremes do.
     pub fn wants_histogram(self) -> bool {
         matches!(self, Method::Percentile(_) | Method::Mse | Method::Entropy | Method::Auto)

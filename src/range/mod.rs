@@ -3,10 +3,12 @@
 mod calibrate;
 mod mask;
 mod method;
+mod saved;
 mod settle;
 mod tails;
 mod weights;
 
-pub use calibrate::{Calibrate, calibrate};
+pub use calibrate::{Calibrate, Calibrated, calibrate};
 pub use method::Method;
+pub use saved::{Ranges, Source};
 pub use settle::settle;

@@ -1,6 +1,7 @@
 //! Carries a recipe out: read, run the steps in order, write, read back, judge, report.
 
 use super::output::{self, Pending, VERSION_KEY};
+use super::ranges;
 use super::start::{self, Samples};
 use super::steps::{self, Work};
 use super::{Recipe, Sources, Step, resolve};
@@ -30,6 +31,10 @@ pub struct Request {
     pub output: Option<PathBuf>,
     /// Default: `OUT.report.json`.
     pub report: Option<PathBuf>,
+    /// Write what calibration saw.
+    pub save_ranges: Option<PathBuf>,
+    /// Take what an earlier calibration saw.
+    pub ranges: Option<PathBuf>,
     pub strict: bool,
     pub force: bool,
     pub keep_failed: bool,
@@ -100,12 +105,13 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
         (Some(_), None) => return Err(Error::usage("--labels needs --data beside it: the samples that the labels are of")),
     };
     if let Some(name) = &request.stop_after
-        && !recipe.steps.iter().any(|s| s.name == *name || s.id.as_deref() == Some(name))
+        && !recipe.steps.iter().any(|s| s.is(name))
     {
         let known: Vec<&str> = recipe.steps.iter().map(|s| s.name).collect();
         return Err(Error::usage(format!("--stop-after {name}: the recipe has no such step; its steps are {}", known.join(", "))));
     }
-    opening(&recipe, request, samples.as_ref(), threads).iter().for_each(|line| progress.say(line));
+    let saved = ranges::open(request, &recipe, &source, samples.as_ref())?;
+    opening(&recipe, request, samples.as_ref(), saved.as_ref(), threads).iter().for_each(|line| progress.say(line));
 
     // The float reference: the file as it is, or, if it is quantized, what it computes.
     let mut reference = source.clone();
@@ -115,6 +121,7 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     }
 
     let mut work = Work::new(&recipe, source.clone(), threads, progress);
+    work.saved = saved.as_ref().map(|s| &s.ranges);
     if let Some(s) = &samples {
         (work.data, work.calibration) = (Some(&s.data), &s.calibration);
     }
@@ -134,12 +141,12 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
             let path = dir.join(format!("{:02}-{}.onnx", i + 1, step.id.as_deref().unwrap_or(step.name)));
             Pending::write(&as_written(&work.model, work.state)?, &path)?.publish()?;
         }
-        if request.stop_after.as_deref().is_some_and(|name| step.name == name || step.id.as_deref() == Some(name)) {
+        if request.stop_after.as_deref().is_some_and(|name| step.is(name)) {
             work.model = as_written(&work.model, work.state)?;
             break;
         }
     }
-    let Work { mut model, prepared, notes, .. } = work;
+    let Work { mut model, prepared, notes, ranges: seen, .. } = work;
     let notes = notes.into_iter().fold(Notes::default(), |mut all, n| {
         all.append(n);
         all
@@ -175,6 +182,7 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     report.seed = recipe.seed;
     report.threads = threads;
     report.data = samples.as_ref().map(|s| data_row(request, s)).transpose()?;
+    report.ranges = saved.map(|s| s.row);
     report.add_notes(&notes);
     report.coverage = report::coverage(&written);
     judged.judge(samples.as_ref(), &mut report, progress)?;
@@ -188,6 +196,9 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
         pending.publish()?;
     } else {
         drop(pending);
+    }
+    if let Some(path) = &request.save_ranges {
+        ranges::save(path, seen.unwrap_or_default(), request, &source, samples.as_ref())?;
     }
     output::write_text(&report_path, &report.to_json()?)?;
     Ok(Outcome { report, output, report_path, written: keep, failures })
@@ -284,7 +295,7 @@ fn data_row(request: &Request, s: &Samples) -> Result<report::DataRow> {
 }
 
 /// The lines with which a run opens: target, formats, methods and samples, and where each came from.
-fn opening(recipe: &Recipe, request: &Request, samples: Option<&Samples>, threads: usize) -> Vec<String> {
+fn opening(recipe: &Recipe, request: &Request, samples: Option<&Samples>, saved: Option<&ranges::Saved>, threads: usize) -> Vec<String> {
     let from = |prefix: &str| {
         let dotted = format!("{prefix}.");
         let list: Vec<String> = recipe
@@ -317,6 +328,7 @@ fn opening(recipe: &Recipe, request: &Request, samples: Option<&Samples>, thread
             lines.extend(s.remarks.iter().map(|r| format!("             {r}")));
         }
     }
+    lines.extend(saved.map(|s| format!("ranges       {}", s.show())));
     lines
 }
 

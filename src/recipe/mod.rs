@@ -6,6 +6,7 @@ mod driver;
 mod estimate;
 mod output;
 mod parse;
+mod ranges;
 mod read;
 mod resolve;
 mod schema;
@@ -95,6 +96,13 @@ pub struct Step {
     pub args: Args,
     /// For complaints.
     pub origin: String,
+}
+
+impl Step {
+    /// Whether `--stop-after name` means it.
+    pub fn is(&self, name: &str) -> bool {
+        self.name == name || self.id.as_deref() == Some(name)
+    }
 }
 
 /// A step's keys, nested ones dotted: `activations.method`.

@@ -1,6 +1,6 @@
 //! Outputs appear whole or not at all: everything is written into a temporary folder beside its destination, read back from there, and moved.
 
-use crate::error::{At, Error, Result};
+use crate::error::{Error, Result};
 use crate::graph::Model;
 use crate::onnx::{self, ReadOptions, WriteOptions};
 use std::ffi::OsString;
@@ -116,12 +116,24 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(|e| Error::failed(format!("{} cannot be written: {e}", to.display())))
 }
 
+/// Refuses a text file that cannot be written, before any work is done.
+pub fn check_text(path: &Path) -> Result<()> {
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        return Err(Error::usage(format!("{} cannot be written: folder {} does not exist; create it first", path.display(), folder.display())));
+    }
+    if path.is_dir() {
+        return Err(Error::usage(format!("{} is a folder; give a file name", path.display())));
+    }
+    temporary_folder(path).map(drop)
+}
+
 /// Writes a text file whole or not at all.
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
     let folder = temporary_folder(path)?;
     let part = folder.path().join("part");
     fs::write(&part, text).map_err(|e| Error::failed(format!("{} cannot be written: {e}", path.display())))?;
-    rename(&part, path).at(|| "report")
+    rename(&part, path)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use crate::note::Notes;
 use crate::onnx;
 use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules};
-use crate::range::{self, Calibrate, Method};
+use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
 use crate::round::{self, CorrectBias};
 use crate::{lower, transform};
 
@@ -23,6 +23,10 @@ pub struct Work<'a> {
     pub data: Option<&'a Dataset>,
     /// Samples of `data` to calibrate on.
     pub calibration: &'a [usize],
+    /// What calibration saw in an earlier run.
+    pub saved: Option<&'a Ranges>,
+    /// What it saw in this one.
+    pub ranges: Option<Ranges>,
     pub threads: usize,
     pub progress: &'a dyn Progress,
     pub notes: Vec<Notes>,
@@ -89,7 +93,20 @@ fn of(step: &Step) -> Result<&'static Run> {
 impl<'a> Work<'a> {
     /// At the start: the model as read, and no data.
     pub fn new(recipe: &'a Recipe, model: Model, threads: usize, progress: &'a dyn Progress) -> Self {
-        Work { recipe, model, state: Float, prepared: None, data: None, calibration: &[], threads, progress, notes: Vec::new(), decisions: Vec::new() }
+        Work {
+            recipe,
+            model,
+            state: Float,
+            prepared: None,
+            data: None,
+            calibration: &[],
+            saved: None,
+            ranges: None,
+            threads,
+            progress,
+            notes: Vec::new(),
+            decisions: Vec::new(),
+        }
     }
 
     /// Carries one step out.
@@ -125,7 +142,13 @@ fn place(w: &mut Work, _: &Args) -> Result<Notes> {
 
 fn calibrate(w: &mut Work, args: &Args) -> Result<Notes> {
     let how = Calibrate { activations: method(args, "activations")?, weights: method(args, "weights")?, threads: w.threads };
-    range::calibrate(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)
+    let Calibrated { notes, ranges } = range::calibrate(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.saved, w.progress)?;
+    match &mut w.ranges {
+        // A step that stands twice watches what the first left.
+        Some(have) => have.tensors.extend(ranges.tensors),
+        none => *none = Some(ranges),
+    }
+    Ok(notes)
 }
 
 fn method(args: &Args, of: &str) -> Result<Method> {

@@ -31,6 +31,7 @@ pub struct Report {
     pub recipe: RecipeRow,
     pub target: String,
     pub data: Option<DataRow>,
+    pub ranges: Option<RangesRow>,
     pub seed: u64,
     pub threads: usize,
     /// Whether the written file ran beside the input.
@@ -87,6 +88,18 @@ pub struct DataRow {
     pub calibration: Vec<String>,
     pub validation: Vec<String>,
     pub remarks: Vec<String>,
+}
+
+/// The saved ranges that stood for a pass over data.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct RangesRow {
+    pub path: String,
+    pub sha256: String,
+    /// Of the data that they were taken from.
+    pub data_path: String,
+    pub data_sha256: String,
+    pub samples: usize,
+    pub random: bool,
 }
 
 /// One quantizer.
@@ -147,6 +160,7 @@ impl Report {
             recipe: RecipeRow::default(),
             target: String::new(),
             data: None,
+            ranges: None,
             seed: 0,
             threads: 1,
             validated: false,
@@ -245,6 +259,7 @@ mod tests {
     fn full() -> Report {
         let mut r = Report::new("0");
         r.data = Some(DataRow::default());
+        r.ranges = Some(RangesRow::default());
         r.recipe.origins.push(Origin::new("a", "b", "c"));
         let accuracy = Some(Accuracy { reference: 0.9, converted: 0.8 });
         let output = OutputRow {

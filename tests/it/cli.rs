@@ -1,6 +1,7 @@
 //! The program as users meet it: bad input gets one sentence and the right exit code, and leaves nothing behind.
 
 mod convert;
+mod loops;
 mod models;
 mod program;
 

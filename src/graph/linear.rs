@@ -65,6 +65,20 @@ impl Linear {
         if g.node(self.node).op == Op::ConvTranspose { n * self.groups } else { n }
     }
 
+    /// For a weight of this shape: the input channel and the output channel that an element joins. Groups lie one after the other.
+    pub fn channels(&self, g: &Graph, shape: &[usize]) -> impl Fn(usize) -> (usize, usize) + use<> {
+        let stride = |axis: usize| shape[axis + 1..].iter().product::<usize>();
+        let ((in_stride, ins), (out_stride, outs)) = ((stride(self.in_axis), shape[self.in_axis]), (stride(self.out_axis), shape[self.out_axis]));
+        let (transposed, groups) = (g.node(self.node).op == Op::ConvTranspose, self.groups);
+        move |i| {
+            let (input, out) = (i / in_stride % ins, i / out_stride % outs);
+            match transposed {
+                true => (input, input / (ins / groups).max(1) * outs + out),
+                false => (out / (outs / groups).max(1) * ins + input, out),
+            }
+        }
+    }
+
     /// Multiply-adds for shapes as inferred; `None` where they are not all known.
     pub fn macs(&self, g: &Graph, inferred: &Inferred) -> Option<u64> {
         let n = g.node(self.node);

@@ -118,6 +118,10 @@ impl Args {
         self.0.get(key)?.int()
     }
 
+    pub fn flag(&self, key: &str) -> Option<bool> {
+        self.0.get(key)?.flag()
+    }
+
     pub fn number(&self, key: &str) -> Option<f64> {
         self.0.get(key)?.number()
     }

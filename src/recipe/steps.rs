@@ -5,13 +5,14 @@ use crate::allocate::{self, Widen};
 use crate::data::Dataset;
 use crate::error::{At, Error, Result};
 use crate::graph::{Flow, Model};
+use crate::lower;
 use crate::note::Notes;
 use crate::onnx;
 use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules};
 use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
 use crate::round::{self, CorrectBias};
-use crate::{lower, transform};
+use crate::transform::{self, Equalize};
 
 /// The model on its way, and what its steps may use.
 pub struct Work<'a> {
@@ -46,6 +47,7 @@ use State::{Fitted, Float, Lowered, Placed, Rounded};
 
 pub const FOLD_CONSTANTS: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transform::fold_constants(&mut w.model) };
 pub const FOLD_BATCH_NORM: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transform::fold_batch_norm(&mut w.model) };
+pub const EQUALIZE: Run = Run { accepts: &[Float], leaves: None, run: equalize };
 pub const PLACE: Run = Run { accepts: &[Float], leaves: Some(Placed), run: place };
 pub const CALIBRATE: Run = Run { accepts: &[Placed, Fitted], leaves: Some(Fitted), run: calibrate };
 pub const WIDEN: Run = Run { accepts: &[Fitted], leaves: None, run: widen };
@@ -128,6 +130,17 @@ pub fn rules(recipe: &Recipe) -> Rules<'_> {
         bias: &recipe.bias,
         overrides: &recipe.overrides,
     }
+}
+
+fn equalize(w: &mut Work, args: &Args) -> Result<Notes> {
+    let absorb = args.flag("absorb").unwrap_or(true);
+    let how = Equalize {
+        sweeps: args.int("sweeps").map_or(20, |n| n as usize),
+        absorb: absorb.then(|| args.number("sigmas").unwrap_or(3.0)),
+        samples: args.int("samples").map_or(32, |n| n as usize),
+        threads: w.threads,
+    };
+    transform::equalize(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
 }
 
 fn place(w: &mut Work, _: &Args) -> Result<Notes> {

@@ -28,6 +28,13 @@ pub static STEPS: &[StepRow] = &[
         run: steps::FOLD_CONSTANTS,
     },
     StepRow { name: "fold-batch-norm", doc: "fold batch normalisation into its neighbours", keys: &[], scalar: None, run: steps::FOLD_BATCH_NORM },
+    StepRow {
+        name: "equalize",
+        doc: "give channels that one layer makes and another reads like ranges in both",
+        keys: EQUALIZE,
+        scalar: None,
+        run: steps::EQUALIZE,
+    },
     StepRow { name: "place", doc: "decide which values become codes, by the target's rules and the overrides", keys: &[], scalar: None, run: steps::PLACE },
     StepRow { name: "calibrate", doc: "find scales and zero points", keys: CALIBRATE, scalar: None, run: steps::CALIBRATE },
     StepRow { name: "widen", doc: "keep the few activations wider that 8 bits harm most, by measurement", keys: WIDEN, scalar: None, run: steps::WIDEN },
@@ -45,6 +52,12 @@ pub static STEPS: &[StepRow] = &[
 /// Keys of every step.
 pub static EVERY_STEP: &[Key] = &[Key::new("id", Shape::Text, "a name for this step, for --set and --stop-after")];
 
+static EQUALIZE: &[Key] = &[
+    Key::new("sweeps", COUNT, "times that all pairs of layers are visited at most; default 20"),
+    Key::new("absorb", FLAG, "move what a channel always carries into the biases behind; default true, with samples"),
+    Key::new("sigmas", Shape::Number(0.0, 100.0), "standard deviations below the mean that a channel always carries; default 3"),
+    Key::new("samples", COUNT, "samples for those means at most; default 32"),
+];
 static CALIBRATE: &[Key] = &[
     Key::new("activations", Shape::Map(CALIBRATE_ACTIVATIONS), "how the range of an activation is taken from the samples"),
     Key::new("weights", Shape::Map(CALIBRATE_WEIGHTS), "how the range of a weight is taken from its values"),

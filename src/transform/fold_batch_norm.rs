@@ -95,13 +95,7 @@ fn find(g: &Graph, id: NodeId) -> Result<Fold, String> {
     if channels != factor.len() {
         return Err(format!("the layer before it has {channels} channels, its statistics {}", factor.len()));
     }
-    let shape = weight.tensor.shape().to_vec();
-    let inner: usize = shape[linear.out_axis + 1..].iter().product();
-    let along = shape[linear.out_axis];
-    let values = weight.tensor.to_f32().map_err(|e| e.to_string())?;
-    // A grouped ConvTranspose keeps the groups in its first axis.
-    let group_of = |i: usize| if linear.groups > 1 && layer.op == Op::ConvTranspose { i / (along * inner) / (shape[0] / linear.groups).max(1) } else { 0 };
-    let scaled = values.iter().enumerate().map(|(i, w)| (*w as f64 * factor[group_of(i) * along + i / inner % along]) as f32).collect();
+    let weight = scaled_outputs(g, &linear, &factor)?;
     let old_bias = match linear.bias {
         None => vec![0.0; channels],
         Some(b) => {
@@ -122,7 +116,16 @@ fn find(g: &Graph, id: NodeId) -> Result<Fold, String> {
     if linear.bias.is_none() && beta == 0.0 {
         return Err("the layer's beta is zero".into());
     }
-    Ok(Fold { linear, weight: Tensor::of_f32(&shape, scaled), bias: Tensor::of_f32(&[channels], bias) })
+    Ok(Fold { linear, weight, bias: Tensor::of_f32(&[channels], bias) })
+}
+
+/// A layer's constant weight with each output channel times a factor.
+pub(super) fn scaled_outputs(g: &Graph, linear: &Linear, factor: &[f64]) -> Result<Tensor, String> {
+    let weight = &g.constant(linear.weight).ok_or("the layer's weight is no constant")?.tensor;
+    let channel = linear.channels(g, weight.shape());
+    let values = weight.to_f32().map_err(|e| e.to_string())?;
+    let scaled = values.iter().enumerate().map(|(i, w)| (*w as f64 * factor[channel(i).1]) as f32).collect();
+    Ok(Tensor::of_f32(weight.shape(), scaled))
 }
 
 fn rank_two(g: &Graph, v: ValueId) -> Option<bool> {

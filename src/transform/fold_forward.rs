@@ -7,8 +7,8 @@ use crate::graph::{Constant, Graph, Inferred, Linear, Node, NodeId, Op, ValueId,
 use crate::tensor::Tensor;
 
 /// A reader that takes the norm in: its new weight, and what is added to its output channels.
-struct Fold {
-    linear: Linear,
+pub(super) struct Fold {
+    pub linear: Linear,
     weight: Tensor,
     offset: Vec<f64>,
 }
@@ -79,7 +79,7 @@ fn collect(g: &Graph, inferred: &Inferred, v: ValueId, axis: usize, rank: usize,
 }
 
 /// The norm taken into one layer.
-fn into(g: &Graph, inferred: &Inferred, linear: Linear, axis: usize, rank: usize, (factor, offset): (&[f64], &[f64])) -> Result<Fold, String> {
+pub(super) fn into(g: &Graph, inferred: &Inferred, linear: Linear, axis: usize, rank: usize, (factor, offset): (&[f64], &[f64])) -> Result<Fold, String> {
     let node = g.node(linear.node);
     let weight = g.constant(linear.weight).ok_or("the weight of a layer behind it is no constant")?;
     let shape = weight.tensor.shape().to_vec();
@@ -103,20 +103,19 @@ fn into(g: &Graph, inferred: &Inferred, linear: Linear, axis: usize, rank: usize
         return Err("the bias of a layer behind it is not one constant a channel".into());
     }
     let w = weight.tensor.to_f32().map_err(|e| e.to_string())?;
-    let stride = |axis: usize| shape[axis + 1..].iter().product::<usize>();
-    let (in_stride, out_stride, outs) = (stride(linear.in_axis), stride(linear.out_axis), shape[linear.out_axis]);
-    let mut sums = vec![0f64; outs];
+    let channel = linear.channels(g, &shape);
+    let mut sums = vec![0f64; shape[linear.out_axis]];
     let scaled = w.iter().enumerate().map(|(i, w)| {
-        let out = i / out_stride % outs;
-        let channel = out / (outs / linear.groups) * per_group + i / in_stride % per_group;
-        sums[out] += *w as f64 * offset[channel];
-        (*w as f64 * factor[channel]) as f32
+        let (input, out) = channel(i);
+        sums[out] += *w as f64 * offset[input];
+        (*w as f64 * factor[input]) as f32
     });
     let weight = Tensor::of_f32(&shape, scaled.collect());
     Ok(Fold { linear, weight, offset: sums })
 }
 
-fn apply(g: &mut Graph, fold: Fold, norm: &str) {
+/// Gives the layer what was folded into it.
+pub(super) fn apply(g: &mut Graph, fold: Fold, norm: &str) {
     let layer = fold.linear.node;
     replace(g, layer, fold.linear.weight_slot, "weight", fold.weight);
     let n = fold.offset.len();
@@ -153,7 +152,7 @@ fn apply(g: &mut Graph, fold: Fold, norm: &str) {
 }
 
 /// The Add behind a MatMul whose constant, at its very slot, can take an offset in.
-fn own_bias(g: &Graph, layer: NodeId, n: usize) -> Option<(NodeId, usize)> {
+pub(super) fn own_bias(g: &Graph, layer: NodeId, n: usize) -> Option<(NodeId, usize)> {
     let product = g.node(layer).output(0).filter(|y| !g.is_output(*y))?;
     bias_behind(g, product, n).filter(|(add, slot)| g.node(*add).input(*slot).is_some_and(|b| g.constant(b).is_some()))
 }

@@ -1,8 +1,10 @@
 //! Equivalent float graphs that quantize better.
 
+mod equalize;
 mod fold_batch_norm;
 mod fold_constants;
 mod fold_forward;
 
+pub use equalize::{Equalize, equalize};
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_constants::fold_constants;

@@ -228,6 +228,7 @@ impl Judged<'_> {
         report.unvalidated_because = match (&samples, self.lifted) {
             (None, _) => Some("no data was given".to_string()),
             (_, Err(e)) => Some(e.to_string()),
+            (Some(s), _) if s.validation.is_empty() => Some("no sample judges: data.validate is 0".to_string()),
             _ => None,
         };
         let (Some(samples), None) = (samples, &report.unvalidated_because) else { return Ok(()) };
@@ -324,7 +325,8 @@ fn opening(recipe: &Recipe, request: &Request, samples: Option<&Samples>, saved:
         Some(s) => {
             let judge = request.validate_data.as_deref().map_or(String::new(), |p| format!(" of {p}"));
             let data = request.data.as_deref().unwrap_or_default();
-            lines.push(format!("samples      {} of {data} calibrate, {}{judge} judge; {threads} threads", s.calibration.len(), s.validation.len()));
+            let judging = if s.validation.is_empty() { "none judges".to_string() } else { format!("{}{judge} judge", s.validation.len()) };
+            lines.push(format!("samples      {} of {data} calibrate, {judging}; {threads} threads", s.calibration.len()));
             lines.extend(s.remarks.iter().map(|r| format!("             {r}")));
         }
     }

@@ -24,6 +24,7 @@ pub use driver::{Outcome, Request, convert, dry_run, explain};
 pub use output::write_text;
 pub use resolve::{profile, resolve};
 pub use schema::schema;
+pub use start::declared_inputs;
 pub use table::{STEPS, StepRow, step_keys};
 
 use crate::data::Fill;

@@ -137,7 +137,7 @@ static INPUT: &[Key] = &[
 ];
 static DATA: &[Key] = &[
     Key::new("samples", COUNT, "samples that calibrate; default 128"),
-    Key::new("validate", COUNT, "samples that judge; default: what calibration leaves"),
+    Key::new("validate", Shape::Int(0, i64::MAX), "samples that judge; default: what calibration leaves; 0: the result is not validated"),
     Key::new("shuffle", FLAG, "take samples in random order; default true"),
 ];
 static GATE: &[Key] = &[

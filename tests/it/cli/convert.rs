@@ -128,6 +128,18 @@ fn the_main_job_writes_a_model_and_a_report() {
 }
 
 #[test]
+fn without_samples_that_judge_the_model_is_written_unvalidated() {
+    let folder = Folder::new();
+    let run = folder.run(&with(&["-r", "int8-fast", "--set", "data.validate=0"])).ok();
+    assert!(run.stdout.contains("unvalidated: no sample judges") && run.stderr.contains("none judges"), "{run:?}");
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.path("kws.int8-fast.report.json")).unwrap()).unwrap();
+    assert_eq!((&report["validated"], &report["outputs"]), (&false.into(), &serde_json::json!([])));
+    assert!(folder.path("kws.int8-fast.onnx").exists());
+    // What was not measured cannot pass a gate.
+    assert_eq!(folder.run(&with(&["--set", "data.validate=0", "--set", "gate.sqnr_db=1"])).code, Some(1));
+}
+
+#[test]
 fn a_gate_that_is_missed_keeps_the_report_and_not_the_model() {
     let folder = Folder::new();
     let run = folder.run(&with(&["--set", "gate.sqnr_db=200"]));

@@ -21,6 +21,8 @@ const EXTREME: f32 = -1000.0;
 pub struct Masks {
     /// Inputs of Softmax, and the axis of their rows: counted from the end, and whether all later axes belong to the row.
     rows: BTreeMap<ValueId, Rows>,
+    /// Values that reach nothing but Softmax.
+    before: BTreeSet<ValueId>,
     /// Quantizers of an Add's operand, with that of the other operand.
     pub operands: BTreeMap<QuantizerId, QuantizerId>,
 }
@@ -62,27 +64,58 @@ impl Masks {
             .map(|(q, _)| q)
             .collect();
         masks.operands.retain(|q, _| !stray.contains(q));
+        masks.before = g.nodes().flat_map(|(_, n)| n.outputs().iter().flatten()).copied().filter(|y| reaches_only_softmax(g, *y, &mut only)).collect();
         masks
     }
 
     /// `x`, the tensor at `value`, with its rows saturated; `None` where nothing is to be done. Rows that are masked as a whole leave no trace.
     pub fn saturate(&self, value: ValueId, x: &[f32], shape: &[usize]) -> Option<Vec<f32>> {
+        let mut out = Vec::with_capacity(x.len());
+        self.each(value, x, shape, |i, floor| out.push(x[i].max(floor)))?;
+        Some(out)
+    }
+
+    /// The tensor `x` at `value` and another model's `y` of the same shape, both saturated where `x` is: as Softmax sees them. `None` where nothing is
+    /// to be done: the value holds no mask, or something else reads it.
+    pub fn seen_by_softmax(&self, value: ValueId, x: &[f32], y: &[f32], shape: &[usize]) -> Option<(Vec<f32>, Vec<f32>)> {
+        if x.len() != y.len() {
+            return None;
+        }
+        let (mut a, mut b) = (Vec::with_capacity(x.len()), Vec::with_capacity(x.len()));
+        let mut put = |i: usize, floor: f32| {
+            a.push(x[i].max(floor));
+            b.push(y[i].max(floor));
+        };
+        if self.each(value, x, shape, &mut put).is_none() {
+            // A mask before it is added: its rows are not known yet.
+            let (lo, hi) = x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), v| (lo.min(*v), hi.max(*v)));
+            if lo > EXTREME || hi <= EXTREME || !self.before.contains(&value) {
+                return None;
+            }
+            (0..x.len()).for_each(|i| put(i, hi.min(0.0) - REACH));
+        }
+        Some((a, b))
+    }
+
+    /// Calls `put` with the place of each element that counts, and with the floor of its row.
+    fn each(&self, value: ValueId, x: &[f32], shape: &[usize], mut put: impl FnMut(usize, f32)) -> Option<()> {
         let rows = self.rows.get(&value)?;
         let rank = shape.len() as i64;
         let axis = usize::try_from(if rows.axis < 0 { rows.axis + rank } else { rows.axis }).ok().filter(|a| *a < shape.len())?;
         let stride: usize = if rows.flat { 1 } else { shape[axis + 1..].iter().product() };
         let n: usize = if rows.flat { shape[axis..].iter().product() } else { shape[axis] };
-        let mut out = Vec::with_capacity(x.len());
-        for chunk in x.chunks((n * stride).max(1)) {
-            for first in 0..stride.min(chunk.len()) {
-                let row = || chunk[first..].iter().step_by(stride).copied();
-                let top = row().fold(f32::NEG_INFINITY, f32::max);
+        let size = (n * stride).max(1);
+        for start in (0..x.len()).step_by(size) {
+            let end = (start + size).min(x.len());
+            for first in start..end.min(start + stride) {
+                let row = || (first..end).step_by(stride);
+                let top = row().fold(f32::NEG_INFINITY, |top, i| top.max(x[i]));
                 if top > EXTREME {
-                    out.extend(row().map(|v| v.max(top - REACH)));
+                    row().for_each(|i| put(i, top - REACH));
                 }
             }
         }
-        Some(out)
+        Some(())
     }
 }
 
@@ -149,6 +182,22 @@ mod tests {
         assert_eq!(masks.saturate(ValueId(4), &x, &[2, 4]), None);
         let first = Masks { rows: BTreeMap::from([(ValueId(3), Rows { axis: 0, flat: false })]), ..Masks::default() };
         assert_eq!(first.saturate(ValueId(3), &[5.0, 1.0, -90.0, 2.0], &[2, 2]).unwrap(), [5.0, 5.0 - REACH, 1.0, 2.0]);
+    }
+
+    #[test]
+    fn what_softmax_cannot_tell_apart_is_compared_as_equal() {
+        let masks = Masks {
+            rows: BTreeMap::from([(ValueId(3), Rows { axis: -1, flat: false })]),
+            before: BTreeSet::from([ValueId(2), ValueId(3)]),
+            ..Masks::default()
+        };
+        let (x, y) = ([1.0, f32::MIN, 0.5, 0.0], [1.5, -30.0, 0.5, -1e9]);
+        let seen = |value| masks.seen_by_softmax(ValueId(value), &x, &y, &[1, 4]);
+        assert_eq!(seen(3).unwrap(), (vec![1.0, 1.0 - REACH, 0.5, 0.0], vec![1.5, 1.0 - REACH, 0.5, 1.0 - REACH]));
+        // Before it is added, a mask has no rows, and the largest value tells nothing above 0.
+        assert_eq!(seen(2).unwrap(), (vec![1.0, -REACH, 0.5, 0.0], vec![1.5, -REACH, 0.5, -REACH]));
+        assert_eq!(seen(1), None);
+        assert_eq!(masks.seen_by_softmax(ValueId(2), &[1.0, -60.0], &y[..2], &[2]), None, "scores are no mask");
     }
 
     #[test]

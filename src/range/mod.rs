@@ -9,6 +9,7 @@ mod tails;
 mod weights;
 
 pub use calibrate::{Calibrate, Calibrated, calibrate};
+pub use mask::Masks;
 pub use method::Method;
 pub use saved::{Ranges, Source};
 pub use settle::settle;

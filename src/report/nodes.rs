@@ -1,7 +1,7 @@
 //! What each node loses: with everything before it quantized, and by its own quantizers alone, in one pass over the samples.
 //!
 //! Two graphs run beside the quantized one: the float graph, and in it, for each quantized node, a copy that reads the float graph's values through its
-//! own quantizers. A node's output is what its readers read: behind its quantizer, if it has one.
+//! own quantizers. A node's output is what its readers read: behind its quantizer, if it has one; an attention mask is compared as Softmax sees it.
 
 use crate::data::Dataset;
 use crate::engine::{Plans, RunnerOptions, Running, over_samples};
@@ -11,6 +11,7 @@ use crate::observe::{Db, Sums};
 use crate::onnx;
 use crate::pass::Progress;
 use crate::quant::{self, Format, Params, QuantizerId, Scheme, Timing};
+use crate::range::Masks;
 use crate::tensor::{DType, Tensor};
 use serde::Serialize;
 use std::borrow::Cow;
@@ -67,6 +68,7 @@ pub fn node_errors(prepared: &Model, quantized: &Model, data: &Dataset, samples:
     let floats: Vec<ValueId> = probes.iter().map(|p| p.float).chain(probes.iter().filter_map(|p| p.own)).collect();
     let reads: Vec<ValueId> = probes.iter().map(|p| p.read).collect();
     let plans = (Plans::new(&copies, &floats, RunnerOptions::default()), Plans::new(quantized, &reads, RunnerOptions::default()));
+    let masks = Masks::of(prepared);
     let mut total = vec![Seen::default(); probes.len()];
     progress.begin("measure nodes", samples.len() as u64);
     over_samples(
@@ -81,7 +83,7 @@ pub fn node_errors(prepared: &Model, quantized: &Model, data: &Dataset, samples:
                 let (floats, mut owns) = (&x[..probes.len()], x[probes.len()..].iter());
                 let mut seen = Vec::with_capacity(probes.len());
                 for ((p, x), y) in probes.iter().zip(floats).zip(&y) {
-                    seen.push(see(quantized, p, x, y, p.own.and_then(|_| owns.next()))?);
+                    seen.push(see(quantized, &masks, p, x, y, p.own.and_then(|_| owns.next()))?);
                 }
                 Ok(seen)
             };
@@ -139,11 +141,23 @@ impl Seen {
     }
 }
 
-fn see(m: &Model, p: &Probe, x: &Tensor, y: &Tensor, own: Option<&Tensor>) -> Result<Seen> {
-    let float = x.to_f32()?;
-    let mut seen = Seen { total: Sums::of(&float, &y.to_f32()?), ..Seen::default() };
+fn see(m: &Model, masks: &Masks, p: &Probe, x: &Tensor, y: &Tensor, own: Option<&Tensor>) -> Result<Seen> {
+    let mut float = x.to_f32()?;
+    // A mask's −3.4e38 would be all of the signal.
+    let sums = |other: &Tensor| -> Result<(Sums, Option<Vec<f32>>)> {
+        let (x, y) = (x.to_f32()?, other.to_f32()?);
+        Ok(match masks.seen_by_softmax(p.float, &x, &y, other.shape()) {
+            Some((a, b)) => (Sums::of(&a, &b), Some(a)),
+            None => (Sums::of(&x, &y), None),
+        })
+    };
+    let (total, saturated) = sums(y)?;
+    let mut seen = Seen { total, ..Seen::default() };
     if let Some(own) = own {
-        seen.own = Sums::of(&float, &own.to_f32()?);
+        seen.own = sums(own)?.0;
+    }
+    if let Some(saturated) = saturated {
+        float = saturated.into();
     }
     let Some(q) = p.quantizer else { return Ok(seen) };
     let row = &m.quantizers[m.quantizers.root(q)];
@@ -154,7 +168,7 @@ fn see(m: &Model, p: &Probe, x: &Tensor, y: &Tensor, own: Option<&Tensor>) -> Re
         }
         if let (Format::Int { bits: ..=8, .. }, Some((lo, hi))) = (row.scheme.format, row.scheme.format.code_range()) {
             let mut used = vec![false; (hi - lo + 1) as usize];
-            let codes = quant::quantize(&float, x.shape(), &row.scheme, params)?;
+            let codes = quant::quantize(&float, &[float.len()], &row.scheme, params)?;
             codes.unpack().into_iter().for_each(|c| used[(c - lo) as usize] = true);
             seen.codes = Some(used);
         }

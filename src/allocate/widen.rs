@@ -283,8 +283,73 @@ fn remove(model: &mut Model, ids: &BTreeSet<QuantizerId>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::InputInfo;
+    use crate::data::tests::npy;
+    use crate::graph::{Dim, Node, Op, Type};
+    use crate::pass::Silent;
+    use crate::quant::{Params, Scheme};
+    use crate::tensor::DType;
 
     const HOW: Widen = Widen { share: 0.1, macs: 0.02, tries: 24, samples: 4, loss: 0.01, wide: None, threads: 1 };
+
+    /// x[1,8] → FakeQuant → Relu → FakeQuant → Relu → FakeQuant → Relu → FakeQuant → y; all but the second hold the values exactly.
+    #[test]
+    fn the_one_quantizer_that_harms_is_widened_and_no_other() {
+        let x: Vec<f32> = [13, 40, 77, 101, 140, 190, 222, 250].iter().map(|i| *i as f32 / 256.0).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.npy");
+        std::fs::write(&path, npy("<f4", false, &[1, 8], &x.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>())).unwrap();
+        let shape = Some(vec![Dim::Known(1), Dim::Known(8)]);
+        let input = InputInfo { name: "x".into(), dtype: DType::F32, shape: shape.clone() };
+        let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
+        let build = || {
+            let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+            let mut at = m.graph.add_value("x");
+            m.graph.inputs = vec![at];
+            for i in 0..4 {
+                let q = m.quantizers.add(format!("q{i}"), Scheme::int(8, false));
+                m.quantizers[q].params = Some(Params::tensor(if i == 1 { 0.5 } else { 1.0 / 256.0 }, Some(0)));
+                let [fq, relu] = [format!("f{i}"), format!("r{i}")].map(|n| m.graph.add_value(&n));
+                m.graph.add_node(Node::fake_quant(q, format!("f{i}")), &[Some(at)], &[Some(fq)]);
+                at = fq;
+                if i < 3 {
+                    m.graph.add_node(Node::new(Op::Relu, format!("r{i}")), &[Some(fq)], &[Some(relu)]);
+                    at = relu;
+                }
+            }
+            m.graph.outputs = vec![at];
+            for v in m.graph.values().map(|(v, _)| v).collect::<Vec<_>>() {
+                m.graph.value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: shape.clone() };
+            }
+            m
+        };
+        let names = |m: &Model| m.graph.nodes().filter(|(_, n)| n.quantizer().is_some()).map(|(_, n)| n.name.clone()).collect::<Vec<_>>();
+        let run = |m: &mut Model, how: &Widen| super::widen(m, how, Some((&data, &[0])), &Silent).unwrap();
+        let how = Widen { share: 0.3, ..HOW };
+
+        let mut m = build();
+        let notes = run(&mut m, &how);
+        assert_eq!(names(&m), ["f0", "f2", "f3"]);
+        let said: Vec<_> = notes.list().iter().map(|n| n.about.as_str()).collect();
+        assert!(said == ["q1", ""] && notes.list()[0].text.contains("causes 100 %") && notes.list()[0].text.contains("25.0 % of the activations"), "{notes:?}");
+
+        let keys = SchemeKeys { format: Some("uint16".into()), ..SchemeKeys::default() };
+        let mut m = build();
+        run(&mut m, &Widen { wide: Some(&keys), ..how });
+        assert_eq!(names(&m).len(), 4);
+        let bits: Vec<u8> = m.quantizers.ids().map(|q| m.quantizers[q].scheme.format.bits()).collect();
+        assert_eq!(bits, [8, 16, 8, 8]);
+        // The same range in more codes.
+        let q = m.quantizers.ids().nth(1).unwrap();
+        assert_eq!(m.quantizers[q].params.as_ref().unwrap().scale, [127.5 / 65535.0]);
+
+        // It is too large a share, or nothing is to be gained.
+        for how in [Widen { share: 0.2, ..how }, Widen { loss: 0.5, ..how }] {
+            let mut m = build();
+            run(&mut m, &how);
+            assert_eq!(names(&m).len(), 4, "{how:?}");
+        }
+    }
 
     /// Noises that add up, by candidate.
     fn split(noises: &[f64], tries: usize) -> (Vec<Group>, usize) {

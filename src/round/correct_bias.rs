@@ -292,3 +292,86 @@ fn new_bias(model: &mut Model, layer: &Layer, shift: &[f64]) -> Result<Vec<f32>>
     model.codes.insert(Site::of(fake), codes);
     Ok(stands)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::InputInfo;
+    use crate::data::tests::npy;
+    use crate::graph::{Dim, Node, Type};
+    use crate::pass::Silent;
+    use crate::tensor::DType;
+
+    /// x[N,2] → FakeQuant → Gemm(w, bias) → h → FakeQuant → Gemm(w2) → y. Weights are rounded to whole numbers, all else is exact.
+    fn rounded() -> Model {
+        let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+        let names = ["x", "h", "w", "w2", "bias"];
+        let [qx, qh, qw, qw2, qb] = names.map(|n| m.quantizers.add(n, Scheme::int(if n == "bias" { 32 } else { 16 }, true)));
+        for (q, scale) in [(qx, 1.0 / 256.0), (qh, 1.0 / 256.0), (qw, 1.0), (qw2, 1.0), (qb, 1.0 / 256.0)] {
+            m.quantizers[q].params = Some(Params::tensor(scale, None));
+        }
+        m.quantizers[qb].params.as_mut().unwrap().origin = Origin::Product(qx, qw);
+        let value = |m: &mut Model, name: &str| {
+            let v = m.graph.add_value(name);
+            m.graph.value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(vec![Dim::Symbol("N".into()), Dim::Known(2)]) };
+            v
+        };
+        let constant = |m: &mut Model, q: QuantizerId, name: &str, shape: &[usize], x: &[f32]| {
+            let c = m.graph.add_constant(name, Tensor::of_f32(shape, x.to_vec()));
+            let y = m.graph.add_value(&format!("{name}_dequantized"));
+            let fake = m.graph.add_node(Node::fake_quant(q, format!("f{name}")), &[Some(c)], &[Some(y)]);
+            let row = &m.quantizers[q];
+            m.codes.insert(Site::of(fake), quant::quantize(x, shape, &row.scheme, row.params.as_ref().unwrap()).unwrap());
+            y
+        };
+        let w = constant(&mut m, qw, "w", &[2, 2], &[0.375, 0.0, 0.0, 0.625]);
+        let w2 = constant(&mut m, qw2, "w2", &[2, 2], &[0.75, 0.0, 0.0, 1.25]);
+        let bias = constant(&mut m, qb, "bias", &[2], &[0.0, 0.5]);
+        let [x, xq, h, hq, y] = ["x", "xq", "h", "hq", "y"].map(|n| value(&mut m, n));
+        let g = &mut m.graph;
+        (g.inputs, g.outputs) = (vec![x], vec![y]);
+        g.add_node(Node::fake_quant(qx, "fx"), &[Some(x)], &[Some(xq)]);
+        g.add_node(Node::new(Op::Gemm, "first"), &[Some(xq), Some(w), Some(bias)], &[Some(h)]);
+        g.add_node(Node::fake_quant(qh, "fh"), &[Some(h)], &[Some(hq)]);
+        g.add_node(Node::new(Op::Gemm, "second"), &[Some(hq), Some(w2)], &[Some(y)]);
+        m
+    }
+
+    /// What the bias of the layer called `name` stands for.
+    fn bias(m: &Model, name: &str) -> Vec<f32> {
+        let (_, node) = m.graph.nodes().find(|(_, n)| n.name == name).unwrap();
+        let fake = m.graph.value(node.input(2).unwrap()).producer().unwrap().0;
+        stands_for(m, fake).unwrap().unwrap()
+    }
+
+    #[test]
+    fn means_are_restored_layer_by_layer_behind_what_was_restored_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.npy");
+        // Both columns have mean 1.
+        std::fs::write(&path, npy("<f4", false, &[2, 2], &[0.5f32, 0.25, 1.5, 1.75].map(f32::to_le_bytes).concat())).unwrap();
+        let input = InputInfo { name: "x".into(), dtype: DType::F32, shape: Some(vec![Dim::Symbol("N".into()), Dim::Known(2)]) };
+        let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
+        for threads in [1, 2] {
+            let mut m = rounded();
+            let how = CorrectBias { samples: 8, memory: 1 << 20, threads };
+            let notes = correct_bias(&mut m, &how, Some((&data, &[0, 1])), &Silent).unwrap();
+            assert!(notes.list().iter().any(|n| n.text.contains("means of 2 layers restored")), "{notes:?}");
+            // 0.375 became 0 and 0.625 became 1: on inputs of mean 1 that lost 0.375 of the one, and gave as much to the other.
+            assert_eq!(bias(&m, "first"), [0.375, 0.5 - 0.375]);
+            // Its outputs have their means again, 0.375 and 1.125; 0.75 and 1.25 became 1. The layer had no bias.
+            assert_eq!(bias(&m, "second"), [-0.25 * 0.375, 0.25 * 1.125]);
+        }
+    }
+
+    #[test]
+    fn means_by_channel_and_what_has_other_channels_is_refused() {
+        let mut means = Means::new(2);
+        means.add(&Tensor::of_f32(&[1, 2, 2], vec![1.0, 3.0, -2.0, -4.0]), 1).unwrap();
+        means.add(&Tensor::of_f32(&[2, 2, 1], vec![5.0, 0.0, 7.0, 0.0]), 1).unwrap();
+        assert_eq!(means.mean(), [4.0, -1.5]);
+        assert!(means.add(&Tensor::of_f32(&[1, 3], vec![0.0; 3]), 1).unwrap_err().to_string().contains("not 2 channels"));
+        let t = shifted(&Tensor::of_f32(&[1, 2, 2], vec![0.0; 4]), 1, &[1.0, -1.0]).unwrap();
+        assert_eq!(&t.to_f32().unwrap()[..], [1.0, 1.0, -1.0, -1.0]);
+    }
+}

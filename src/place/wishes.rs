@@ -3,7 +3,7 @@
 use super::Rules;
 use crate::error::{Error, Result};
 use crate::graph::{Model, NodeId, ValueId};
-use crate::target::{Override, SchemeKeys};
+use crate::target::{Keep, Override, SchemeKeys};
 use std::collections::BTreeMap;
 
 /// Overrides, sorted by what they match.
@@ -39,7 +39,10 @@ impl<'a> Wishes<'a> {
 
     /// Why a node is to stay float, if it is.
     pub fn keep(&self, id: NodeId) -> Option<String> {
-        self.node(id).iter().rev().find(|o| o.set.keep.is_some()).map(|o| format!("kept float by the override at {}", o.origin))
+        self.node(id).iter().rev().find_map(|o| Some((o, o.set.keep?))).map(|(o, keep)| {
+            let how = if keep == Keep::Input { "as in the input file" } else { "float" };
+            format!("kept {how} by the override at {}", o.origin)
+        })
     }
 
     /// Keys of a weight; `None` where an override leaves it float.

@@ -4,7 +4,7 @@ use super::shape::Tree;
 use crate::error::{Error, Result};
 use crate::graph::Op;
 use crate::quant::{Rounding, Timing};
-use crate::target::{Fixed, Fuse, Granularity, Keep, Legal, Override, Profile, ScaleKey, SchemeKeys, Select, Wish, ZeroKey};
+use crate::target::{Fixed, Fuse, Granularity, Keep, Legal, Override, Place, Profile, ScaleKey, SchemeKeys, Select, Wish, ZeroKey};
 use crate::tensor::DType;
 use std::collections::BTreeMap;
 
@@ -184,9 +184,10 @@ pub fn override_of(t: &Tree, origin: String) -> Result<Override> {
         [from, to] => Some((from.clone(), to.clone())),
         _ => return fail("`between` is [from tensor, to tensor]".into()),
     };
-    let select = Select { nodes: text("nodes"), ops: t.get("ops").map(|o| ops(Some(o))), tensors: text("tensors"), between };
+    let place = text("where").and_then(|w| Place::NAMES.iter().find(|(name, _)| *name == w)).map(|(_, place)| *place);
+    let select = Select { nodes: text("nodes"), ops: t.get("ops").map(|o| ops(Some(o))), tensors: text("tensors"), between, place };
     if select == Select::default() {
-        return fail("it selects nothing: say `nodes`, `ops`, `tensors` or `between`".into());
+        return fail("it selects nothing: say `nodes`, `ops`, `tensors`, `between` or `where`".into());
     }
     let slots = |key: &str| -> Result<BTreeMap<usize, SchemeKeys>> {
         t.get(key)
@@ -199,7 +200,7 @@ pub fn override_of(t: &Tree, origin: String) -> Result<Override> {
             .collect()
     };
     let set = Wish {
-        keep: t.get("keep").map(|_| Keep::Float),
+        keep: text("keep").map(|k| if k == "input" { Keep::Input } else { Keep::Float }),
         weights: t.get("weights").map(scheme),
         activations: t.get("activations").map(scheme),
         bias: t.get("bias").map(scheme),

@@ -3,6 +3,7 @@
 use super::shape::{Key, Shape};
 use super::steps::{self, Run};
 use super::{configs, shape};
+use crate::target::Place;
 
 const COUNT: Shape = Shape::Int(1, i64::MAX);
 const FLAG: Shape = Shape::Bool;
@@ -146,14 +147,24 @@ static GATE: &[Key] = &[
     Key::new("agreement", Shape::Number(0.0, 1.0), "least share of samples with the same class"),
     Key::new("coverage", Shape::Number(0.0, 1.0), "least share of multiply-adds on codes of at most 8 bits"),
     Key::new("top1_drop", Shape::Number(0.0, 1.0), "largest loss of accuracy against the labels"),
+    Key::new(
+        "eval_drop",
+        Shape::Number(f64::NEG_INFINITY, f64::INFINITY),
+        "largest loss of the number that --eval prints: the float model's less the converted one's",
+    ),
 ];
 static OVERRIDE: &[Key] = &[
     Key::new("nodes", Shape::Text, "pattern of node names; * stops at /, ** does not"),
     Key::new("ops", Shape::List(&Shape::Op), "nodes of these operators"),
     Key::new("tensors", Shape::Text, "pattern of tensor names"),
     Key::new("between", Shape::List(&Shape::Text), "[from, to]: nodes on a path between two tensors"),
+    Key::new(
+        "where",
+        Shape::OneOf(&Place::WORDS),
+        "products of two operands that flow; with a constant weight; convolutions with a group a channel; those that no other stands before, or behind",
+    ),
     Key::new("optional", FLAG, "matching nothing is no error"),
-    Key::new("keep", Shape::OneOf(&["float"]), "float: leave the nodes alone"),
+    Key::new("keep", Shape::OneOf(&["float", "input"]), "leave the nodes alone: in the recipe's float type, or in that of the input file"),
     Key::new("weights", SCHEME_OR_NONE, "scheme of their weights"),
     Key::new("activations", SCHEME_OR_NONE, "scheme of their activations"),
     Key::new("bias", SCHEME_OR_NONE, "scheme of their biases"),

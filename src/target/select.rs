@@ -2,7 +2,7 @@
 
 use super::SchemeKeys;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Model, NodeId, Op, ValueId};
+use crate::graph::{Graph, Linear, Model, NodeId, Op, Recurrent, ValueId};
 use globset::{GlobBuilder, GlobMatcher};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +27,43 @@ pub struct Select {
     pub tensors: Option<String>,
     /// Nodes on a path from the first tensor to the second.
     pub between: Option<(String, String)>,
+    pub place: Option<Place>,
+}
+
+/// `where:` nodes by what they multiply, and where they stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Products of two operands that flow, as in attention.
+    DynamicOperands,
+    /// Products with a constant weight, recurrent layers among them.
+    ConstantWeight,
+    /// Convolutions with a group an input channel.
+    Depthwise,
+    /// Products that no other stands before: the first layers.
+    First,
+    /// Products that no other stands behind: the last layers.
+    Last,
+}
+
+impl Place {
+    /// Every place with the word for it.
+    pub const NAMES: [(&'static str, Place); 5] = [
+        ("dynamic-operands", Place::DynamicOperands),
+        ("constant-weight", Place::ConstantWeight),
+        ("depthwise", Place::Depthwise),
+        ("first", Place::First),
+        ("last", Place::Last),
+    ];
+    /// The words alone.
+    pub const WORDS: [&'static str; Place::NAMES.len()] = {
+        let mut words = [""; Place::NAMES.len()];
+        let mut i = 0;
+        while i < words.len() {
+            words[i] = Place::NAMES[i].0;
+            i += 1;
+        }
+        words
+    };
 }
 
 /// What is wished of the selected.
@@ -43,8 +80,10 @@ pub struct Wish {
 /// `keep:`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
-    /// In float32.
+    /// In the recipe's float type.
     Float,
+    /// As in the input file.
+    Input,
 }
 
 fn glob(pattern: &str) -> Result<GlobMatcher> {
@@ -56,7 +95,7 @@ impl Select {
     /// The nodes of the outermost graph that match; none where only tensors are selected.
     pub fn nodes(&self, model: &Model) -> Result<BTreeSet<NodeId>> {
         let g = &model.graph;
-        if self.nodes.is_none() && self.ops.is_none() && self.between.is_none() {
+        if self.nodes.is_none() && self.ops.is_none() && self.between.is_none() && self.place.is_none() {
             return Ok(BTreeSet::new());
         }
         let name = self.nodes.as_deref().map(glob).transpose()?;
@@ -64,10 +103,13 @@ impl Select {
             Some((from, to)) => Some(between(g, from, to)?),
             None => None,
         };
+        let there = self.place.map(|place| standing(g, place));
         let matches = |id: NodeId| {
             let node = g.node(id);
             let named = |m: &GlobMatcher| m.is_match(&node.name) || node.came_from.iter().any(|n| m.is_match(n));
-            name.as_ref().is_none_or(named) && self.ops.as_ref().is_none_or(|o| o.contains(&node.op)) && inside.as_ref().is_none_or(|s| s.contains(&id))
+            name.as_ref().is_none_or(named)
+                && self.ops.as_ref().is_none_or(|o| o.contains(&node.op))
+                && [&inside, &there].into_iter().flatten().all(|s| s.contains(&id))
         };
         Ok(g.order().iter().copied().filter(|id| matches(*id)).collect())
     }
@@ -77,6 +119,48 @@ impl Select {
         let Some(pattern) = &self.tensors else { return Ok(BTreeSet::new()) };
         let m = glob(pattern)?;
         Ok(model.graph.values().filter(|(_, v)| m.is_match(&v.name)).map(|(id, _)| id).collect())
+    }
+}
+
+/// The nodes at a place.
+fn standing(g: &Graph, place: Place) -> BTreeSet<NodeId> {
+    let linear = |id: NodeId| Linear::of(g, id);
+    let is = |id: NodeId| linear(id).is_some() || Recurrent::of(g, id).is_some();
+    let products = || g.order().iter().copied().filter(|id| is(*id));
+    match place {
+        Place::DynamicOperands => products().filter(|id| linear(*id).is_some_and(|l| !l.constant)).collect(),
+        Place::ConstantWeight => products().filter(|id| linear(*id).is_none_or(|l| l.constant)).collect(),
+        Place::Depthwise => products()
+            .filter(|id| {
+                let weight = |l: &Linear| g.constant(crate::graph::constant_behind(g, l.weight)?);
+                // Of a Conv's weight, the axis that is summed over holds the channels of one group; of a ConvTranspose's, all.
+                linear(*id).is_some_and(|l| {
+                    let own = weight(&l).and_then(|c| c.tensor.shape().get(l.in_axis).copied());
+                    l.groups > 1 && own == Some(if g.node(*id).op == Op::ConvTranspose { l.groups } else { 1 })
+                })
+            })
+            .collect(),
+        Place::First | Place::Last => {
+            let mut touched: BTreeSet<ValueId> = BTreeSet::new();
+            let mut ends = BTreeSet::new();
+            let mut order = g.order().to_vec();
+            let last = place == Place::Last;
+            if last {
+                order.reverse();
+            }
+            for id in order {
+                let node = g.node(id);
+                let (from, to) = if last { (node.outputs(), node.inputs()) } else { (node.inputs(), node.outputs()) };
+                let beyond = from.iter().flatten().any(|v| touched.contains(v));
+                if is(id) && !beyond {
+                    ends.insert(id);
+                }
+                if is(id) || beyond {
+                    touched.extend(to.iter().flatten());
+                }
+            }
+            ends
+        }
     }
 }
 
@@ -107,6 +191,7 @@ fn between(g: &Graph, from: &str, to: &str) -> Result<BTreeSet<NodeId>> {
 mod tests {
     use super::*;
     use crate::graph::Node;
+    use crate::tensor::Tensor;
 
     fn chain() -> Model {
         let mut m = Model::default();
@@ -129,6 +214,29 @@ mod tests {
         assert_eq!(names(&m, &by("/body/*")), ["/body/relu"]);
         assert_eq!(names(&m, &by("/body/**")), ["/body/relu", "/body/deep/conv"]);
         assert!(by("[").nodes(&m).is_err());
+    }
+
+    /// a → Conv (3 groups of a channel) → MatMul with a constant → MatMul with itself → Relu → d; e → Conv → f.
+    #[test]
+    fn products_are_found_by_what_they_multiply_and_where_they_stand() {
+        let mut m = Model::default();
+        let g = &mut m.graph;
+        let [a, b, c, p, d, e, f] = ["a", "b", "c", "p", "d", "e", "f"].map(|n| g.add_value(n));
+        let depthwise = g.add_constant("wd", Tensor::of_f32(&[3, 1, 1, 1], vec![1.0; 3]));
+        let full = g.add_constant("wf", Tensor::of_f32(&[3, 3, 1, 1], vec![1.0; 9]));
+        let matrix = g.add_constant("wm", Tensor::of_f32(&[2, 2], vec![1.0; 4]));
+        g.add_node(Node::new(Op::Conv, "depthwise").with("group", 3), &[Some(a), Some(depthwise)], &[Some(b)]);
+        g.add_node(Node::new(Op::MatMul, "matmul"), &[Some(b), Some(matrix)], &[Some(c)]);
+        g.add_node(Node::new(Op::MatMul, "attention"), &[Some(c), Some(c)], &[Some(p)]);
+        g.add_node(Node::new(Op::Relu, "relu"), &[Some(p)], &[Some(d)]);
+        g.add_node(Node::new(Op::Conv, "alone"), &[Some(e), Some(full)], &[Some(f)]);
+        let at = |place| names(&m, &Select { place: Some(place), ..Select::default() });
+        assert_eq!(at(Place::Depthwise), ["depthwise"]);
+        assert_eq!(at(Place::DynamicOperands), ["attention"]);
+        assert_eq!(at(Place::ConstantWeight), ["depthwise", "matmul", "alone"]);
+        assert_eq!(at(Place::First), ["depthwise", "alone"]);
+        assert_eq!(at(Place::Last), ["attention", "alone"]);
+        assert_eq!(names(&m, &Select { place: Some(Place::Last), ops: Some(vec![Op::Conv]), ..Select::default() }), ["alone"]);
     }
 
     #[test]

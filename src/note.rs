@@ -26,6 +26,17 @@ pub enum NoteKind {
     FellBack,
 }
 
+impl NoteKind {
+    /// The word for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            NoteKind::Changed => "changed",
+            NoteKind::Declined => "declined",
+            NoteKind::FellBack => "fell back",
+        }
+    }
+}
+
 /// Remarks of one step, in order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Notes {

@@ -108,6 +108,12 @@ pub struct Convert {
     /// The report [default: OUT.report.json beside the output]
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,
+    /// The report as one page for a browser
+    #[arg(long, value_name = "FILE.html")]
+    pub html: Option<PathBuf>,
+    /// Run this on the float and on the converted model, and report the number that it prints last; such as 'python map.py {model}'
+    #[arg(long, value_name = "COMMAND")]
+    pub eval: Option<String>,
     /// Write what calibration saw, so that a second run needs no data
     #[arg(long, value_name = "FILE.json", conflicts_with = "ranges")]
     pub save_ranges: Option<PathBuf>,
@@ -158,6 +164,9 @@ pub struct Diff {
     /// Write the comparison as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Write the comparison as one page for a browser
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// Threads [default: one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,

@@ -31,6 +31,8 @@ pub fn convert(args: &Convert) -> Result<ExitCode> {
         sources: args.recipe.sources(),
         output: args.output.clone(),
         report: args.report.clone(),
+        html: args.html.clone(),
+        eval: args.eval.clone(),
         save_ranges: args.save_ranges.clone(),
         ranges: args.ranges.clone(),
         strict: args.strict,

@@ -19,5 +19,8 @@ pub fn run(args: &Diff) -> Result<()> {
     if let Some(path) = &args.json {
         recipe::write_text(path, &diff.to_json()?)?;
     }
+    if let Some(path) = &args.html {
+        recipe::write_text(path, &diff.html())?;
+    }
     print::results(&diff.page())
 }

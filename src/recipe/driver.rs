@@ -1,5 +1,6 @@
 //! Carries a recipe out: read, run the steps in order, write, read back, judge, report.
 
+use super::eval;
 use super::output::{self, Pending, VERSION_KEY};
 use super::ranges;
 use super::start::{self, Samples};
@@ -31,6 +32,10 @@ pub struct Request {
     pub output: Option<PathBuf>,
     /// Default: `OUT.report.json`.
     pub report: Option<PathBuf>,
+    /// The report as a page for a browser.
+    pub html: Option<PathBuf>,
+    /// A command that prints one number last, run on both models.
+    pub eval: Option<String>,
     /// Write what calibration saw.
     pub save_ranges: Option<PathBuf>,
     /// Take what an earlier calibration saw.
@@ -69,6 +74,12 @@ struct Begun {
 fn begin(request: &Request, progress: &dyn Progress) -> Result<Begun> {
     let recipe = resolve(&request.sources)?;
     steps::check_order(&recipe.steps)?;
+    if let Some(name) = &request.stop_after
+        && !recipe.steps.iter().any(|s| s.is(name))
+    {
+        let known: Vec<&str> = recipe.steps.iter().map(|s| s.name).collect();
+        return Err(Error::usage(format!("--stop-after {name}: the recipe has no such step; its steps are {}", known.join(", "))));
+    }
     if request.drop_unknown {
         for field in onnx::unknown_fields(&request.model)? {
             progress.say(&format!("dropped from {}: {field}", request.model.display()));
@@ -96,6 +107,8 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     let output = request.output.clone().unwrap_or_else(|| request.model.with_extension(format!("{}.onnx", recipe.name)));
     let report_path = request.report.clone().unwrap_or_else(|| output.with_extension("report.json"));
     output::check_destination(&output, &request.model, request.force)?;
+    [Some(&report_path), request.html.as_ref()].into_iter().flatten().try_for_each(|path| output::check_text(path))?;
+    request.eval.as_deref().map_or(Ok(()), eval::check)?;
     if let Some(dir) = &request.dump {
         std::fs::create_dir_all(dir).map_err(|e| Error::usage(format!("--dump {}: {e}", dir.display())))?;
     }
@@ -104,12 +117,6 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
         (Some(path), Some(s)) => Some(data::labels(path, s.judges())?),
         (Some(_), None) => return Err(Error::usage("--labels needs --data beside it: the samples that the labels are of")),
     };
-    if let Some(name) = &request.stop_after
-        && !recipe.steps.iter().any(|s| s.is(name))
-    {
-        let known: Vec<&str> = recipe.steps.iter().map(|s| s.name).collect();
-        return Err(Error::usage(format!("--stop-after {name}: the recipe has no such step; its steps are {}", known.join(", "))));
-    }
     let saved = ranges::open(request, &recipe, &source, samples.as_ref())?;
     opening(&recipe, request, samples.as_ref(), saved.as_ref(), threads).iter().for_each(|line| progress.say(line));
 
@@ -119,6 +126,12 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     if let (Some(s), Ok(_)) = (&samples, &lifted) {
         start::check_engine(&reference, s).at(|| request.model.display())?;
     }
+
+    // A command that fails does so before any work.
+    let evaluated = match &request.eval {
+        Some(command) => Some((command, eval::run(command, &request.model)?)),
+        None => None,
+    };
 
     let mut work = Work::new(&recipe, source.clone(), threads, progress);
     work.saved = saved.as_ref().map(|s| &s.ranges);
@@ -186,10 +199,13 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     report.add_notes(&notes);
     report.coverage = report::coverage(&written);
     judged.judge(samples.as_ref(), &mut report, progress)?;
+    if let Some((command, reference)) = evaluated {
+        report.eval = Some(report::Eval { command: command.clone(), reference, converted: eval::run(command, &pending.model())? });
+    }
     report.steps = measured;
     report.seconds = started.elapsed().as_secs_f64();
 
-    let failures = if report.is_random() { Vec::new() } else { report.failures(&recipe.gate) };
+    let failures = if report.is_random() { Vec::new() } else { recipe.gate.failures(&report) };
     let keep = failures.is_empty() || request.keep_failed;
     drop(written);
     if keep {
@@ -201,6 +217,9 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
         ranges::save(path, seen.unwrap_or_default(), request, &source, samples.as_ref())?;
     }
     output::write_text(&report_path, &report.to_json()?)?;
+    if let Some(path) = &request.html {
+        output::write_text(path, &report.html(&failures))?;
+    }
     Ok(Outcome { report, output, report_path, written: keep, failures })
 }
 

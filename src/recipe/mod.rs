@@ -4,6 +4,7 @@ mod configs;
 mod diff;
 mod driver;
 mod estimate;
+mod eval;
 mod output;
 mod parse;
 mod ranges;

@@ -134,6 +134,7 @@ fn assemble(name: String, target: Profile, target_from: String, layers: Vec<Laye
         agreement: gate_of("agreement"),
         coverage: gate_of("coverage"),
         top1_drop: gate_of("top1_drop"),
+        eval_drop: gate_of("eval_drop"),
     };
     let mut inputs: BTreeMap<String, InputRecipe> = BTreeMap::new();
     for (name, keys) in layers.iter().filter_map(|l| l.tree.get("inputs")).flat_map(Tree::entries) {
@@ -291,14 +292,7 @@ fn text_of(r: &Recipe, sources: &Sources, steps: &[Tree], overrides: &[Tree]) ->
     if !overrides.is_empty() {
         put("overrides", list(overrides));
     }
-    let gate = [
-        ("sqnr_db", r.gate.sqnr_db),
-        ("cosine", r.gate.cosine),
-        ("agreement", r.gate.agreement),
-        ("coverage", r.gate.coverage),
-        ("top1_drop", r.gate.top1_drop),
-    ];
-    let gate: Vec<String> = gate.iter().filter_map(|(k, v)| v.map(|v| format!("{k}: {v:?}"))).collect();
+    let gate: Vec<String> = r.gate.limits().map(|(k, v)| format!("{k}: {v:?}")).collect();
     if !gate.is_empty() {
         put("gate", format!("{{ {} }}", gate.join(", ")));
     }

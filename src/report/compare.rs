@@ -1,14 +1,17 @@
 //! Two models on the same samples, end to end.
 
 use super::metrics::classes;
+use super::parts::{Part, parts};
 use crate::data::Dataset;
-use crate::engine::{Plans, RunnerOptions, Running, over_samples};
+use crate::engine::{Plans, RunnerOptions, Running, over_samples, shapes_of};
 use crate::error::{At, Error, Result};
-use crate::graph::{Model, ValueId};
+use crate::graph::{InputShapes, Model, ValueId, infer};
 use crate::observe::{Db, Sums};
 use crate::pass::Progress;
 use crate::tensor::Tensor;
 use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 /// One output of the reference, and how far the other model is from it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -27,6 +30,18 @@ pub struct OutputRow {
     /// Share of elements that are equal; of outputs that are no real numbers.
     pub equal: Option<f64>,
     pub samples: usize,
+    /// Of an output that joins tensors, such as boxes and scores.
+    pub parts: Vec<PartRow>,
+}
+
+/// A stretch of an output.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PartRow {
+    /// Of the tensor that was joined.
+    pub name: String,
+    pub sqnr_db: Db,
+    pub cosine: f64,
+    pub agreement: Option<f64>,
 }
 
 /// Top-1 accuracy of both models.
@@ -46,7 +61,12 @@ struct Seen {
     equal: (u64, u64),
     /// `None` where it does not look like classes.
     classes: Option<Classes>,
+    /// By name, in the order of the output.
+    parts: Vec<(String, Sums, Option<Classes>)>,
 }
+
+/// The parts of each output, by the shapes of the sample.
+type Divided = Arc<Vec<Vec<Part>>>;
 
 /// Runs both models, each under its own quantizers, over `samples` of `data`. Outputs pair by name; by position where names differ and their number is
 /// the same. `labels`: one an entry of the batch of every sample of `data`.
@@ -65,6 +85,15 @@ pub fn compare(
     let mut total = vec![Seen::default(); pairs.len()];
     let mut classes_of: Vec<Option<Classes>> = vec![Some(Vec::new()); pairs.len()];
     let mut entries = Vec::new();
+    let known: Mutex<BTreeMap<InputShapes, Divided>> = Mutex::default();
+    let divided = |shapes: InputShapes| -> Divided {
+        let mut known = known.lock().unwrap_or_else(|e| e.into_inner());
+        let new = |shapes: &InputShapes| {
+            let inferred = infer(reference, shapes);
+            Arc::new(left.iter().map(|v| parts(&reference.graph, &inferred, *v)).collect())
+        };
+        known.entry(shapes.clone()).or_insert_with(|| new(&shapes)).clone()
+    };
     progress.begin("judge", samples.len() as u64);
     over_samples(
         samples.len(),
@@ -75,7 +104,8 @@ pub fn compare(
             let mut run = || -> Result<_> {
                 let x = plans.0.run(a, &sample, &reference.quantizers)?;
                 let y = plans.1.run(b, &sample, &other.quantizers)?;
-                x.iter().zip(&y).map(|(x, y)| see(x, y)).collect::<Result<Vec<Seen>>>()
+                let parts = divided(shapes_of(&sample));
+                x.iter().zip(&y).zip(&*parts).map(|((x, y), parts)| see(x, y, parts)).collect::<Result<Vec<Seen>>>()
             };
             run().at(|| data.name(samples[i]))
         },
@@ -83,6 +113,11 @@ pub fn compare(
             for ((total, all), seen) in total.iter_mut().zip(&mut classes_of).zip(seen) {
                 total.sums.merge(&seen.sums);
                 total.equal = (total.equal.0 + seen.equal.0, total.equal.1 + seen.equal.1);
+                if entries.is_empty() {
+                    total.parts = seen.parts;
+                } else {
+                    merge_parts(&mut total.parts, seen.parts);
+                }
                 match (&mut *all, seen.classes) {
                     (Some(all), Some(new)) => all.extend(new),
                     _ => *all = None,
@@ -113,9 +148,35 @@ pub fn compare(
             accuracy,
             equal: (total.equal.1 > 0).then(|| total.equal.0 as f64 / total.equal.1 as f64),
             samples: samples.len(),
+            parts: total.parts.into_iter().map(part_row).collect(),
         }
     };
     Ok(total.into_iter().zip(classes_of).zip(&pairs).map(row).collect())
+}
+
+/// Parts of another sample's output; where it is divided otherwise, none are known.
+fn merge_parts(have: &mut Vec<(String, Sums, Option<Classes>)>, new: Vec<(String, Sums, Option<Classes>)>) {
+    if have.len() != new.len() || have.iter().zip(&new).any(|(a, b)| a.0 != b.0) {
+        have.clear();
+        return;
+    }
+    for (a, b) in have.iter_mut().zip(new) {
+        a.1.merge(&b.1);
+        a.2 = a.2.take().zip(b.2).map(|(mut all, new)| {
+            all.extend(new);
+            all
+        });
+    }
+}
+
+fn part_row((name, sums, classes): (String, Sums, Option<Classes>)) -> PartRow {
+    let hits = |c: Classes| c.iter().filter(|(a, b)| a == b).count() as f64 / c.len() as f64;
+    PartRow { name, sqnr_db: sums.sqnr(), cosine: sums.cosine(), agreement: classes.filter(|c| !c.is_empty()).map(hits) }
+}
+
+/// Classes by both models.
+fn both(x: &Tensor, y: &Tensor) -> Option<Classes> {
+    classes(x).zip(classes(y)).map(|(a, b)| a.into_iter().zip(b).collect())
 }
 
 /// The labels of these samples' entries.
@@ -141,15 +202,20 @@ pub fn pair(a: &Model, b: &Model) -> Result<Vec<(ValueId, ValueId)>> {
     Err(Error::usage(format!("the second model has no output {missing}, and another number of outputs ({} and {})", ga.outputs.len(), gb.outputs.len())))
 }
 
-fn see(x: &Tensor, y: &Tensor) -> Result<Seen> {
+fn see(x: &Tensor, y: &Tensor, parts: &[Part]) -> Result<Seen> {
     if x.shape() != y.shape() {
         return Err(Error::failed(format!("the models' outputs have different shapes, {:?} and {:?}", x.shape(), y.shape())));
     }
     if !x.dtype().is_float() || !y.dtype().is_float() {
         let (a, b) = (x.to_f32()?, y.to_f32()?);
         let hits = a.iter().zip(b.iter()).filter(|(a, b)| a == b).count() as u64;
-        return Ok(Seen { sums: Sums::of(&a, &b), equal: (hits, a.len() as u64), classes: None });
+        return Ok(Seen { sums: Sums::of(&a, &b), equal: (hits, a.len() as u64), ..Seen::default() });
     }
-    let classes = classes(x).zip(classes(y)).map(|(a, b)| a.into_iter().zip(b).collect());
-    Ok(Seen { sums: Sums::of(&x.to_f32()?, &y.to_f32()?), equal: (0, 0), classes })
+    let mut seen = Seen { sums: Sums::of(&x.to_f32()?, &y.to_f32()?), classes: both(x, y), ..Seen::default() };
+    for part in parts {
+        if let (Some(x), Some(y)) = (part.of(x), part.of(y)) {
+            seen.parts.push((part.name.clone(), Sums::of(&x.to_f32()?, &y.to_f32()?), both(&x, &y)));
+        }
+    }
+    Ok(seen)
 }

@@ -1,6 +1,6 @@
 //! Two files of anyone, held against each other.
 
-use super::{Coverage, NODE_SAMPLES, NodeRow, OutputRow, compare, coverage, node_errors, page};
+use super::{Coverage, NODE_SAMPLES, NodeRow, OutputRow, compare, coverage, html, node_errors, page};
 use crate::data::Dataset;
 use crate::error::{At, Error, Result};
 use crate::graph::Model;
@@ -50,5 +50,10 @@ impl Diff {
     /// The page for people: at most 100 columns.
     pub fn page(&self) -> String {
         page::diff(self)
+    }
+
+    /// One self-contained page for a browser.
+    pub fn html(&self) -> String {
+        html::diff(self)
     }
 }

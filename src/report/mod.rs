@@ -3,14 +3,18 @@
 mod compare;
 mod coverage;
 mod diff;
+mod gate;
+mod html;
 mod metrics;
 mod nodes;
 mod page;
+mod parts;
 
 pub use crate::observe::{Db, Sums};
-pub use compare::{Accuracy, OutputRow, compare};
+pub use compare::{Accuracy, OutputRow, PartRow, compare};
 pub use coverage::{Coverage, coverage};
 pub use diff::{Diff, diff};
+pub use gate::Gate;
 pub use nodes::{NODE_SAMPLES, NodeRow, node_errors};
 pub use page::size;
 
@@ -38,6 +42,7 @@ pub struct Report {
     pub validated: bool,
     pub unvalidated_because: Option<String>,
     pub outputs: Vec<OutputRow>,
+    pub eval: Option<Eval>,
     pub coverage: Coverage,
     /// Worst first.
     pub nodes: Vec<NodeRow>,
@@ -102,6 +107,14 @@ pub struct RangesRow {
     pub random: bool,
 }
 
+/// What the user's own command says of both models; more is better.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Eval {
+    pub command: String,
+    pub reference: f64,
+    pub converted: f64,
+}
+
 /// One quantizer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct QuantizerRow {
@@ -124,16 +137,6 @@ pub struct StepRow {
     pub seconds: f64,
     /// Highest resident memory of the process so far, in bytes; where the system tells.
     pub peak_bytes: Option<u64>,
-}
-
-/// `gate:` of a recipe.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Gate {
-    pub sqnr_db: Option<f64>,
-    pub cosine: Option<f64>,
-    pub agreement: Option<f64>,
-    pub coverage: Option<f64>,
-    pub top1_drop: Option<f64>,
 }
 
 impl Origin {
@@ -166,6 +169,7 @@ impl Report {
             validated: false,
             unvalidated_because: None,
             outputs: Vec::new(),
+            eval: None,
             coverage: Coverage::default(),
             nodes: Vec::new(),
             quantizers: Vec::new(),
@@ -212,28 +216,6 @@ impl Report {
         }
     }
 
-    /// Why the result is below the gate: one text a key that was missed.
-    pub fn failures(&self, gate: &Gate) -> Vec<String> {
-        let mut failures = Vec::new();
-        let mut judge = |what: &str, limit: Option<f64>, values: Vec<(&str, f64)>, least: bool| {
-            let Some(limit) = limit else { return };
-            match values.into_iter().reduce(|a, b| if (b.1 < a.1) == least { b } else { a }) {
-                Some((name, value)) if if least { value < limit } else { value > limit } || value.is_nan() => {
-                    failures.push(format!("{what} of {name} is {value:.4}, the gate wants {limit}"))
-                }
-                Some(_) => {}
-                None => failures.push(format!("{what} was not measured, and the gate wants {limit}")),
-            }
-        };
-        let each = |f: &dyn Fn(&OutputRow) -> Option<f64>| self.outputs.iter().filter_map(|o| Some((o.name.as_str(), f(o)?))).collect::<Vec<_>>();
-        judge("sqnr_db", gate.sqnr_db, each(&|o| Some(o.sqnr_db.0)), true);
-        judge("cosine", gate.cosine, each(&|o| Some(o.cosine)), true);
-        judge("agreement", gate.agreement, each(&|o| o.agreement), true);
-        judge("coverage", gate.coverage, vec![("the written file", self.coverage.cov8)], true);
-        judge("top1_drop", gate.top1_drop, each(&|o| o.accuracy.map(|a| a.reference - a.converted)), false);
-        failures
-    }
-
     /// All of it as JSON.
     pub fn to_json(&self) -> Result<String> {
         serde_json::to_string_pretty(self).map(|t| t + "\n").map_err(Error::failed)
@@ -248,15 +230,21 @@ impl Report {
     pub fn page(&self) -> String {
         page::report(self)
     }
+
+    /// One self-contained page for a browser. `failures`: why the result is below the gate.
+    pub fn html(&self, failures: &[String]) -> String {
+        html::report(self, failures)
+    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use serde_json::Value;
     use std::collections::BTreeSet;
 
-    fn full() -> Report {
+    /// A report in which every key stands.
+    pub fn full() -> Report {
         let mut r = Report::new("0");
         r.data = Some(DataRow::default());
         r.ranges = Some(RangesRow::default());
@@ -273,8 +261,10 @@ mod tests {
             accuracy,
             equal: None,
             samples: 4,
+            parts: vec![PartRow { name: "p".into(), sqnr_db: Db(21.0), cosine: 0.99, agreement: None }],
         };
         r.outputs.push(output);
+        r.eval = Some(Eval { command: "c".into(), reference: 0.52, converted: 0.5 });
         let node = NodeRow {
             name: "n".into(),
             op: "o".into(),
@@ -326,19 +316,5 @@ mod tests {
         let q = &r.quantizers[0];
         assert_eq!((q.scale.as_slice(), q.zero_point.as_slice(), q.origin.as_str()), (&[0.5][..], &[3.0][..], "fitted"));
         assert_eq!(r.remarks(), ["place: n: declined: why", "place: m: fell back: why"]);
-    }
-
-    #[test]
-    fn the_gate_names_what_was_missed() {
-        let r = full();
-        assert!(r.failures(&Gate::default()).is_empty());
-        let gate = Gate { sqnr_db: Some(25.0), cosine: Some(0.9), agreement: Some(0.96), coverage: Some(0.5), top1_drop: Some(0.05) };
-        let failures = r.failures(&gate);
-        assert_eq!(failures.len(), 4, "{failures:?}");
-        for (failure, word) in failures.iter().zip(["sqnr_db of y is 20", "agreement of y", "coverage", "top1_drop of y is 0.1"]) {
-            assert!(failure.contains(word), "{failure}");
-        }
-        let unmeasured = Report::new("0").failures(&Gate { sqnr_db: Some(1.0), ..Gate::default() });
-        assert!(unmeasured[0].contains("was not measured"), "{unmeasured:?}");
     }
 }

@@ -22,7 +22,7 @@ fn line(text: String) -> String {
     shorten(&text, WIDTH) + "\n"
 }
 
-fn percent(x: f64) -> String {
+pub fn percent(x: f64) -> String {
     format!("{:.1} %", 100.0 * x)
 }
 
@@ -50,6 +50,9 @@ pub fn report(r: &Report) -> String {
     ));
     page += &line(format!("            activations:   {} in 8 bits, {} in 16", percent(c.act8), percent(c.act16)));
     page += &outputs(&r.outputs, r.is_random());
+    if let Some(e) = &r.eval {
+        page += &line(format!("eval        {} converted, {} float", e.converted, e.reference));
+    }
     if let Some(why) = &r.unvalidated_because {
         page += &line(format!("unvalidated: {why}"));
     }
@@ -84,6 +87,17 @@ fn outputs(rows: &[OutputRow], random: bool) -> String {
         // The name takes what the figures leave.
         let room = WIDTH.saturating_sub(14 + text.chars().count()).max(8);
         page += &line(format!("output      {}: {text}", shorten(&o.name, room)));
+        for p in &o.parts {
+            let mut text = format!("SQNR {}, cosine {:.5}", p.sqnr_db, p.cosine);
+            if let Some(a) = p.agreement {
+                text += &format!(", agreement {}", percent(a));
+            }
+            if random {
+                text += MEANS_NOTHING;
+            }
+            let room = WIDTH.saturating_sub(21 + text.chars().count()).max(8);
+            page += &line(format!("            its part {}: {text}", shorten(&p.name, room)));
+        }
     }
     page
 }
@@ -148,6 +162,7 @@ mod tests {
             accuracy: None,
             equal: None,
             samples: 3,
+            parts: vec![],
         };
         r.outputs = vec![output];
         r.nodes = (0..30)

@@ -64,3 +64,70 @@ fn a_command_judges_both_models_and_the_gate_reads_it() {
     folder.run(&["diff", MODEL, "a.onnx", "--data", DATA, "--html", "diff.html"]).ok();
     assert!(std::fs::read_to_string(folder.path("diff.html")).unwrap().contains("against kws.onnx, 64 samples"));
 }
+
+#[test]
+fn weights_alone_need_no_data() {
+    let folder = Folder::new();
+    folder.run(&["convert", MODEL, "-r", "w8"]).ok();
+    assert!(folder.path("kws.w8.onnx").exists());
+}
+
+/// The report without what depends on the run: paths, times, threads.
+fn figures(folder: &Folder, file: &str) -> serde_json::Value {
+    let mut report: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.path(file)).unwrap()).unwrap();
+    for key in ["steps", "seconds", "threads"] {
+        report.as_object_mut().unwrap().remove(key).unwrap();
+    }
+    report["output"].as_object_mut().unwrap().remove("path").unwrap();
+    report
+}
+
+#[test]
+fn every_recipe_gives_the_same_bytes_on_any_number_of_threads() {
+    let folder = Folder::new();
+    let recipes = std::fs::read_dir(crate::repository("configs")).unwrap().map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "yaml"));
+    let recipes: Vec<String> = recipes.map(|p| p.file_stem().unwrap().to_str().unwrap().to_string()).collect();
+    assert!(recipes.len() > 4 && recipes.iter().any(|r| r == "int8"), "{recipes:?}");
+    for recipe in &recipes {
+        for threads in ["1", "2", "4"] {
+            let out = format!("{threads}.onnx");
+            let few = ["--set", "data.samples=12", "--set", "data.validate=6", "-q", "--force", "--threads", threads, "-o", &out, "-r", recipe];
+            folder.run(&[&["convert", MODEL, "--data", DATA][..], &few].concat()).ok();
+            let bytes = |file: &str| std::fs::read(folder.path(file)).unwrap();
+            assert!(bytes("1.onnx") == bytes(&out), "{recipe} on {threads} threads");
+            assert_eq!(figures(&folder, "1.report.json"), figures(&folder, &format!("{threads}.report.json")), "{recipe} on {threads} threads");
+        }
+    }
+}
+
+/// Inputs, outputs, operators and constants of a model, by `requant inspect`.
+fn operators(folder: &Folder, file: &str) -> String {
+    let said = folder.run(&["inspect", file]).ok().stdout;
+    said[said.find("inputs\n").unwrap()..].to_string()
+}
+
+#[test]
+fn a_run_stops_after_a_step_and_dumps_each() {
+    let folder = Folder::new();
+    let few = ["convert", MODEL, "--data", DATA, "--set", "data.samples=8", "--set", "data.validate=4", "-r", "int8-fast"];
+    let with = |more: &[&str]| folder.run(&[&few[..], more].concat()).ok();
+    with(&["--dump", "steps", "-o", "all.onnx"]);
+    let mut dumped: Vec<String> = std::fs::read_dir(folder.path("steps")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    dumped.sort();
+    let last = dumped.last().unwrap().clone();
+    assert!(dumped.len() > 4 && dumped[0] == "01-fold-constants.onnx" && last.ends_with("-lower.onnx"), "{dumped:?}");
+    for step in ["fold-batch-norm", "place", "calibrate", "lower"] {
+        with(&["--stop-after", step, "-o", "part.onnx"]);
+        let file = format!("steps/{}", dumped.iter().find(|d| d.ends_with(&format!("-{step}.onnx"))).unwrap());
+        assert_eq!(operators(&folder, "part.onnx"), operators(&folder, &file), "{step}");
+        // Quantizers are written once they have scales.
+        assert_eq!(operators(&folder, "part.onnx").contains("QuantizeLinear"), ["calibrate", "lower"].contains(&step), "{step}");
+    }
+    let exact = folder.run(&["diff", "all.onnx", &format!("steps/{last}"), "--data", DATA]).ok();
+    assert!(exact.stdout.contains("SQNR exact"), "{exact:?}");
+    // A step's own name serves too.
+    with(&["--set", "calibrate.id=ranges", "--stop-after", "ranges", "-o", "named.onnx"]);
+    assert!(operators(&folder, "named.onnx").contains("QuantizeLinear"));
+    folder.refuses(&[&few[..], &["--dump", DATA]].concat(), 2, &["--dump", DATA]);
+    folder.refuses(&[&few[..], &["--dry-run", "--stop-after", "dream"]].concat(), 2, &["--stop-after", "dream"]);
+}

@@ -1,5 +1,6 @@
 //! What can be typed: help, man page and completions are made from these declarations.
 
+use crate::engine;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -141,6 +142,9 @@ pub struct Convert {
     /// Write the graph after each step into this folder
     #[arg(long, value_name = "DIR")]
     pub dump: Option<PathBuf>,
+    /// The engine that runs models
+    #[arg(long, value_name = "NAME", default_value = engine::NAMES[0], value_parser = engine::NAMES)]
+    pub engine: String,
     /// Threads [default: one a core]; the result does not depend on them
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,

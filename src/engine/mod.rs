@@ -21,6 +21,9 @@ mod trial;
 mod walk;
 mod weights;
 
+/// Engines that models may run in.
+pub const NAMES: [&str; 1] = ["tract"];
+
 pub use plans::{Plans, Running, shapes_of};
 pub use runner::{Runner, RunnerOptions, State};
 pub use samples::over_samples;

@@ -237,7 +237,7 @@ fn saturate(model: &Model, watched: &[(ValueId, QuantizerId)], masks: &Masks, se
 }
 
 /// Samples on which methods are compared.
-const COMPARED_ON: usize = 8;
+pub const COMPARED_ON: usize = 8;
 
 /// The model under the method whose outputs come nearest to the float model's.
 #[allow(clippy::too_many_arguments)]

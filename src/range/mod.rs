@@ -8,7 +8,7 @@ mod settle;
 mod tails;
 mod weights;
 
-pub use calibrate::{Calibrate, Calibrated, calibrate};
+pub use calibrate::{COMPARED_ON, Calibrate, Calibrated, calibrate};
 pub use mask::Masks;
 pub use method::Method;
 pub use saved::{Ranges, Source};

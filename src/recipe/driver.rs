@@ -95,6 +95,13 @@ fn begin(request: &Request, progress: &dyn Progress) -> Result<Begun> {
     Ok(Begun { recipe, source, samples, threads: threads(request.threads) })
 }
 
+/// The steps up to the one that `--stop-after` names.
+pub fn carried_out<'r>(recipe: &'r Recipe, request: &Request) -> &'r [Step] {
+    let until = request.stop_after.as_deref();
+    let end = recipe.steps.iter().position(|s| until.is_some_and(|name| s.is(name))).map_or(recipe.steps.len(), |i| i + 1);
+    &recipe.steps[..end]
+}
+
 /// Threads asked for; one a core where nobody asks.
 pub fn threads(asked: usize) -> usize {
     if asked > 0 { asked } else { std::thread::available_parallelism().map_or(1, |n| n.get()) }
@@ -140,7 +147,8 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| Error::failed(format!("{threads} threads cannot be started: {e}")))?;
     let mut measured = Vec::new();
-    for (i, step) in recipe.steps.iter().enumerate() {
+    let steps = carried_out(&recipe, request);
+    for (i, step) in steps.iter().enumerate() {
         let begun = Instant::now();
         pool.install(|| work.step(step))?;
         measured.push(report::StepRow::new(step.name, begun.elapsed()));
@@ -154,10 +162,9 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
             let path = dir.join(format!("{:02}-{}.onnx", i + 1, step.id.as_deref().unwrap_or(step.name)));
             Pending::write(&as_written(&work.model, work.state)?, &path)?.publish()?;
         }
-        if request.stop_after.as_deref().is_some_and(|name| step.is(name)) {
-            work.model = as_written(&work.model, work.state)?;
-            break;
-        }
+    }
+    if request.stop_after.is_some() {
+        work.model = as_written(&work.model, work.state)?;
     }
     let Work { mut model, prepared, notes, ranges: seen, .. } = work;
     let notes = notes.into_iter().fold(Notes::default(), |mut all, n| {
@@ -368,6 +375,7 @@ fn decide(begun: &Begun, progress: &dyn Progress) -> Result<(Vec<Decision>, Mode
 /// `--dry-run`: the resolved recipe, the plan node by node, and an estimate of time and memory.
 pub fn dry_run(request: &Request, progress: &dyn Progress) -> Result<String> {
     let begun = begin(request, progress)?;
+    let saved = ranges::open(request, &begun.recipe, &begun.source, begun.samples.as_ref())?;
     let (decisions, prepared) = decide(&begun, progress)?;
     let mut page = format!("# recipe, resolved\n{}\n# plan\n", begun.recipe.resolved);
     for d in &decisions {
@@ -378,7 +386,7 @@ pub fn dry_run(request: &Request, progress: &dyn Progress) -> Result<String> {
     }
     page += "\n# estimate\n";
     page += &match &begun.samples {
-        Some(samples) => super::estimate::estimate(&prepared, samples, begun.threads)?,
+        Some(samples) => super::estimate::estimate(&prepared, carried_out(&begun.recipe, request), samples, saved.is_some(), begun.threads)?,
         None => "no data was given, so nothing was timed\n".to_string(),
     };
     Ok(page)

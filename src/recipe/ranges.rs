@@ -1,7 +1,7 @@
 //! `--ranges` and `--save-ranges`: who made the statistics, and whether they fit.
 
 use super::Recipe;
-use super::driver::Request;
+use super::driver::{Request, carried_out};
 use super::output;
 use super::start::Samples;
 use crate::error::{At, Error, Result};
@@ -30,9 +30,7 @@ impl Saved {
 pub fn open(request: &Request, recipe: &Recipe, source: &Model, samples: Option<&Samples>) -> Result<Option<Saved>> {
     let asked = [("--save-ranges", &request.save_ranges), ("--ranges", &request.ranges)];
     for (option, path) in asked.into_iter().filter_map(|(o, p)| Some((o, p.as_ref()?))) {
-        let until = request.stop_after.as_deref();
-        let end = recipe.steps.iter().position(|s| until.is_some_and(|name| s.is(name))).map_or(recipe.steps.len(), |i| i + 1);
-        if !recipe.steps[..end].iter().any(|s| s.name == "calibrate") {
+        if !carried_out(recipe, request).iter().any(|s| s.name == "calibrate") {
             return Err(Error::usage(format!("{option} {}: no step `calibrate` is carried out, which alone takes ranges", path.display())));
         }
     }

@@ -214,7 +214,9 @@ fn see(x: &Tensor, y: &Tensor, parts: &[Part]) -> Result<Seen> {
     let mut seen = Seen { sums: Sums::of(&x.to_f32()?, &y.to_f32()?), classes: both(x, y), ..Seen::default() };
     for part in parts {
         if let (Some(x), Some(y)) = (part.of(x), part.of(y)) {
-            seen.parts.push((part.name.clone(), Sums::of(&x.to_f32()?, &y.to_f32()?), both(&x, &y)));
+            // Of what does not look like classes no part does.
+            let classes = seen.classes.as_ref().and_then(|_| both(&x, &y));
+            seen.parts.push((part.name.clone(), Sums::of(&x.to_f32()?, &y.to_f32()?), classes));
         }
     }
     Ok(seen)

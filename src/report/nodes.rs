@@ -43,6 +43,8 @@ pub struct NodeRow {
 struct Probe {
     node: NodeId,
     float: ValueId,
+    /// What its readers read in the reference: behind its quantizer, where that has quantizers too.
+    reference: ValueId,
     /// In the quantized graph.
     read: ValueId,
     /// In the graph of copies.
@@ -65,7 +67,7 @@ struct Seen {
 pub fn node_errors(prepared: &Model, quantized: &Model, data: &Dataset, samples: &[usize], threads: usize, progress: &dyn Progress) -> Result<Vec<NodeRow>> {
     let (prepared, quantized) = (&at_opset(prepared, quantized)?, &at_opset(quantized, prepared)?);
     let (copies, probes) = beside(prepared, quantized);
-    let floats: Vec<ValueId> = probes.iter().map(|p| p.float).chain(probes.iter().filter_map(|p| p.own)).collect();
+    let floats: Vec<ValueId> = probes.iter().map(|p| p.reference).chain(probes.iter().filter_map(|p| p.own)).collect();
     let reads: Vec<ValueId> = probes.iter().map(|p| p.read).collect();
     let plans = (Plans::new(&copies, &floats, RunnerOptions::default()), Plans::new(quantized, &reads, RunnerOptions::default()));
     let masks = Masks::of(prepared);
@@ -78,7 +80,7 @@ pub fn node_errors(prepared: &Model, quantized: &Model, data: &Dataset, samples:
         |(a, b), i| {
             let sample = data.sample(samples[i])?;
             let mut run = || -> Result<_> {
-                let x = plans.0.run(a, &sample, &quantized.quantizers)?;
+                let x = plans.0.run(a, &sample, &copies.quantizers)?;
                 let y = plans.1.run(b, &sample, &quantized.quantizers)?;
                 let (floats, mut owns) = (&x[..probes.len()], x[probes.len()..].iter());
                 let mut seen = Vec::with_capacity(probes.len());
@@ -183,11 +185,14 @@ fn covered(scheme: &Scheme, params: &Params) -> Option<(f32, f32)> {
     Some(((lo as f32 - z - 0.5) * s, (hi as f32 - z + 0.5) * s))
 }
 
-/// The float graph with a copy of every quantized node in it, and what is measured.
+/// The float graph with a copy of every quantized node in it, and what is measured. A reference that is quantized itself gets no copies.
 fn beside(prepared: &Model, quantized: &Model) -> (Model, Vec<Probe>) {
     let mut copies = prepared.clone();
-    copies.quantizers = quantized.quantizers.clone();
-    copies.codes.clear();
+    let copied = prepared.quantizers.is_empty();
+    if copied {
+        copies.quantizers = quantized.quantizers.clone();
+        copies.codes.clear();
+    }
     let (f, q) = (&prepared.graph, &quantized.graph);
     // Values of the quantized graph that are, without their quantizer, values of the float graph.
     let mut twins: BTreeMap<ValueId, ValueId> = BTreeMap::new();
@@ -202,7 +207,7 @@ fn beside(prepared: &Model, quantized: &Model) -> (Model, Vec<Probe>) {
     }
     let mut copy: BTreeMap<ValueId, ValueId> = BTreeMap::new();
     for (id, n) in q.nodes() {
-        if n.bodies().next().is_some() {
+        if !copied || n.bodies().next().is_some() {
             continue;
         }
         let reads = |c: &mut Graph, v: ValueId| match (copy.get(&v), twins.get(&v), q.value(v).constant.as_ref()) {
@@ -246,7 +251,8 @@ fn beside(prepared: &Model, quantized: &Model) -> (Model, Vec<Probe>) {
                 y
             }
         });
-        probes.push(Probe { node, float, read, own, quantizer });
+        let reference = readers(f, float).into_iter().next().and_then(|n| n.output(0)).unwrap_or(float);
+        probes.push(Probe { node, float, reference, read, own, quantizer });
     }
     (copies, probes)
 }
@@ -339,5 +345,24 @@ mod tests {
         let neg = rows.iter().find(|r| r.name == "neg").unwrap();
         assert_eq!(neg.own_sqnr_db, Some(db(&[-0.3, -1.0, 0.0, -100.0], &[-0.25, -1.0, 0.0, -31.75])));
         assert_eq!(neg.sqnr_db, db(&[-0.3, -1.0, 0.0, -100.0], &[-0.5, -1.0, 0.0, -31.75]));
+    }
+
+    #[test]
+    fn a_quantized_reference_is_held_against_itself() {
+        let (_, quantized) = pair();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.npy");
+        std::fs::write(&path, npy("<f4", false, &[1, 4], &[0.3f32, 1.0, -1.0, 100.0].map(f32::to_le_bytes).concat())).unwrap();
+        let input = crate::data::InputInfo { name: "x".into(), dtype: DType::F32, shape: Some(vec![Dim::Known(4)]) };
+        let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
+        let rows = node_errors(&quantized, &quantized, &data, &[0], 1, &crate::pass::Silent).unwrap();
+        let view: Vec<_> = rows.iter().map(|r| (r.name.as_str(), r.sqnr_db, r.own_sqnr_db)).collect();
+        assert_eq!(view, [("relu", Db(f64::INFINITY), None), ("neg", Db(f64::INFINITY), None)]);
+        // Another scale is a loss.
+        let mut coarser = quantized.clone();
+        let h = coarser.quantizers.ids().nth(1).unwrap();
+        coarser.quantizers[h].params = Some(Params::tensor(16.0, None));
+        let rows = node_errors(&quantized, &coarser, &data, &[0], 1, &crate::pass::Silent).unwrap();
+        assert!(rows.iter().all(|r| r.sqnr_db.0.is_finite()), "{rows:?}");
     }
 }

@@ -10,11 +10,11 @@ use super::weights::fit_weights;
 use crate::data::Dataset;
 use crate::engine::{Plans, RunnerOptions, Running, Trial, over_samples};
 use crate::error::{At, Error, Result};
-use crate::graph::{Model, ValueId};
+use crate::graph::{Flow, Model, NodeId, ValueId, constant_behind};
 use crate::note::Notes;
 use crate::observe::{Extremes, Histogram};
 use crate::pass::Progress;
-use crate::quant::{self, QuantizerId, Timing};
+use crate::quant::{self, QuantizerId, Scheme, Timing};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -63,15 +63,15 @@ pub fn calibrate(
         }
         let kept = saturate(model, &watched, &masks, &mut seen, &mut notes);
         let (method, best, said) = match (how.activations, data) {
-            (Method::Auto, Some((data, samples))) => best_of(model, &watched, &kept, &seen, data, samples, how.threads, progress)?,
+            (Method::Auto, Some((data, samples))) => best_of(model, &watched, &kept, &seen, ranges.samples, data, samples, how.threads, progress)?,
             (Method::Auto, None) => {
                 let method = chosen_before(saved)?;
-                let (model, mut said) = fitted(model, method, &watched, &kept, &seen)?;
+                let (model, mut said) = fitted(model, &measured(method, ranges.samples), &watched, &kept, &seen)?;
                 said.changed("", format!("ranges by {method}, as chosen when they were saved"));
                 (method, model, said)
             }
             (method, _) => {
-                let (model, said) = fitted(model, method, &watched, &kept, &seen)?;
+                let (model, said) = fitted(model, &|h, scheme| method.range(h, scheme), &watched, &kept, &seen)?;
                 (method, model, said)
             }
         };
@@ -236,6 +236,21 @@ fn saturate(model: &Model, watched: &[(ValueId, QuantizerId)], masks: &Masks, se
     kept
 }
 
+/// Fewer values than this say little of the ends that cost the least: a normal distribution's in 8 bits lie where one value in 16 384 is beyond, and four
+/// should be.
+const FEW: u64 = 4 * 16_384;
+/// Fewer samples than this say nothing of such ends either when methods are compared on them: what was seen in them all was seen by the ranges.
+const FEW_SAMPLES: usize = 32;
+
+/// How a range is taken from what was seen of a tensor.
+type Range<'a> = &'a (dyn Fn(&Histogram, &Scheme) -> Result<Extremes> + Sync);
+
+/// A method chosen by comparison, as it is applied to what was seen in so many samples: where that is little, no comparison can tell whose ends are right,
+/// and the distribution must.
+fn measured(method: Method, samples: usize) -> impl Fn(&Histogram, &Scheme) -> Result<Extremes> + Sync {
+    move |h, scheme| if samples < FEW_SAMPLES && h.total() < FEW { Method::Tail } else { method }.range(h, scheme)
+}
+
 /// Samples on which methods are compared.
 pub const COMPARED_ON: usize = 8;
 
@@ -246,6 +261,7 @@ fn best_of(
     watched: &[(ValueId, QuantizerId)],
     kept: &BTreeMap<QuantizerId, Extremes>,
     seen: &[Seen],
+    seen_samples: usize,
     data: &Dataset,
     samples: &[usize],
     threads: usize,
@@ -257,7 +273,7 @@ fn best_of(
     let mut best: Option<(f64, Method, Model, Notes)> = None;
     let mut figures = Vec::new();
     for method in Method::COMPARED {
-        let (candidate, notes) = fitted(model, method, watched, kept, seen)?;
+        let (candidate, notes) = fitted(model, &measured(method, seen_samples), watched, kept, seen)?;
         // Weights stay float here: what their rounding shifts is not the ranges' fault, and may be corrected later.
         let mut activations = candidate.clone();
         candidate.constant_sites().into_iter().for_each(|(node, _)| {
@@ -277,11 +293,14 @@ fn best_of(
 }
 
 /// The model with one range a quantizer, over all values and constants that share it, and with what follows from them.
-fn fitted(model: &Model, method: Method, watched: &[(ValueId, QuantizerId)], kept: &BTreeMap<QuantizerId, Extremes>, seen: &[Seen]) -> Result<(Model, Notes)> {
+fn fitted(model: &Model, range: Range, watched: &[(ValueId, QuantizerId)], kept: &BTreeMap<QuantizerId, Extremes>, seen: &[Seen]) -> Result<(Model, Notes)> {
     let (mut model, mut notes) = (model.clone(), Notes::of("calibrate"));
     let ranges = watched.par_iter().zip(seen).map(|((_, id), seen)| match seen {
         Seen::Extremes(e) | Seen::Average(e) => Ok(e.clone()),
-        Seen::Histogram(h) => Ok(vec![method.range(h, &model.quantizers[*id].scheme)?]),
+        Seen::Histogram(h) => {
+            let range = range(h, &model.quantizers[*id].scheme)?;
+            Ok(vec![kept.get(id).map_or(range, |i| range.within(i))])
+        }
     });
     let found = ranges.collect::<Result<Vec<_>>>()?;
     let mut ranges: BTreeMap<QuantizerId, Vec<Extremes>> = BTreeMap::new();
@@ -295,15 +314,25 @@ fn fitted(model: &Model, method: Method, watched: &[(ValueId, QuantizerId)], kep
             Some(_) => return Err(Error::failed("shares its quantizer with a tensor of another number of blocks").at(name)),
         }
     }
+    let mut tables: BTreeMap<QuantizerId, Extremes> = BTreeMap::new();
     for (node, id) in model.constant_sites() {
-        // Whatever row of a table the samples read, the others may come.
         let moved = model.graph.node(node).output(0).and_then(|v| model.moved_to(v));
         let id = moved.unwrap_or_else(|| model.quantizers.root(id));
         if let Some([have]) = ranges.get_mut(&id).map(Vec::as_mut_slice) {
             let value = model.graph.node(node).input(0).expect("a FakeQuant reads something");
             let mut own = Extremes::default();
             own.observe(&model.graph.constant(value).expect("it is a constant site").tensor.to_f32()?);
-            have.merge(&kept.get(&id).map_or(own, |i| own.within(i)));
+            let own = kept.get(&id).map_or(own, |i| own.within(i));
+            have.merge(&own);
+            if moved.is_some() {
+                tables.entry(id).or_default().merge(&own);
+            }
+        }
+    }
+    // Where nothing but rows of tables comes, whatever row may come, and nothing beyond.
+    for (id, table) in tables {
+        if watched.iter().filter(|(_, q)| *q == id).all(|(v, _)| is_row(model.graph.value(*v).producer().map(|(n, _)| n), &model)) {
+            ranges.insert(id, vec![table]);
         }
     }
     for (id, mut range) in ranges {
@@ -319,6 +348,13 @@ fn fitted(model: &Model, method: Method, watched: &[(ValueId, QuantizerId)], kep
     Ok((model, notes))
 }
 
+/// Whether a node moves rows of a constant table.
+fn is_row(node: Option<NodeId>, model: &Model) -> bool {
+    let Some(node) = node.map(|n| model.graph.node(n)) else { return false };
+    let source = node.input(0).filter(|_| node.op.flow() == Flow::Move);
+    source.is_some_and(|v| constant_behind(&model.graph, v).is_some() || is_row(model.graph.value(v).producer().map(|(n, _)| n), model))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -326,7 +362,7 @@ mod tests {
     use crate::data::tests::npy;
     use crate::graph::{Dim, Node, Op, Type};
     use crate::pass::Silent;
-    use crate::quant::{Blocks, Scheme};
+    use crate::quant::Blocks;
     use crate::tensor::{DType, Tensor};
 
     /// x[N,4] → FakeQuant → Relu → FakeQuant → y, and a constant under a quantizer of its own.
@@ -393,5 +429,36 @@ mod tests {
         m.graph.value_mut(w).constant = Some(Tensor::of_f32(&[2, 2], vec![1.0, f32::NAN, 0.0, 0.0]).into());
         let e = calibrate(&mut m, &how(Method::MinMax, 1), None, None, &Silent).unwrap_err().to_string();
         assert!(e.contains("weight w: element 1 is NaN"), "{e}");
+    }
+
+    /// ids → Gather of a table by row → FakeQuant: the samples read two rows of three, and the scale covers all three and nothing more.
+    #[test]
+    fn a_table_sets_the_range_of_its_rows() {
+        let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+        let (rows, out) = (m.quantizers.add("table", Scheme::int(8, true)), m.quantizers.add("e", Scheme::int(8, false)));
+        m.quantizers[rows].scheme.blocks = Blocks::channel(0);
+        let g = &mut m.graph;
+        let tensor = |dtype, shape: &[usize]| Type::Tensor { dtype: Some(dtype), shape: Some(shape.iter().map(|d| Dim::Known(*d)).collect()) };
+        let [ids, t, e, y] = ["ids", "t", "e", "y"].map(|n| g.add_value(n));
+        g.value_mut(ids).ty = tensor(DType::I64, &[1, 2]);
+        g.value_mut(t).ty = tensor(DType::F32, &[3, 2]);
+        [e, y].into_iter().for_each(|v| g.value_mut(v).ty = tensor(DType::F32, &[1, 2, 2]));
+        let table = g.add_constant("table", Tensor::of_f32(&[3, 2], vec![0.5, -0.5, 0.25, 0.5, -1.0, 4.1]));
+        (g.inputs, g.outputs) = (vec![ids], vec![y]);
+        g.add_node(Node::fake_quant(rows, "ft"), &[Some(table)], &[Some(t)]);
+        g.add_node(Node::new(Op::Gather, "gather"), &[Some(t), Some(ids)], &[Some(e)]);
+        g.add_node(Node::fake_quant(out, "fe"), &[Some(e)], &[Some(y)]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ids.npy");
+        std::fs::write(&path, npy("<i8", false, &[4, 2], &[0i64, 1, 1, 0, 0, 0, 1, 1].map(i64::to_le_bytes).concat())).unwrap();
+        let input = InputInfo { name: "ids".into(), dtype: DType::I64, shape: Some(vec![Dim::Known(1), Dim::Known(2)]) };
+        let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
+        for method in [Method::MinMax, Method::Percentile(90.0), Method::Tail, Method::Auto] {
+            let mut m = m.clone();
+            let how = Calibrate { activations: method, weights: Method::MinMax, threads: 1 };
+            calibrate(&mut m, &how, Some((&data, &[0, 1, 2, 3])), None, &Silent).unwrap();
+            let p = m.quantizers[out].params.as_ref().unwrap();
+            assert_eq!((p.scale[0], p.zero_at(0)), (5.1 / 255.0, 50.0), "{method}");
+        }
     }
 }

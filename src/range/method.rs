@@ -19,9 +19,13 @@ pub enum Method {
     Mse,
     /// The interval whose codes keep the distribution best, by Kullback-Leibler divergence (Migacz 2017, 8-bit inference with TensorRT).
     Entropy,
+    /// The interval that loses the least squared error if the outermost values of each end belong to a tail that goes on beyond them, and is fitted to
+    /// them. Wider than what was seen where little was seen (Pickands 1975, peaks over a threshold; Banner et al. 2019, section 3, for the error).
+    Tail,
     /// All values (HPTQ, section 3.2: the threshold from which its searches start).
     NoClip,
-    /// Whichever of [`Method::COMPARED`] brings the outputs of a few samples nearest to the float model's.
+    /// Whichever of [`Method::COMPARED`] brings the outputs of a few samples nearest to the float model's; `Tail` for tensors of which too little was seen
+    /// to tell.
     Auto,
 }
 
@@ -33,6 +37,7 @@ impl std::fmt::Display for Method {
             Method::Percentile(p) => write!(f, "percentile {p}"),
             Method::Mse => f.write_str("mse"),
             Method::Entropy => f.write_str("entropy"),
+            Method::Tail => f.write_str("tail"),
             Method::NoClip => f.write_str("no-clip"),
             Method::Auto => f.write_str("auto"),
         }
@@ -50,7 +55,7 @@ impl Method {
 
     /// Whether it reads a histogram; otherwise the extremes do.
     pub fn wants_histogram(self) -> bool {
-        matches!(self, Method::Percentile(_) | Method::Mse | Method::Entropy | Method::Auto)
+        matches!(self, Method::Percentile(_) | Method::Mse | Method::Entropy | Method::Tail | Method::Auto)
     }
 
     /// The range of values distributed so.
@@ -59,6 +64,7 @@ impl Method {
             Method::Percentile(p) => Ok(seen.central(p / 100.0)),
             Method::Mse => least_squares(seen, scheme),
             Method::Entropy => least_divergence(seen, scheme),
+            Method::Tail => Ok(behind_tails(seen, scheme)),
             Method::MinMax | Method::MovingAverage { .. } | Method::NoClip | Method::Auto => Ok(seen.extremes),
         }
     }
@@ -102,6 +108,77 @@ fn least_squares(seen: &Histogram, scheme: &Scheme) -> Result<Extremes> {
         }
     }
     Ok(Extremes { lo: all.lo * best.1, hi: all.hi * best.2 })
+}
+
+/// Share of the values of an end that its tail is fitted to, and their least and largest number.
+const TAIL: (f64, u64, u64) = (0.01, 24, 256);
+/// Share of the values whose quantile tells how fast an end falls, and how fast one falls of which that quantile says nothing.
+const SHOULDER: (f64, f64) = (0.1, 1.25);
+
+/// Tails fall like `exp(−(x/s)^a)`. Of `L` steps over `span`, rounding loses `span² / 12 L²`; cutting at `c` loses `2 p(c) β²`, where a share `p(c)` lies
+/// beyond `c`, by `β` in the mean. With a share `p` beyond `u`, by `m` in the mean of `xᵃ`, the tail has `p(c) = p · exp(−(cᵃ − uᵃ)/m)` and
+/// `β = m / (a cᵃ⁻¹)`, and the sum is least at `cᵃ = uᵃ + m · ln(12 L² p β / span)`. An end at which values pile up has no tail.
+fn behind_tails(seen: &Histogram, scheme: &Scheme) -> Extremes {
+    let all = seen.extremes;
+    let Some((first, last)) = scheme.format.code_range().filter(|_| !all.is_empty()) else { return all };
+    let steps = (last as f64 - first as f64).powi(2);
+    let points: Vec<(f64, u64)> = seen.points().map(|(x, n)| (x as f64, n)).collect();
+    let low: Vec<(f64, u64)> = points.iter().map(|(x, n)| (-x, *n)).collect();
+    let high: Vec<(f64, u64)> = points.into_iter().rev().collect();
+    let (low, high) = (End::of(&low, seen.total()), End::of(&high, seen.total()));
+    let (mut lo, mut hi) = (all.lo as f64, all.hi as f64);
+    for _ in 0..6 {
+        let span = hi.max(0.0) - lo.min(0.0);
+        (lo, hi) = (low.as_ref().map_or(all.lo as f64, |e| -e.cut(-lo, span, steps)), high.as_ref().map_or(all.hi as f64, |e| e.cut(hi, span, steps)));
+    }
+    Extremes { lo: lo as f32, hi: hi as f32 }
+}
+
+/// The tail of one end: `a`, `uᵃ`, `m` and `p`.
+struct End {
+    fall: f64,
+    threshold: f64,
+    excess: f64,
+    share: f64,
+}
+
+impl End {
+    /// From values and their counts, outermost first; `None` where there is no tail.
+    fn of(points: &[(f64, u64)], total: u64) -> Option<End> {
+        let count = ((TAIL.0 * total as f64) as u64).clamp(TAIL.1, TAIL.2).min(total / 4);
+        let (top, pile) = *points.first()?;
+        if top <= 0.0 || 4 * pile > count {
+            return None;
+        }
+        // The first value with so many beyond it, and how many these are.
+        let quantile = |count: u64| {
+            let mut beyond = 0;
+            let at = points.iter().position(|(_, n)| {
+                let reached = beyond >= count;
+                beyond += if reached { 0 } else { *n };
+                reached
+            });
+            let at = at.unwrap_or(points.len());
+            (points.get(at).map_or(0.0, |p| p.0.max(0.0)), at, beyond as f64 / total as f64)
+        };
+        let (u, beyond, share) = quantile(count);
+        let (shoulder, _, wide) = quantile((SHOULDER.0 * total as f64) as u64);
+        let fall = match shoulder > 0.0 && u > shoulder && 3.0 * share < wide {
+            // Between the two the slope is that of the shoulder; beyond the second a normal distribution's is a quarter steeper.
+            true => (1.25 * (share.ln() / wide.ln()).ln() / (u / shoulder).ln()).clamp(0.8, 4.0),
+            false => SHOULDER.1,
+        };
+        let power = |x: f64| x.max(0.0).powf(fall);
+        let (n, sum) = points[..beyond].iter().fold((0, 0.0), |(n, sum), (x, k)| (n + k, sum + power(*x) * *k as f64));
+        let (threshold, excess) = (power(u), sum / n.max(1) as f64 - power(u));
+        (excess > 1e-3 * threshold).then_some(End { fall, threshold, excess, share })
+    }
+
+    /// Where to cut, if `cut` is nearly it.
+    fn cut(&self, cut: f64, span: f64, steps: f64) -> f64 {
+        let beta = self.excess / (self.fall * cut.powf(self.fall - 1.0));
+        (self.threshold + self.excess * (12.0 * steps * self.share * beta / span).ln().max(0.0)).powf(1.0 / self.fall)
+    }
 }
 
 /// Bins of the distribution whose divergence is taken.
@@ -195,6 +272,24 @@ mod tests {
             let r = method.range(&h, &Scheme::int(8, false)).unwrap();
             assert!(r.hi > 0.75 * h.extremes.hi && r.lo < 0.75 * h.extremes.lo, "{method:?}: {r:?} of {:?}", h.extremes);
         }
+    }
+
+    #[test]
+    fn a_tail_reaches_beyond_few_values_and_stops_where_values_pile_up() {
+        let u = |i: usize, k: f64| (i as f64 * k).fract();
+        // Box and Muller's normal numbers.
+        let normal = |i: usize| ((-2.0 * u(i + 1, 0.618_033_988_7).ln()).sqrt() * (std::f64::consts::TAU * u(i + 1, 0.414_213_562_4)).cos()) as f32;
+        let range = |n: usize, of: &dyn Fn(f32) -> f32| {
+            let mut h = Histogram::default();
+            h.observe(&(0..n).map(|i| of(normal(i))).collect::<Vec<_>>());
+            (Method::Tail.range(&h, &Scheme::int(8, false)).unwrap(), h.extremes)
+        };
+        let (few, seen) = range(128, &|x| x);
+        assert!(few.hi > 1.2 * seen.hi && few.hi < 2.5 * seen.hi && few.lo < 1.2 * seen.lo, "{few:?} of {seen:?}");
+        let (many, _) = range(200_000, &|x| x);
+        assert!((3.6..4.6).contains(&many.hi) && (-4.6..-3.6).contains(&many.lo), "{many:?}; least squares over a normal distribution end at 4");
+        let (cut, seen) = range(2000, &|x| (2.0 * x).clamp(0.0, 3.0));
+        assert_eq!(cut, seen);
     }
 
     #[test]

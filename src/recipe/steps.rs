@@ -171,6 +171,7 @@ fn method(args: &Args, of: &str) -> Result<Method> {
         "auto" => Method::Auto,
         "mse" => Method::Mse,
         "entropy" => Method::Entropy,
+        "tail" => Method::Tail,
         "no-clip" => Method::NoClip,
         "moving-average" => Method::MovingAverage { constant: args.number(&key("constant")).unwrap_or(0.01) },
         "percentile" => Method::Percentile(args.number(&key("percentile")).unwrap_or(99.99)),

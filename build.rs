@@ -27,7 +27,11 @@ fn main() {
     }
     table.push_str("];\n");
     let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
-    std::fs::write(format!("{out}/configs.rs"), configs("RECIPES", "configs") + &configs("TARGETS", "configs/targets")).expect("OUT_DIR is writable");
+    std::fs::write(
+        format!("{out}/configs.rs"),
+        configs("RECIPES", "configs") + &configs("TARGETS", "configs/targets") + &configs("PRESETS", "configs/presets"),
+    )
+    .expect("OUT_DIR is writable");
     std::fs::write(format!("{out}/messages.rs"), table).expect("OUT_DIR is writable");
 
     prost_build::Config::new().bytes(["."]).compile_fds(schema).expect("prost accepts the schema");

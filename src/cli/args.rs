@@ -165,6 +165,9 @@ pub struct Diff {
     /// Class labels of the samples
     #[arg(long, value_name = "FILE")]
     pub labels: Option<PathBuf>,
+    /// A recipe whose `inputs` say how the samples are read
+    #[arg(short = 'r', long, value_name = "RECIPE")]
+    pub recipe: Option<String>,
     /// Write the comparison as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -12,6 +12,7 @@ pub fn run(args: &Diff) -> Result<()> {
         b: args.b.clone(),
         data: args.data.clone(),
         labels: args.labels.clone(),
+        recipe: args.recipe.clone(),
         threads: args.threads.unwrap_or(0).into(),
         seed: args.seed,
     };

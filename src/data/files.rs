@@ -1,8 +1,9 @@
 //! Arrays in `.npz` and `.npy` files and in ONNX test sets.
 
+use super::image::Fitted;
 use super::npy::{Npy, Source};
 use crate::error::{At, Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -18,6 +19,17 @@ pub enum Array {
     Npy(Npy),
     /// A whole input.
     Tensor(Tensor),
+    /// An image, a whole input.
+    Image {
+        path: PathBuf,
+        how: Arc<Fitted>,
+    },
+    /// Numbers without a header, low byte first, a whole input.
+    Raw {
+        path: PathBuf,
+        shape: Vec<usize>,
+        dtype: DType,
+    },
 }
 
 impl Array {
@@ -25,13 +37,30 @@ impl Array {
         match self {
             Array::Npy(a) => &a.shape,
             Array::Tensor(t) => t.shape(),
+            Array::Image { how, .. } => &how.shape,
+            Array::Raw { shape, .. } => shape,
         }
     }
 
-    pub fn dtype(&self) -> crate::tensor::DType {
+    pub fn dtype(&self) -> DType {
         match self {
             Array::Npy(a) => a.dtype,
             Array::Tensor(t) => t.dtype(),
+            Array::Image { how, .. } => how.dtype,
+            Array::Raw { dtype, .. } => *dtype,
+        }
+    }
+
+    /// All of it.
+    pub fn whole(&self) -> Result<Tensor> {
+        match self {
+            Array::Npy(a) => a.whole(),
+            Array::Tensor(t) => Ok(t.clone()),
+            Array::Image { path, how } => how.read(path),
+            Array::Raw { path, shape, dtype } => {
+                let bytes = std::fs::read(path).map_err(|e| Error::usage(format!("{} cannot be read: {e}", path.display())))?;
+                Tensor::new(*dtype, shape.clone(), bytes.into()).at(|| path.display())
+            }
         }
     }
 }

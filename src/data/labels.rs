@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Class labels, one for each entry of the batch of each sample of `data`, in the order of the samples. From `.npy` (integers, one axis or a second of
-/// size 1), or from CSV lines `file,class` matched with the names of the data's files.
+/// size 1), or from CSV lines `file,class` matched with the names of the data's files;
+/// or a folder of folders, one a class, in which the data's files lie.
 pub fn labels(path: &Path, data: &Dataset) -> Result<Vec<i64>> {
     let want: usize = data.batches().sum();
     let labels = match files::extension(path).as_str() {
+        _ if path.is_dir() => folders(path, data).at(|| path.display())?,
         "npy" | "npz" => array(path)?,
         _ => csv(path, data).at(|| path.display())?,
     };
@@ -34,8 +36,30 @@ fn array(path: &Path) -> Result<Vec<i64>> {
     a.whole().and_then(|t| t.to_i64()).at(|| path.display())
 }
 
+/// The folder that each file lies in: its number, if all are numbers, else its place among their sorted names.
+fn folders(root: &Path, data: &Dataset) -> Result<Vec<i64>> {
+    let From::Files { parts, .. } = &data.from else {
+        return Err(Error::usage("random data has no labels"));
+    };
+    let class = |path: &Path| Some(path.strip_prefix(root).ok()?.parent()?.components().next()?.as_os_str().to_string_lossy().into_owned());
+    let of = |p: &super::Part| class(&p.path).ok_or_else(|| Error::usage(format!("{} lies in no folder of it that could be its class", p.path.display())));
+    let names = parts.iter().map(of).collect::<Result<Vec<_>>>()?;
+    let numbers: Option<Vec<i64>> = names.iter().map(|n| n.parse().ok()).collect();
+    // Classes without a sample count too.
+    let mut all: Vec<String> =
+        files::entries(root).into_iter().filter(|p| p.is_dir()).filter_map(|p| Some(p.file_name()?.to_string_lossy().into_owned())).collect();
+    all.sort();
+    let place = |n: &String| all.binary_search(n).map_or(-1, |i| i as i64);
+    let each = |(i, p): (usize, &super::Part)| {
+        let label = numbers.as_ref().map_or_else(|| place(&names[i]), |n| n[i]);
+        std::iter::repeat_n(label, p.len() * p.batch())
+    };
+    Ok(parts.iter().enumerate().flat_map(each).collect())
+}
+
 fn csv(path: &Path, data: &Dataset) -> Result<Vec<i64>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::usage(format!("it cannot be read ({e}); labels are .npy, or CSV lines file,class")))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::usage(format!("it cannot be read ({e}); labels are .npy, CSV lines file,class, or a folder of folders, one a class")))?;
     let From::Files { parts, .. } = &data.from else {
         return Err(Error::usage("random data has no labels"));
     };

@@ -4,7 +4,9 @@
 //! more holds one whole input per index. In a folder each file is one or more samples by the same rule, so lengths may differ between files.
 
 mod files;
+mod image;
 mod labels;
+mod lists;
 mod npy;
 mod random;
 mod sample;
@@ -12,6 +14,7 @@ mod split;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use image::{Filter, Preprocess, Resize};
 pub use labels::labels;
 pub use split::{Split, split};
 
@@ -40,6 +43,8 @@ pub struct InputSettings {
     pub from: Option<String>,
     /// `inputs.X.fill`: what the input is where data lacks it.
     pub fill: Option<Fill>,
+    /// `inputs.X.preprocess`: how an image becomes this input.
+    pub preprocess: Option<Preprocess>,
 }
 
 /// `fill:`
@@ -47,6 +52,8 @@ pub struct InputSettings {
 pub enum Fill {
     Zeros,
     Ones,
+    /// 0, 1, 2 … along the last axis.
+    Positions,
     Value(f64),
 }
 
@@ -71,7 +78,8 @@ enum From {
     Random { n: usize, seed: u64 },
 }
 
-const TAKES: &str = "--data takes .npz and .npy files, folders of them, ONNX test sets (input_0.pb …), or random:N";
+const TAKES: &str = "--data takes .npz and .npy files, folders of them, images (JPEG, PNG, WebP, BMP), folders or lists of images, \
+                     ONNX test sets (input_0.pb …), raw files with an input_list.txt, or random:N";
 
 impl Dataset {
     /// Opens `spec`: a path, or `random:N`. Reads headers only.
@@ -98,6 +106,12 @@ impl Dataset {
                 interrupt::check()?;
                 parts.push(Part::new(&set, files::test_set(&set, &names)?, inputs, settings, &mut remarks)?);
                 paths.extend(files::entries(&set).into_iter().filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("input_"))));
+            }
+        } else if let Some(found) = lists::listed(&root)? {
+            for (path, arrays) in found.samples(inputs, settings, &mut remarks)? {
+                interrupt::check()?;
+                parts.push(Part::new(&path, arrays, inputs, settings, &mut remarks)?);
+                paths.push(path);
             }
         } else {
             let list = if root.is_dir() { files::entries(&root) } else { vec![root.clone()] };

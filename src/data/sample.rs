@@ -27,8 +27,6 @@ enum Feed {
     Whole(Array),
     /// Made up from the other inputs' shapes.
     Filled(Fill),
-    /// 0, 1, 2 … along the last axis.
-    Positions,
 }
 
 impl Part {
@@ -52,7 +50,7 @@ impl Part {
                 (None, None) => match (asked, guess(input)) {
                     (None, Some(feed)) => {
                         let what = match feed {
-                            Feed::Positions => "0, 1, 2 …",
+                            Feed::Filled(Fill::Positions) => "0, 1, 2 …",
                             Feed::Filled(Fill::Ones) => "ones",
                             _ => "zeros",
                         };
@@ -64,7 +62,7 @@ impl Part {
             };
             feeds.insert(input.name.clone(), feed);
         }
-        if feeds.values().all(|f| matches!(f, Feed::Filled(_) | Feed::Positions)) {
+        if feeds.values().all(|f| matches!(f, Feed::Filled(_))) {
             return Err(lacking(path, &inputs[0], None, &names, inputs));
         }
         let mut counts: Vec<(&String, usize)> = feeds.iter().filter_map(|(n, f)| Some((n, f.count()?))).collect();
@@ -124,7 +122,7 @@ impl Part {
         for input in inputs.iter().filter(|i| !sample.contains_key(&i.name)).cloned().collect::<Vec<_>>() {
             let shape: Vec<usize> = input.shape.iter().flatten().map(|d| size(d, &sizes)).collect();
             let t = match &self.feeds[&input.name] {
-                Feed::Positions => {
+                Feed::Filled(Fill::Positions) => {
                     let last = shape.last().copied().unwrap_or(1).max(1);
                     made(input.dtype, &shape, |i| (i % last) as f64)
                 }
@@ -145,21 +143,20 @@ impl Feed {
             Feed::Rows { array, step } => Some(array.shape()[0] / step),
             Feed::Index(array) => Some(array.shape()[0]),
             Feed::Whole(_) => Some(1),
-            Feed::Filled(_) | Feed::Positions => None,
+            Feed::Filled(_) => None,
         }
     }
 
     fn tensor(&self, k: usize) -> Result<Option<Tensor>> {
         let rows = |array: &Array, from, to| match array {
             Array::Npy(a) => a.rows(from, to),
-            Array::Tensor(t) => Ok(t.clone()),
+            whole => whole.whole(),
         };
         Ok(Some(match self {
             Feed::Rows { array, step } => rows(array, k * step, (k + 1) * step)?,
             Feed::Index(array) => rows(array, k, k + 1)?.reshaped(array.shape()[1..].to_vec())?,
-            Feed::Whole(Array::Npy(a)) => a.whole()?,
-            Feed::Whole(Array::Tensor(t)) => t.clone(),
-            Feed::Filled(_) | Feed::Positions => return Ok(None),
+            Feed::Whole(array) => array.whole()?,
+            Feed::Filled(_) => return Ok(None),
         }))
     }
 }
@@ -169,7 +166,7 @@ fn feed(array: Array, input: &InputInfo) -> Result<Feed> {
     if array.dtype() != input.dtype {
         let remedy = match array {
             Array::Npy(_) => format!("convert it with .astype(np.{})", input.dtype),
-            Array::Tensor(_) => "write the tensor in that type".to_string(),
+            _ => "write the tensor in that type".to_string(),
         };
         return Err(Error::usage(format!("the array is {}, the model wants {}; {remedy}", array.dtype(), input.dtype)));
     }
@@ -178,7 +175,7 @@ fn feed(array: Array, input: &InputInfo) -> Result<Feed> {
         // Nothing is declared: a file is one input.
         return Ok(Feed::Whole(array));
     };
-    let whole = matches!(array, Array::Tensor(_)) || declared.is_empty() && shape.is_empty();
+    let whole = !matches!(array, Array::Npy(_)) || declared.is_empty() && shape.is_empty();
     let (fits, feed): (&[usize], _) = if whole {
         (shape, None)
     } else if shape.len() == declared.len() {
@@ -219,7 +216,7 @@ fn guess(input: &InputInfo) -> Option<Feed> {
     let has = |words: &[&str]| words.iter().any(|w| name.contains(w));
     match () {
         () if has(&["mask"]) => Some(Feed::Filled(Fill::Ones)),
-        () if has(&["position"]) => Some(Feed::Positions),
+        () if has(&["position"]) => Some(Feed::Filled(Fill::Positions)),
         () if has(&["token_type", "segment"]) => Some(Feed::Filled(Fill::Zeros)),
         () => None,
     }

@@ -185,9 +185,9 @@ fn inputs_that_data_lacks_are_filled_by_name_or_by_the_recipe() {
     let settings = |s: InputSettings| DataSettings { inputs: BTreeMap::from([("state".to_string(), s)]), seed: 0 };
     let path = folder.0.path().join("ids.npz");
     let open = |s| Dataset::open(path.to_str().unwrap(), &[two("input_ids"), two("state")], &settings(s));
-    let filled = open(InputSettings { fill: Some(Fill::Value(7.0)), from: None }).unwrap();
+    let filled = open(InputSettings { fill: Some(Fill::Value(7.0)), ..InputSettings::default() }).unwrap();
     assert_eq!(filled.sample(0).unwrap()["state"].to_i64().unwrap(), [7, 7, 7]);
-    let e = open(InputSettings { fill: None, from: Some("past".into()) }).unwrap_err().to_string();
+    let e = open(InputSettings { from: Some("past".into()), ..InputSettings::default() }).unwrap_err().to_string();
     assert!(e.contains("inputs.state.from names array past"), "{e}");
 }
 

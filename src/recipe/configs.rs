@@ -24,7 +24,7 @@ pub struct Found {
 }
 
 fn is_path(name: &str) -> bool {
-    name.contains(['/', '\\']) || name.ends_with(".yaml") || name.ends_with(".yml")
+    name.contains(['/', '\\']) || name.ends_with(".json") || name.ends_with(".yaml") || name.ends_with(".yml")
 }
 
 fn check(list: &[Config], what: &str, name: &str) -> Result<(), String> {
@@ -39,6 +39,11 @@ pub fn check_recipe(name: &str) -> Result<(), String> {
 /// Whether `name` can be a target.
 pub fn check_target(name: &str) -> Result<(), String> {
     check(TARGETS, "target", name)
+}
+
+/// Whether `name` can be a preset of preprocessing, or a file of one.
+pub fn check_preset(name: &str) -> Result<(), String> {
+    if name.ends_with(".json") { Ok(()) } else { check(PRESETS, "preset", name) }
 }
 
 fn find(list: &[Config], what: &str, name: &str, beside: Option<&Path>) -> Result<Found> {
@@ -69,6 +74,11 @@ pub fn recipe(name: &str, beside: Option<&Path>) -> Result<Found> {
 /// The same of a target's profile.
 pub fn target(name: &str, beside: Option<&Path>) -> Result<Found> {
     find(TARGETS, "target", name, beside)
+}
+
+/// The same of a preset of preprocessing.
+pub fn preset(name: &str, beside: Option<&Path>) -> Result<Found> {
+    find(PRESETS, "preset", name, beside)
 }
 
 /// (name, first comment line) of each shipped recipe.

@@ -1,5 +1,6 @@
 //! `requant diff`: reads two models and samples, and compares.
 
+use super::Sources;
 use crate::data::{self, DataSettings, Dataset};
 use crate::error::{At, Result};
 use crate::onnx::{self, ReadOptions};
@@ -14,6 +15,8 @@ pub struct DiffRequest {
     pub b: PathBuf,
     pub data: String,
     pub labels: Option<PathBuf>,
+    /// A recipe whose `inputs` say how the samples are read.
+    pub recipe: Option<String>,
     /// 0: one a core.
     pub threads: usize,
     pub seed: u64,
@@ -24,7 +27,11 @@ pub fn diff(request: &DiffRequest, progress: &dyn Progress) -> Result<Diff> {
     let read = |path: &PathBuf| onnx::read(path, &ReadOptions::default());
     let (a, b) = (read(&request.a)?, read(&request.b)?);
     let infos = super::start::declared_inputs(&a).at(|| request.a.display())?;
-    let data = Dataset::open(&request.data, &infos, &DataSettings { seed: request.seed, ..DataSettings::default() })?;
+    let settings = match &request.recipe {
+        None => DataSettings::default(),
+        Some(name) => super::start::settings(&super::resolve(&Sources { recipe: Some(name.clone()), ..Sources::default() })?),
+    };
+    let data = Dataset::open(&request.data, &infos, &DataSettings { seed: request.seed, ..settings })?;
     let labels = request.labels.as_ref().map(|path| data::labels(path, &data)).transpose()?;
     let names = (request.a.display().to_string(), request.b.display().to_string());
     report::diff((&names.0, &a), (&names.1, &b), &data, labels.as_deref(), super::driver::threads(request.threads), progress)

@@ -7,6 +7,7 @@ mod estimate;
 mod eval;
 mod output;
 mod parse;
+mod preprocess;
 mod ranges;
 mod read;
 mod resolve;
@@ -28,7 +29,7 @@ pub use schema::schema;
 pub use start::declared_inputs;
 pub use table::{STEPS, StepRow, step_keys};
 
-use crate::data::Fill;
+use crate::data::{Fill, Preprocess};
 use crate::target::{Override, Profile, SchemeKeys};
 use shape::Tree;
 use std::collections::BTreeMap;
@@ -78,6 +79,7 @@ pub struct InputRecipe {
     pub fix: bool,
     pub from: Option<String>,
     pub fill: Option<Fill>,
+    pub preprocess: Option<Preprocess>,
 }
 
 /// `data:`

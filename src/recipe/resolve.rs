@@ -3,7 +3,7 @@
 use super::parse::parse;
 use super::shape::{Shape, Tree, unknown};
 use super::table::{EVERY_STEP, PROFILE, RECIPE, STEPS};
-use super::{Args, DataRecipe, Gate, InputRecipe, Origin, Recipe, Sources, Step, configs, read, set};
+use super::{Args, DataRecipe, Gate, InputRecipe, Origin, Recipe, Sources, Step, configs, preprocess, read, set};
 use crate::data::Fill;
 use crate::error::{At, Error, Result};
 use crate::target::{Profile, SchemeKeys};
@@ -145,6 +145,9 @@ fn assemble(name: String, target: Profile, target_from: String, layers: Vec<Laye
         input.fix = keys.get("fix").and_then(Tree::flag).unwrap_or(input.fix);
         input.from = keys.get("from").and_then(Tree::text).map(str::to_string).or(input.from.take());
         input.fill = keys.get("fill").map(fill).or(input.fill);
+        if let Some(tree) = keys.get("preprocess") {
+            input.preprocess = Some(preprocess::preprocess(tree).at(|| format!("inputs.{name}.preprocess"))?);
+        }
     }
     let (mut steps, steps_from) = match last(&["steps"]) {
         Some((steps, from)) => (steps.list().to_vec(), from.to_string()),
@@ -231,6 +234,7 @@ fn merged_scheme(key: &str, base: &SchemeKeys, layers: &[Layer], target: &Profil
 fn fill(t: &Tree) -> Fill {
     match t.text() {
         Some("zeros") => Fill::Zeros,
+        Some("arange") => Fill::Positions,
         Some(_) => Fill::Ones,
         None => Fill::Value(t.number().unwrap_or(0.0)),
     }
@@ -279,8 +283,10 @@ fn text_of(r: &Recipe, sources: &Sources, steps: &[Tree], overrides: &[Tree]) ->
         keys.extend(i.fill.map(|f| match f {
             Fill::Zeros => "fill: zeros".to_string(),
             Fill::Ones => "fill: ones".to_string(),
+            Fill::Positions => "fill: arange".to_string(),
             Fill::Value(v) => format!("fill: {v:?}"),
         }));
+        keys.extend(i.preprocess.as_ref().map(|p| format!("preprocess: {}", preprocess::show(p))));
         let first = r.inputs.keys().next() == Some(name);
         lines.push(format!("{}  {}: {{ {} }}", if first { "inputs:\n" } else { "" }, Tree::Text(name.clone()).show(), keys.join(", ")));
     }

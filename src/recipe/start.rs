@@ -125,11 +125,16 @@ fn substitute(g: &mut Graph, sizes: &BTreeMap<Arc<str>, usize>) {
     }
 }
 
+/// What the recipe says of the data.
+pub fn settings(recipe: &Recipe) -> DataSettings {
+    let of = |i: &super::InputRecipe| InputSettings { from: i.from.clone(), fill: i.fill, preprocess: i.preprocess.clone() };
+    DataSettings { inputs: recipe.inputs.iter().map(|(name, i)| (name.clone(), of(i))).collect(), seed: recipe.seed }
+}
+
 /// Opens the samples and divides them.
 pub fn open_samples(model: &Model, recipe: &Recipe, data: &str, validate_data: Option<&str>) -> Result<Samples> {
     let infos = input_infos(model, recipe)?;
-    let inputs = recipe.inputs.iter().map(|(name, i)| (name.clone(), InputSettings { from: i.from.clone(), fill: i.fill })).collect();
-    let settings = DataSettings { inputs, seed: recipe.seed };
+    let settings = settings(recipe);
     let data = Dataset::open(data, &infos, &settings)?;
     let shuffle = recipe.data.shuffle.then_some(recipe.seed);
     let Split { mut calibration, mut validation, mut remarks } = data::split(data.len(), recipe.data.samples, recipe.data.validate, shuffle);

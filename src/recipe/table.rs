@@ -134,7 +134,33 @@ static INPUT: &[Key] = &[
     Key::new("shape", Shape::List(&COUNT), "size of each dimension"),
     Key::new("fix", FLAG, "write the shape into the model too"),
     Key::new("from", Shape::Text, "name of the array that holds this input's samples"),
-    Key::new("fill", Shape::Any(&[Shape::OneOf(&["zeros", "ones"]), Shape::Fraction]), "what the input is where the data lacks it"),
+    Key::new("fill", Shape::Any(&[Shape::OneOf(&["zeros", "ones", "arange"]), Shape::Fraction]), "what the input is where the data lacks it"),
+    Key::new(
+        "preprocess",
+        Shape::Any(&[Shape::Name(configs::check_preset, "a preset's name, or the path of its file or of a preprocessor_config.json"), Shape::Map(PREPROCESS)]),
+        "how an image becomes this input",
+    ),
+];
+const SIDES: Shape = Shape::Any(&[COUNT, Shape::List(&COUNT)]);
+const PER_CHANNEL: Shape = Shape::Any(&[Shape::Number(f64::NEG_INFINITY, f64::INFINITY), Shape::List(&Shape::Number(f64::NEG_INFINITY, f64::INFINITY))]);
+/// Keys of `inputs.X.preprocess` and of a preset's file.
+pub static PREPROCESS: &[Key] = &[
+    Key::new("preset", Shape::Name(configs::check_preset, "a preset's name or path"), "what the other keys change"),
+    Key::new(
+        "resize",
+        Shape::OneOf(&["short-side", "stretch", "letterbox"]),
+        "short-side: the shorter side becomes size, and the middle is kept; stretch: both do; letterbox: as large as fits, on gray; default stretch",
+    ),
+    Key::new("size", SIDES, "pixels, or [height, width], after resizing; default: the model's"),
+    Key::new("crop", SIDES, "pixels, or [height, width], of the middle that is kept"),
+    Key::new("filter", Shape::OneOf(&["nearest", "bilinear", "bicubic"]), "as Pillow computes it; default bilinear"),
+    Key::new("pad", Shape::Int(0, 255), "letterbox: gray around the image; default 114"),
+    Key::new("position", Shape::OneOf(&["center", "corner"]), "letterbox: where the image lies; default center"),
+    Key::new("scale", Shape::Number(0.0, f64::INFINITY), "bytes are divided by it; default 1"),
+    Key::new("mean", PER_CHANNEL, "taken off after that, for all channels or each"),
+    Key::new("std", PER_CHANNEL, "divides after that"),
+    Key::new("channels", Shape::OneOf(&["rgb", "bgr"]), "their order; default rgb"),
+    Key::new("layout", Shape::OneOf(&["nchw", "nhwc"]), "default: as the model's shape says"),
 ];
 static DATA: &[Key] = &[
     Key::new("samples", COUNT, "samples that calibrate; default 128"),

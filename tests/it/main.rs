@@ -9,6 +9,7 @@ mod data;
 mod day_one;
 mod dependencies;
 mod engine;
+mod images;
 mod lift;
 mod micro;
 mod models;

@@ -42,7 +42,7 @@ fn pixels_are_those_of_pillow() {
             Preprocess { resize: Resize::ShortSide, filter: Filter::Bicubic, size: Some([64; 2]), mean: vec![127.0], std: vec![128.0], ..plain() },
         ),
         ("larger", [1, 3, 190, 190], Preprocess { resize: Resize::ShortSide, size: Some([200; 2]), ..plain() }),
-        ("stretch", [1, 3, 56, 48], Preprocess { scale: 255.0, bgr: true, ..plain() }),
+        ("stretch", [1, 3, 76, 48], Preprocess { scale: 255.0, bgr: true, ..plain() }),
         ("nearest", [1, 3, 33, 50], Preprocess { filter: Filter::Nearest, ..plain() }),
         ("letterbox", [1, 3, 64, 64], Preprocess { resize: Resize::Letterbox, scale: 255.0, ..plain() }),
         ("corner", [1, 3, 90, 90], Preprocess { resize: Resize::Letterbox, filter: Filter::Bicubic, center: false, bgr: true, ..plain() }),

@@ -48,7 +48,7 @@ F = Image.Resampling
 CASES = {
     "short": lambda i: (short_side(i, 64, 56, F.BICUBIC).astype(np.float32) - 127) / 128,
     "larger": lambda i: short_side(i, 200, 190, F.BILINEAR).astype(np.float32),
-    "stretch": lambda i: (np.asarray(i.resize((48, 56), F.BILINEAR)).astype(np.float32) / 255)[..., ::-1],
+    "stretch": lambda i: (np.asarray(i.resize((48, 76), F.BILINEAR)).astype(np.float32) / 255)[..., ::-1],
     "nearest": lambda i: np.asarray(i.resize((50, 33), F.NEAREST)).astype(np.float32),
     "letterbox": lambda i: letterbox(i, 64, True, F.BILINEAR).astype(np.float32) / 255,
     "corner": lambda i: letterbox(i, 90, False, F.BICUBIC).astype(np.float32)[..., ::-1],

@@ -6,7 +6,7 @@
 use crate::data::Dataset;
 use crate::engine::{Trial, shapes_of};
 use crate::error::{At, Error, Result};
-use crate::graph::{self, Flow, InputShapes, Linear, Model, Recurrent, ValueId};
+use crate::graph::{self, Flow, InputShapes, Linear, Model, Op, Recurrent, ValueId};
 use crate::note::Notes;
 use crate::pass::Progress;
 use crate::quant::{self, Format, Origin, QuantizerId, Table, Timing};
@@ -28,6 +28,8 @@ pub struct Widen<'a> {
     pub loss: f64,
     /// What wider ones become; `None`: float.
     pub wide: Option<&'a SchemeKeys>,
+    /// Ops whose operands and results stay as they are.
+    pub never: &'a [Op],
     pub threads: usize,
 }
 
@@ -65,7 +67,7 @@ pub fn widen(model: &mut Model, how: &Widen, data: Option<(&Dataset, &[usize])>,
     if base < how.loss {
         return Ok(notes);
     }
-    let costs = costs(model, &shapes);
+    let costs = costs(model, &shapes, how.never);
     let wide: Table = costs.candidates.iter().fold(model.quantizers.clone(), |mut table, c| {
         wide_row(&mut table, c.id);
         table
@@ -167,12 +169,13 @@ struct Costs {
     macs: u64,
 }
 
-/// Static activations of at most 8 bits per tensor whose range came from data, on inputs of these shapes.
-fn costs(model: &Model, shapes: &InputShapes) -> Costs {
+/// Static activations of at most 8 bits per tensor whose range came from data and which no op of `never` reads or makes, on inputs of these shapes.
+fn costs(model: &Model, shapes: &InputShapes, never: &[Op]) -> Costs {
     let g = &model.graph;
     let inferred = graph::infer(model, shapes);
     let size = |v: ValueId| inferred.shape(v).map_or(0, |s| s.iter().product::<usize>() as u64);
     let (by_quantizer, macs) = multiply_adds(model, &inferred);
+    let touched = touched(model, never);
     let mut costs = Costs { candidates: Vec::new(), elements: 0, float: 0, macs };
     let mut seen: BTreeSet<ValueId> = BTreeSet::new();
     let mut at: BTreeMap<QuantizerId, usize> = BTreeMap::new();
@@ -188,7 +191,7 @@ fn costs(model: &Model, shapes: &InputShapes) -> Costs {
         let id = model.quantizers.root(q);
         let row = &model.quantizers[id];
         let fitted = row.params.as_ref().is_some_and(|p| p.origin == Origin::Fitted);
-        if fitted && row.scheme.blocks.is_tensor() && row.scheme.timing == Timing::Static && row.scheme.format.bits() <= 8 {
+        if fitted && !touched.contains(&id) && row.scheme.blocks.is_tensor() && row.scheme.timing == Timing::Static && row.scheme.format.bits() <= 8 {
             let i = *at.entry(id).or_insert(costs.candidates.len());
             if i == costs.candidates.len() {
                 costs.candidates.push(Candidate { id, name: row.name.clone(), elements: 0, macs: by_quantizer.get(&id).copied().unwrap_or(0) });
@@ -226,6 +229,27 @@ fn multiply_adds(model: &Model, inferred: &graph::Inferred) -> (BTreeMap<Quantiz
         operands.into_iter().for_each(|q| *macs.entry(q).or_default() += n);
     }
     (macs, all)
+}
+
+/// Quantizers of what these ops read, and of what becomes of their results.
+fn touched(model: &Model, ops: &[Op]) -> BTreeSet<QuantizerId> {
+    let g = &model.graph;
+    let (mut touched, mut seen) = (BTreeSet::new(), BTreeSet::new());
+    for (_, node) in g.nodes().filter(|(_, n)| ops.contains(&n.op)) {
+        touched.extend(node.inputs().iter().flatten().filter_map(|v| source(model, *v)));
+        let mut results: Vec<ValueId> = node.outputs().iter().flatten().copied().collect();
+        while let Some(y) = results.pop() {
+            let new = seen.insert(y);
+            for reader in g.value(y).uses().iter().filter(|_| new).filter_map(|p| g.get_node(p.node)) {
+                match reader.quantizer() {
+                    Some(q) => drop(touched.insert(model.quantizers.root(q))),
+                    // An activation function computed with it, or a bias behind it.
+                    None => results.extend(reader.output(0).filter(|_| !ops.contains(&reader.op))),
+                }
+            }
+        }
+    }
+    touched
 }
 
 /// The quantizer that a value comes from, seen through moves.
@@ -290,7 +314,7 @@ mod tests {
     use crate::quant::{Params, Scheme};
     use crate::tensor::DType;
 
-    const HOW: Widen = Widen { share: 0.1, macs: 0.02, tries: 24, samples: 4, loss: 0.01, wide: None, threads: 1 };
+    const HOW: Widen = Widen { share: 0.1, macs: 0.02, tries: 24, samples: 4, loss: 0.01, wide: None, never: &[], threads: 1 };
 
     /// x[1,8] → FakeQuant → Relu → FakeQuant → Relu → FakeQuant → Relu → FakeQuant → y; all but the second hold the values exactly.
     #[test]
@@ -383,6 +407,27 @@ mod tests {
         assert!(measured <= 40 && groups.iter().map(|g| g.to - g.from).sum::<usize>() == 300, "{measured} {groups:?}");
         assert_eq!(split(&noises, 5).1, 4);
         assert_eq!(split(&[0.3], 9), (vec![Group { from: 0, to: 1, noise: 0.3 }], 0));
+    }
+
+    /// x → FQ → Conv → Relu → FQ → Add → FQ → y
+    #[test]
+    fn what_an_op_reads_and_makes_is_touched() {
+        let mut m = Model::default();
+        let [a, b, c] = ["a", "b", "c"].map(|n| m.quantizers.add(n, crate::quant::Scheme::int(8, false)));
+        let g = &mut m.graph;
+        let [x, xq, k, r, rq, s, y] = ["x", "xq", "k", "r", "rq", "s", "y"].map(|n| g.add_value(n));
+        for (node, from, to) in [
+            (graph::Node::fake_quant(a, "a"), x, xq),
+            (graph::Node::new(Op::Conv, "conv"), xq, k),
+            (graph::Node::new(Op::Relu, "relu"), k, r),
+            (graph::Node::fake_quant(b, "b"), r, rq),
+            (graph::Node::new(Op::Add, "add"), rq, s),
+            (graph::Node::fake_quant(c, "c"), s, y),
+        ] {
+            g.add_node(node, &[Some(from)], &[Some(to)]);
+        }
+        assert_eq!(touched(&m, &[Op::Conv]), BTreeSet::from([a, b]));
+        assert_eq!(touched(&m, &[]), BTreeSet::new());
     }
 
     #[test]

@@ -136,6 +136,7 @@ impl Planner<'_> {
                     Role::Activation if table.is_some() && slot == 0 => (table, keys),
                     Role::Activation if node.op.flow() == Flow::Linear => (None, keys),
                     Role::Activation if self.rules.activations.is_none() => continue,
+                    Role::Activation if self.rules.profile.float_constants.contains(&node.op) => continue,
                     // One number is folded into the operation's own scales; one a channel, under one scale a channel, is itself.
                     Role::Activation if arithmetic && constant.tensor.len() == 1 => continue,
                     Role::Activation if arithmetic && lone_axis(constant.tensor.shape()).is_some() => (lone_axis(constant.tensor.shape()), keys),

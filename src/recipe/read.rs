@@ -143,6 +143,9 @@ pub fn profile(name: &str, place: &str, t: &Tree) -> Result<Profile> {
         weights_only: ops(t.get("weights_only")),
         moves: ops(t.get("moves")),
         join: ops(t.get("join")),
+        never_wide: ops(t.get("never_wide")),
+        float_constants: ops(t.get("float_constants")),
+        shield: ops(t.get("shield")),
         fuse: t
             .get("fuse")
             .map_or(&[][..], Tree::list)

@@ -188,6 +188,7 @@ fn widen(w: &mut Work, args: &Args) -> Result<Notes> {
         samples: count("samples", 4),
         loss: args.number("loss").unwrap_or(0.01),
         wide: w.recipe.target.wide.as_ref().filter(|k| !k.is_none()),
+        never: &w.recipe.target.never_wide,
         threads: w.threads,
     };
     allocate::widen(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)
@@ -207,5 +208,6 @@ fn lower(w: &mut Work, _: &Args) -> Result<Notes> {
     }
     let mut notes = onnx::raise_opset(&mut w.model, need)?;
     notes.append(lower::lower_qdq(&mut w.model)?);
+    notes.append(lower::shield(&mut w.model, &w.recipe.target.shield));
     Ok(notes)
 }

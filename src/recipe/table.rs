@@ -215,6 +215,9 @@ pub static PROFILE: &[Key] = &[
     Key::new("weights_only", OPS, "operators whose constant weights are codes and whose other operands and results stay float"),
     Key::new("moves", OPS, "operators that hand codes on: output and input share one quantizer"),
     Key::new("join", OPS, "computing operators whose inputs and output share one quantizer"),
+    Key::new("never_wide", OPS, "operators whose operands and results the step `widen` leaves as they are"),
+    Key::new("float_constants", OPS, "computing operators whose constant operands stay float"),
+    Key::new("shield", OPS, "operators whose float weights the runtime quantizes unasked between codes: a Sum of one operand before them hides them"),
     Key::new("fuse", Shape::List(&Shape::Map(FUSE)), "operators computed together with what follows: no quantizer between"),
     Key::new("fixed", Shape::List(&Shape::Map(FIXED)), "outputs whose range is known without data"),
 ];

@@ -28,6 +28,12 @@ pub struct Profile {
     pub moves: Vec<Op>,
     /// Computing ops whose inputs and output share one quantizer.
     pub join: Vec<Op>,
+    /// Ops whose operands and results are never widened.
+    pub never_wide: Vec<Op>,
+    /// Computing ops whose constant operands stay float.
+    pub float_constants: Vec<Op>,
+    /// Ops whose float weights the runtime quantizes unasked where codes come in and go out.
+    pub shield: Vec<Op>,
     /// Ops computed together with what follows them: no quantizer between.
     pub fuse: Vec<Fuse>,
     /// Outputs whose range is known without data.

@@ -14,6 +14,7 @@ mod lift;
 mod micro;
 mod models;
 mod onnx;
+mod ort;
 mod python;
 mod quant;
 

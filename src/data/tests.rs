@@ -141,8 +141,8 @@ fn what_does_not_fit_is_refused_by_name() {
         ("text.npy", b"hello, I am text".to_vec()),
         ("tiny.npy", b"\x93N".to_vec()),
         ("cut.npz", whole[..whole.len() / 2].to_vec()),
-        ("image.png", vec![1]),
-        ("pictures/a.jpg", vec![1]),
+        ("image.gif", vec![1]),
+        ("pictures/a.gif", vec![1]),
         ("counts.npz", npz(&[("x", f32s(&[4, 2, 3])), ("y", f32s(&[3, 2]))], false)),
     ]);
     std::fs::create_dir(folder.0.path().join("empty")).unwrap();
@@ -159,8 +159,8 @@ fn what_does_not_fit_is_refused_by_name() {
     folder.refused("text.npy", &x, &["text.npy", "not a NumPy array"]);
     folder.refused("tiny.npy", &x, &["tiny.npy"]);
     folder.refused("cut.npz", &x, &["cut.npz", "not a whole .npz"]);
-    folder.refused("image.png", &x, &["image.png", "--data takes"]);
-    folder.refused("pictures", &x, &["pictures", "a.jpg", "--data takes"]);
+    folder.refused("image.gif", &x, &["image.gif", "--data takes"]);
+    folder.refused("pictures", &x, &["pictures", "a.gif", "--data takes"]);
     folder.refused("empty", &x, &["empty folder"]);
     folder.refused("gone.npz", &x, &["gone.npz", "does not exist"]);
     let both = [x[0].clone(), input("y", DType::F32, &[None, Some(2)])];

@@ -12,7 +12,7 @@ use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules};
 use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
 use crate::round::{self, CorrectBias};
-use crate::transform::{self, Equalize};
+use crate::transform::{self, Equalize, Smooth};
 
 /// The model on its way, and what its steps may use.
 pub struct Work<'a> {
@@ -47,6 +47,7 @@ use State::{Fitted, Float, Lowered, Placed, Rounded};
 
 pub const FOLD_CONSTANTS: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transform::fold_constants(&mut w.model) };
 pub const FOLD_BATCH_NORM: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transform::fold_batch_norm(&mut w.model) };
+pub const SMOOTH: Run = Run { accepts: &[Float], leaves: None, run: smooth };
 pub const EQUALIZE: Run = Run { accepts: &[Float], leaves: None, run: equalize };
 pub const PLACE: Run = Run { accepts: &[Float], leaves: Some(Placed), run: place };
 pub const CALIBRATE: Run = Run { accepts: &[Placed, Fitted], leaves: Some(Fitted), run: calibrate };
@@ -141,6 +142,11 @@ fn equalize(w: &mut Work, args: &Args) -> Result<Notes> {
         threads: w.threads,
     };
     transform::equalize(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
+}
+
+fn smooth(w: &mut Work, args: &Args) -> Result<Notes> {
+    let how = Smooth { alpha: args.number("alpha"), samples: args.int("samples").map_or(16, |n| n as usize), threads: w.threads };
+    transform::smooth(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
 }
 
 fn place(w: &mut Work, _: &Args) -> Result<Notes> {

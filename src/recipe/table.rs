@@ -36,6 +36,13 @@ pub static STEPS: &[StepRow] = &[
         scalar: None,
         run: steps::EQUALIZE,
     },
+    StepRow {
+        name: "smooth",
+        doc: "hand channels that stand out from activations over to the weights that read them",
+        keys: SMOOTH,
+        scalar: None,
+        run: steps::SMOOTH,
+    },
     StepRow { name: "place", doc: "decide which values become codes, by the target's rules and the overrides", keys: &[], scalar: None, run: steps::PLACE },
     StepRow { name: "calibrate", doc: "find scales and zero points", keys: CALIBRATE, scalar: None, run: steps::CALIBRATE },
     StepRow { name: "widen", doc: "keep the few activations wider that 8 bits harm most, by measurement", keys: WIDEN, scalar: None, run: steps::WIDEN },
@@ -58,6 +65,10 @@ static EQUALIZE: &[Key] = &[
     Key::new("absorb", FLAG, "move what a channel always carries into the biases behind; default true, with samples"),
     Key::new("sigmas", Shape::Number(0.0, 100.0), "standard deviations below the mean that a channel always carries; default 3"),
     Key::new("samples", COUNT, "samples for those means at most; default 32"),
+];
+static SMOOTH: &[Key] = &[
+    Key::new("alpha", Shape::Number(0.0, 1.0), "share of a channel's range that moves into the weights; default: searched for each value"),
+    Key::new("samples", COUNT, "samples looked at at most; default 16"),
 ];
 static CALIBRATE: &[Key] = &[
     Key::new("activations", Shape::Map(CALIBRATE_ACTIVATIONS), "how the range of an activation is taken from the samples"),

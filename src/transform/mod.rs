@@ -4,7 +4,9 @@ mod equalize;
 mod fold_batch_norm;
 mod fold_constants;
 mod fold_forward;
+mod smooth;
 
 pub use equalize::{Equalize, equalize};
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_constants::fold_constants;
+pub use smooth::{Smooth, smooth};

@@ -3,6 +3,7 @@
 use super::shape::{Key, Shape};
 use super::steps::{self, Run};
 use super::{configs, shape};
+use crate::lower;
 use crate::target::Place;
 
 const COUNT: Shape = Shape::Int(1, i64::MAX);
@@ -93,7 +94,7 @@ static WIDEN: &[Key] = &[
     Key::new("loss", Shape::Number(0.0, f64::INFINITY), "models that lose less need nothing wider: noise over signal, or nats; default 0.01"),
 ];
 static CORRECT_BIAS: &[Key] = &[Key::new("samples", COUNT, "samples at most; default 32")];
-static LOWER: &[Key] = &[Key::new("form", Shape::OneOf(&["qdq"]), "qdq: QuantizeLinear and DequantizeLinear")];
+static LOWER: &[Key] = &[Key::new("form", Shape::OneOf(lower::FORMS), "qdq: QuantizeLinear and DequantizeLinear")];
 
 /// Keys in which a scheme is asked for.
 pub static SCHEME: &[Key] = &[

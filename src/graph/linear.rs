@@ -22,7 +22,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// The view of a node; `None` for other ops, and for weights of unknown rank.
+    /// The view of a node; `None` for other ops, for weights of unknown rank, and for constant ones whose shape the op cannot have.
     pub fn of(g: &Graph, node: NodeId) -> Option<Linear> {
         let n = g.node(node);
         let bias = |slot: usize| n.input(slot);
@@ -55,6 +55,13 @@ impl Linear {
             (false, false) => (0, 1),
         };
         let groups = n.int("group").and_then(|g| usize::try_from(g).ok()).unwrap_or(1).max(1);
+        if let Some(v) = source {
+            let shape = g.constant(v)?.tensor.shape();
+            let grouped = if n.op == Op::ConvTranspose { in_axis } else { out_axis };
+            if !matmul && rank <= in_axis.max(out_axis) || groups > 1 && !shape.get(grouped)?.is_multiple_of(groups) {
+                return None;
+            }
+        }
         Some(Linear { node, input_slot, weight_slot, weight, bias, out_axis, in_axis, groups, constant: source.is_some() })
     }
 
@@ -86,9 +93,9 @@ impl Linear {
         let product = |s: &[usize]| s.iter().map(|d| *d as u64).product::<u64>();
         let (x, w, y) = (shape(n.input(self.input_slot)?)?, shape(self.weight)?, shape(n.output(0)?)?);
         Some(match n.op {
-            Op::Conv | Op::FusedConv => product(&w) * product(&y[2..]) * y[0] as u64,
-            Op::ConvTranspose => product(&w) * product(&x[2..]) * x[0] as u64,
-            Op::Gemm | Op::FusedGemm => product(&w) * y[0] as u64,
+            Op::Conv | Op::FusedConv => product(&w) * product(y.get(2..)?) * y[0] as u64,
+            Op::ConvTranspose => product(&w) * product(x.get(2..)?) * x[0] as u64,
+            Op::Gemm | Op::FusedGemm => product(&w) * *y.first()? as u64,
             _ => product(&y) * *w.get(self.in_axis)? as u64,
         })
     }
@@ -154,6 +161,51 @@ pub fn constant_behind(g: &Graph, mut v: ValueId) -> Option<ValueId> {
         match g.node(node).op {
             Op::FakeQuant | Op::Identity | Op::Cast => v = g.node(node).input(0)?,
             _ => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Node;
+    use crate::tensor::Tensor;
+
+    fn layer(node: Node, weight: &[usize]) -> (Graph, NodeId) {
+        let mut g = Graph::default();
+        let (x, y) = (g.add_value("x"), g.add_value("y"));
+        let w = g.add_constant("w", Tensor::of_f32(weight, vec![1.0; weight.iter().product()]));
+        let id = g.add_node(node, &[Some(x), Some(w)], &[Some(y)]);
+        (g, id)
+    }
+
+    /// Which input and output channel each element of a weight joins.
+    fn joined(node: Node, weight: &[usize]) -> Vec<(usize, usize)> {
+        let (g, id) = layer(node, weight);
+        let channels = Linear::of(&g, id).unwrap().channels(&g, weight);
+        (0..weight.iter().product()).map(channels).collect()
+    }
+
+    #[test]
+    fn elements_join_the_channels_that_the_op_says() {
+        let grouped = |op: Op| Node::new(op, "n").with("group", 2i64);
+        assert_eq!(joined(Node::new(Op::MatMul, "n"), &[2, 2]), [(0, 0), (0, 1), (1, 0), (1, 1)]);
+        assert_eq!(joined(Node::new(Op::Gemm, "n").with("transB", 1i64), &[2, 2]), [(0, 0), (1, 0), (0, 1), (1, 1)]);
+        assert_eq!(joined(grouped(Op::Conv), &[4, 1, 1]), [(0, 0), (0, 1), (1, 2), (1, 3)]);
+        assert_eq!(joined(grouped(Op::ConvTranspose), &[4, 1, 1]), [(0, 0), (1, 0), (2, 1), (3, 1)]);
+    }
+
+    #[test]
+    fn a_weight_that_the_op_cannot_have_is_no_layers() {
+        for (node, weight) in [
+            (Node::new(Op::Gemm, "n"), &[4][..]),
+            (Node::new(Op::Conv, "n"), &[4]),
+            (Node::new(Op::Conv, "n").with("group", 3i64), &[4, 1, 1]),
+            (Node::new(Op::ConvTranspose, "n").with("group", 3i64), &[2, 1, 1]),
+        ] {
+            let op = node.op;
+            let (g, id) = layer(node, weight);
+            assert_eq!(Linear::of(&g, id), None, "{op:?} {weight:?}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod attr;
 mod eval;
+mod forms;
 #[allow(clippy::module_inception)]
 mod graph;
 mod infer;
@@ -12,6 +13,7 @@ mod op;
 
 pub use attr::{Attr, AttrValue, Constant, Storage};
 pub use eval::eval;
+pub use forms::{Form, forms, since};
 pub use graph::{Dim, Graph, NodeId, Port, Type, Value, ValueId, shape_text};
 pub use infer::{Fact, Inferred, InputShapes, fold, infer, specialize};
 pub use linear::{Linear, Recurrent, bias_behind, constant_behind};

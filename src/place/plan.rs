@@ -7,7 +7,7 @@ use super::kind::{Kind, is_real, kind_of, table_axis};
 use super::sets::Sets;
 use super::wishes::Wishes;
 use crate::error::{At, Result};
-use crate::graph::{self, Flow, Inferred, InputShapes, Linear, Model, Node, NodeId, Port, Recurrent, Role, ValueId};
+use crate::graph::{self, Flow, Form, Inferred, InputShapes, Linear, Model, Node, NodeId, Port, Recurrent, Role, ValueId};
 use crate::note::Notes;
 use crate::quant::{Blocks, Params, Scheme};
 use crate::target::{Fuse, Granularity};
@@ -70,7 +70,9 @@ pub fn plan(model: &Model, rules: &Rules) -> Result<Plan> {
     }
     keep_heads_apart(&model.graph, rules.profile, &mut plan.kinds);
     plan.exact = exact_ports(&model.graph, &inferred, &mut plan.kinds);
-    let mut p = Planner { model, rules, inferred: &inferred, wishes: &wishes, plan };
+    let mut groups = graph::forms(&model.graph, &inferred);
+    groups.retain(|f| rules.profile.groups.contains(&f.op) && f.nodes.iter().all(|n| plan.kinds[n] == Kind::Quantized));
+    let mut p = Planner { model, rules, inferred: &inferred, wishes: &wishes, groups, plan };
     p.weights()?;
     if rules.activations.is_some() {
         let inner = p.inner_values();
@@ -87,6 +89,8 @@ struct Planner<'a> {
     rules: &'a Rules<'a>,
     inferred: &'a Inferred,
     wishes: &'a Wishes<'a>,
+    /// Functions that stand spelled out, and that the target computes as one.
+    groups: Vec<Form>,
     plan: Plan,
 }
 
@@ -120,6 +124,10 @@ impl Planner<'_> {
         let mut made: Vec<(ValueId, Scheme, usize)> = Vec::new();
         for (id, node) in self.model.graph.nodes() {
             if !self.is_quantized(id) && self.plan.kinds[&id] != Kind::Weights {
+                continue;
+            }
+            // The constants of a function are its own affair.
+            if self.groups.iter().any(|f| f.nodes.contains(&id)) {
                 continue;
             }
             let g = &self.model.graph;
@@ -186,7 +194,8 @@ impl Planner<'_> {
     fn inner_values(&self) -> BTreeSet<ValueId> {
         let g = &self.model.graph;
         let before = self.before_multiply_adds();
-        let mut inner = BTreeSet::new();
+        let within = |f: &Form| f.nodes.iter().flat_map(|n| g.node(*n).outputs()).flatten().copied().filter(|v| *v != f.output).collect::<Vec<_>>();
+        let mut inner: BTreeSet<ValueId> = self.groups.iter().flat_map(within).collect();
         for (id, node) in g.nodes() {
             let Some(v) = node.output(0) else { continue };
             let [port] = g.value(v).uses() else { continue };

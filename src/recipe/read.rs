@@ -2,7 +2,7 @@
 
 use super::shape::Tree;
 use crate::error::{Error, Result};
-use crate::graph::Op;
+use crate::graph::{Op, since};
 use crate::quant::{Rounding, Timing};
 use crate::target::{Fixed, Fuse, Granularity, Keep, Legal, Override, Place, Profile, ScaleKey, SchemeKeys, Select, Wish, ZeroKey};
 use crate::tensor::DType;
@@ -142,6 +142,8 @@ pub fn profile(name: &str, place: &str, t: &Tree) -> Result<Profile> {
         quantize: ops(t.get("quantize")),
         weights_only: ops(t.get("weights_only")),
         moves: ops(t.get("moves")),
+        fused: ops(t.get("fused")),
+        groups: ops(t.get("groups")),
         join: ops(t.get("join")),
         never_wide: ops(t.get("never_wide")),
         float_constants: ops(t.get("float_constants")),
@@ -168,6 +170,9 @@ pub fn profile(name: &str, place: &str, t: &Tree) -> Result<Profile> {
         {
             return fail(format!("{what}.format is {format}, which its own legal.{what} does not list ({})", legal.join(", ")));
         }
+    }
+    if let Some(op) = profile.fused.iter().chain(&profile.groups).find(|op| since(**op).is_none()) {
+        return fail(format!("`fused` and `groups` list {}, which `fuse` does not know spelled out", op.spelling().1));
     }
     for fixed in &profile.fixed {
         fixed.output.scheme(None).and_then(|s| fixed.output.params(&s)).map_err(|e| e.at(format!("{place}: fixed")))?;

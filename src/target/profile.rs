@@ -26,6 +26,10 @@ pub struct Profile {
     pub weights_only: Vec<Op>,
     /// Ops that hand codes on: output and input share one quantizer.
     pub moves: Vec<Op>,
+    /// Ops that the step `fuse` makes of what stands spelled out.
+    pub fused: Vec<Op>,
+    /// Such ops within whose spelled-out form nothing is quantized.
+    pub groups: Vec<Op>,
     /// Computing ops whose inputs and output share one quantizer.
     pub join: Vec<Op>,
     /// Ops whose operands and results are never widened.

@@ -186,17 +186,9 @@ pub fn spell_out(g: &mut Graph, inferred: &Inferred, id: NodeId) -> Result<(), S
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{result, value};
     use super::*;
-    use crate::engine::Runner;
-    use crate::graph::{Dim, InputShapes, Model, Type, infer};
-    use crate::tensor::DType;
-    use std::collections::BTreeMap;
-
-    fn value(g: &mut Graph, name: &str, shape: &[usize]) -> ValueId {
-        let v = g.add_value(name);
-        g.value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(shape.iter().map(|d| Dim::Known(*d)).collect()) };
-        v
-    }
+    use crate::graph::{InputShapes, Model, infer};
 
     fn ramp(shape: &[usize], from: f32) -> Tensor {
         let n = shape.iter().product::<usize>();
@@ -216,13 +208,6 @@ mod tests {
         g.add_node(Node::new(Op::BatchNormalization, "norm").with("epsilon", 0.0f32), &[vec![Some(x)], stats].concat(), &[Some(h)]);
         then(g, h);
         m
-    }
-
-    fn result(m: &Model, x: &Tensor) -> Vec<f32> {
-        let shapes = InputShapes::from([("x".to_string(), x.shape().to_vec())]);
-        let runner = Runner::new(m, &shapes, &m.graph.outputs).unwrap();
-        let inputs = BTreeMap::from([("x".to_string(), x.clone())]);
-        runner.run(&mut runner.spawn(), &inputs, &m.quantizers).unwrap().remove(0).to_f32().unwrap().into_owned()
     }
 
     fn norms(m: &Model) -> usize {

@@ -4,9 +4,13 @@ mod equalize;
 mod fold_batch_norm;
 mod fold_constants;
 mod fold_forward;
+mod fuse;
 mod smooth;
+#[cfg(test)]
+mod testing;
 
 pub use equalize::{Equalize, equalize};
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_constants::fold_constants;
+pub use fuse::fuse;
 pub use smooth::{Smooth, smooth};

@@ -278,22 +278,11 @@ fn scale(g: &mut Graph, inferred: &Inferred, value: &Value, s: &[f64]) -> Result
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::{noise, result, value};
     use super::*;
     use crate::data::{DataSettings, InputInfo};
-    use crate::engine::Runner;
-    use crate::graph::{Dim, Node, Type};
+    use crate::graph::{Dim, Node};
     use crate::tensor::DType;
-    use std::collections::BTreeMap;
-
-    fn value(g: &mut Graph, name: &str, shape: &[usize]) -> ValueId {
-        let v = g.add_value(name);
-        g.value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(shape.iter().map(|d| Dim::Known(*d)).collect()) };
-        v
-    }
-
-    fn noise(shape: &[usize], seed: usize) -> Tensor {
-        Tensor::of_f32(shape, (0..shape.iter().product()).map(|i: usize| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect())
-    }
 
     /// x → Mul → Add → two products; the fourth channel of the Mul is a hundred times the others.
     fn outlier() -> Model {
@@ -303,22 +292,15 @@ mod tests {
         g.inputs.push(x);
         g.outputs.extend([a, b]);
         let factor = g.add_constant("f", Tensor::of_f32(&[8], (0..8).map(|c| if c == 3 { 100.0 } else { 1.0 }).collect()));
-        let offset = g.add_constant("o", noise(&[8], 5));
+        let offset = g.add_constant("o", Tensor::of_f32(&[8], noise(&[8], 5)));
         g.add_node(Node::new(Op::Mul, "mul"), &[Some(x), Some(factor)], &[Some(h)]);
         g.add_node(Node::new(Op::Add, "add"), &[Some(h), Some(offset)], &[Some(n)]);
         for (y, name, seed) in [(a, "q", 1), (b, "k", 2)] {
-            let w = noise(&[8, 6], seed).to_f32().unwrap().iter().enumerate().map(|(i, w)| if i / 6 == 3 { w / 100.0 } else { *w }).collect();
+            let w = noise(&[8, 6], seed).iter().enumerate().map(|(i, w)| if i / 6 == 3 { w / 100.0 } else { *w }).collect();
             let w = g.add_constant(&format!("{name}_w"), Tensor::of_f32(&[8, 6], w));
             g.add_node(Node::new(Op::MatMul, name), &[Some(n), Some(w)], &[Some(y)]);
         }
         m
-    }
-
-    fn result(m: &Model) -> Vec<f32> {
-        let x = noise(&[1, 4, 8], 9);
-        let runner = Runner::new(m, &InputShapes::from([("x".to_string(), x.shape().to_vec())]), &m.graph.outputs).unwrap();
-        let all = runner.run(&mut runner.spawn(), &BTreeMap::from([("x".to_string(), x)]), &m.quantizers).unwrap();
-        all.iter().flat_map(|t| t.to_f32().unwrap().into_owned()).collect()
     }
 
     fn smoothed(m: &mut Model) -> Notes {
@@ -331,7 +313,8 @@ mod tests {
     fn a_channel_that_stands_out_costs_five_times_less_and_the_result_stays() {
         let (before, mut after) = (outlier(), outlier());
         let notes = smoothed(&mut after);
-        for (a, b) in result(&before).iter().zip(result(&after)) {
+        let x = Tensor::of_f32(&[1, 4, 8], noise(&[1, 4, 8], 9));
+        for (a, b) in result(&before, &x).iter().zip(result(&after, &x)) {
             assert!((a - b).abs() <= 1e-5, "{a} {b}");
         }
         let text = notes.list().iter().find(|n| n.text.contains("times smaller")).expect("it is smoothed").text.clone();

@@ -1,21 +1,9 @@
+use super::super::testing::{noise, result, value};
 use super::*;
 use crate::data::{DataSettings, InputInfo};
-use crate::engine::Runner;
-use crate::graph::Type;
 use crate::tensor::DType;
 
 const HOW: Equalize = Equalize { sweeps: 20, absorb: None, samples: 8, threads: 2 };
-
-fn value(g: &mut Graph, name: &str, shape: &[usize]) -> ValueId {
-    let v = g.add_value(name);
-    g.value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(shape.iter().map(|d| Dim::Known(*d)).collect()) };
-    v
-}
-
-/// Numbers in −1 … 1 that repeat late.
-fn noise(shape: &[usize], seed: usize) -> Vec<f32> {
-    (0..shape.iter().product()).map(|i: usize| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0).collect()
-}
 
 #[allow(clippy::too_many_arguments)]
 fn layer(g: &mut Graph, op: Op, name: &str, x: ValueId, weight: (&[usize], Vec<f32>), bias: Vec<f32>, y: &[usize], attrs: &[(&str, Vec<i64>)]) -> ValueId {
@@ -56,12 +44,6 @@ fn spread_out() -> Model {
     let y = layer(g, Op::Gemm, "d", h, (&[5, 3], noise(&[5, 3], 7)), noise(&[3], 8), &[1, 3], &[]);
     g.outputs.push(y);
     m
-}
-
-fn result(m: &Model, x: &Tensor) -> Vec<f32> {
-    let shapes = InputShapes::from([("x".to_string(), x.shape().to_vec())]);
-    let runner = Runner::new(m, &shapes, &m.graph.outputs).unwrap();
-    runner.run(&mut runner.spawn(), &BTreeMap::from([("x".to_string(), x.clone())]), &m.quantizers).unwrap().remove(0).to_f32().unwrap().into_owned()
 }
 
 /// The model with its weights in 8 bits, one scale a tensor.

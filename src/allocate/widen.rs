@@ -10,6 +10,7 @@ use crate::graph::{self, Flow, InputShapes, Linear, Model, Op, Recurrent, ValueI
 use crate::note::Notes;
 use crate::pass::Progress;
 use crate::quant::{self, Format, Origin, QuantizerId, Table, Timing};
+use crate::range;
 use crate::target::SchemeKeys;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -112,6 +113,8 @@ pub fn widen(model: &mut Model, how: &Widen, data: Option<(&Dataset, &[usize])>,
                 let (lo, hi) = covered(&table, id);
                 (row.params, row.scheme) = (Some(quant::fit_range(&scheme, &[lo], &[hi]).at(|| &row.name)?), scheme);
             }
+            // The scales of biases are products of theirs.
+            range::settle(model, &mut notes)?;
         }
     }
     Ok(notes)

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Flow, InputShapes, Model, ValueId, specialize};
 use crate::quant::{QuantizerId, Table};
 use crate::tensor::{DType, Tensor};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use tract_onnx::prelude::{IntoArcTensor, IntoTValue, TValue, TVec};
@@ -174,8 +174,11 @@ fn build(mut model: Model, outputs: &[ValueId], options: RunnerOptions) -> Resul
         baked.clear();
         weights::make_float(&mut model)?;
     } else {
-        for w in weights::take(&mut model) {
-            if options.live_weights {
+        let taken = weights::take(&mut model);
+        // What constants share with values that flow (a Concat's operands) changes with these.
+        let flowing: BTreeSet<QuantizerId> = model.graph.nodes().filter_map(|(_, n)| Some(table.root(n.quantizer()?))).collect();
+        for w in taken {
+            if options.live_weights || flowing.contains(&table.root(w.id)) {
                 sources.push((w.value, w.dtype, w.shape.clone(), Source::Weight(Box::new(w))));
             } else {
                 let row = weights::row(&table, w.id)?;

@@ -123,6 +123,27 @@ fn weights_are_baked_or_follow_the_table() {
     assert!(same(&second, &fresh.run(&mut fresh.spawn(), &sample, &table).unwrap()));
 }
 
+/// Concat(FakeQuant(x), FakeQuant(c)) under one quantizer.
+#[test]
+fn a_constant_that_shares_a_quantizer_with_what_flows_changes_with_it() {
+    let mut b = Built::new();
+    let x = b.input("x", &[2, 8]);
+    let c = b.m.graph.add_constant("c", Tensor::of_f32(&[2, 8], numbers(16)));
+    let (xq, q) = b.fake(x, 0.05, "xq", &[2, 8]);
+    let cq = b.node(Node::fake_quant(q, "cq"), &[c], "cq", &[2, 8]);
+    let y = b.node(Node::new(Op::Concat, "cat").with("axis", 0i64), &[xq, cq], "y", &[4, 8]);
+    let sample = feed("x", Tensor::of_f32(&[2, 8], numbers(16)));
+    let r = Runner::new(&b.m, &shapes_of(&sample), &[y]).unwrap();
+    let mut table = b.m.quantizers.clone();
+    for scale in [0.05, 0.4] {
+        table[q].params = Some(Params::tensor(scale, None));
+        let y = r.run(&mut r.spawn(), &sample, &table).unwrap();
+        let y = y[0].to_f32().unwrap();
+        assert_eq!(y[..16], y[16..], "{scale}");
+        assert!(y.iter().all(|v| (v / scale - (v / scale).round()).abs() < 1e-4), "{scale} {y:?}");
+    }
+}
+
 #[test]
 fn float_passes_every_quantizer() {
     let (m, [xq, ..], _) = net();

@@ -73,7 +73,7 @@ pub fn lower_packed(model: &mut Model, accuracy: Option<i64>) -> Result<Notes> {
     }
     for (why, names) in declined {
         let more = if names.len() > 1 { format!(" (and {} more)", names.len() - 1) } else { String::new() };
-        notes.declined(&names[0], format!("its weight{more} is written with DequantizeLinear: {why}"));
+        notes.declined(&names[0], format!("its weight{more} is left to qdq: {why}"));
     }
     Ok(notes)
 }
@@ -231,10 +231,11 @@ impl<'a> Weight<'a> {
             (Use::Table, Format::Int { .. }) => Form::Table,
             (Use::Product { .. }, Format::Int { .. }) => Form::NBits,
             (Use::Product { .. }, Format::Codebook { .. }) if params.curve == Curve::Table(NF4.into()) && bits == 4 => Form::Bnb4,
-            (_, format) => return Err(format!("{format} is not among its formats")),
+            (Use::Table, format) => return Err(format!("GatherBlockQuantized holds no {format}")),
+            (Use::Product { .. }, format) => return Err(format!("MatMulNBits holds no {format}")),
         };
         if !matches!(bits, 2 | 4 | 8) || params.curve != Curve::Linear && !book {
-            return Err(format!("{} is not among its formats", scheme.format));
+            return Err(format!("codes of {bits} bits, as {} is stored in, cannot be packed", scheme.format));
         }
         if matches!(scheme.scale, ScaleKind::Nested(_)) || scheme.timing == Timing::Dynamic {
             return Err("its scales must be numbers".into());

@@ -259,7 +259,7 @@ fn shipped_schemes_hold() {
 
 #[test]
 fn weights_alone_need_no_more_than_round_and_lower() {
-    let text = "target: ort\nactivations: none\nweights: { format: uint4, granularity: block, block_size: 32 }\n\
+    let text = "activations: none\nweights: { format: uint4, granularity: block, block_size: 32 }\n\
                 steps: [ { round: nearest }, { lower: { form: matmul-nbits, accuracy_level: 4 } } ]\n\
                 overrides: [ { nodes: \"/lm_head/**\", weights: { bits: 8 } } ]\n";
     let r = resolved(text, &[]).unwrap();

@@ -160,8 +160,8 @@ fn what_the_operators_cannot_say_is_left_and_named() {
         (blocked(4, true, Zero::None, 0, 8), "no power of two"),
         (blocked(4, true, Zero::None, 1, 16), "not in blocks along axis 0"),
         (Scheme { blocks: Blocks::channel(1), ..Scheme::int(4, true) }, "not in blocks along axis 0"),
-        (blocked(16, true, Zero::None, 0, 16), "int16 is not among its formats"),
-        (Scheme { format: Format::codebook(4), ..blocked(4, true, Zero::None, 0, 16) }, "codebook4 is not among its formats"),
+        (blocked(16, true, Zero::None, 0, 16), "codes of 16 bits"),
+        (Scheme { format: Format::codebook(4), ..blocked(4, true, Zero::None, 0, 16) }, "MatMulNBits holds no codebook4"),
         (Scheme { scale: nested, ..blocked(4, true, Zero::None, 0, 16) }, "its scales must be numbers"),
     ] {
         let mut m = placed(node(Op::MatMul), [64, 32], scheme, 1, None);

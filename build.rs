@@ -29,7 +29,10 @@ fn main() {
     let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
     std::fs::write(
         format!("{out}/configs.rs"),
-        configs("RECIPES", "configs") + &configs("TARGETS", "configs/targets") + &configs("PRESETS", "configs/presets"),
+        configs("RECIPES", "configs")
+            + &configs("TARGETS", "configs/targets")
+            + &configs("PRESETS", "configs/presets")
+            + &configs("SCHEMES", "configs/schemes"),
     )
     .expect("OUT_DIR is writable");
     std::fs::write(format!("{out}/messages.rs"), table).expect("OUT_DIR is writable");

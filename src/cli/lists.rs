@@ -2,7 +2,7 @@
 
 use super::print;
 use crate::error::{Error, Result};
-use crate::quant::Format;
+use crate::quant::{Format, NF4};
 use crate::{recipe, target};
 
 pub fn recipes(name: Option<&str>) -> Result<()> {
@@ -39,26 +39,32 @@ pub fn formats(name: Option<&str>) -> Result<()> {
         vec![f.name.to_string(), f.format.bits().to_string(), stored, f.doc.to_string()]
     };
     let header = ["format", "bits>", "stored as", "values"];
-    match name {
-        None => print::results(&print::table(&header, &target::FORMATS.iter().map(row).collect::<Vec<_>>())),
-        Some(name) => {
-            let f = target::FORMATS.iter().find(|f| f.name == name).ok_or_else(|| unknown("format", name, target::FORMATS.iter().map(|f| f.name)))?;
-            print::results(&format!("{}{}", print::table(&header, &[row(f)]), codes(f.format)))
-        }
+    let schemes = recipe::schemes();
+    let Some(name) = name else {
+        let formats = print::table(&header, &target::FORMATS.iter().map(row).collect::<Vec<_>>());
+        return print::results(&format!("{formats}\nSchemes that `format:` may name, keys beside it winning:\n\n{}", page(&schemes)));
+    };
+    let (format, scheme) = (target::FORMATS.iter().find(|f| f.name == name), recipe::scheme_text(name));
+    if format.is_none() && scheme.is_none() {
+        return Err(unknown("format", name, target::FORMATS.iter().map(|f| f.name).chain(schemes.iter().map(|s| s.0.as_str()))));
     }
+    let format = format.map(|f| format!("{}{}", print::table(&header, &[row(f)]), codes(f.format)));
+    print::results(&format.into_iter().chain(scheme.map(str::to_string)).collect::<Vec<_>>().join("\n"))
 }
 
 /// The values of a small format's codes.
 fn codes(format: Format) -> String {
     let bits = format.bits();
+    let list = |values: &[f32]| values.iter().map(f32::to_string).collect::<Vec<_>>().join(" ");
     match format.code_range() {
+        _ if format == Format::NF4 => format!("\nA code stands for the entry of that index, times the scale:\n{}\n", list(&NF4)),
+        _ if matches!(format, Format::Codebook { .. }) => "\nA code stands for the entry of that index, times the scale.\n".to_string(),
         Some((lo, hi)) => format!("\nCodes {lo} … {hi}; a code stands for (code − zero_point) · scale.\n"),
         None if bits <= 8 => {
             let mut values: Vec<f32> = (0..1 << bits).map(|c| format.value(c)).filter(|v| v.is_finite() && *v >= 0.0).collect();
             values.sort_by(f32::total_cmp);
             values.dedup();
-            let text: Vec<String> = values.iter().map(f32::to_string).collect();
-            format!("\nA code stands for value · scale. Values, each with either sign:\n{}\n", text.join(" "))
+            format!("\nA code stands for value · scale. Values, each with either sign:\n{}\n", list(&values))
         }
         None => String::new(),
     }

@@ -2,7 +2,7 @@
 
 use super::work::{Key, Work};
 use crate::error::{Error, Result};
-use crate::graph::{Dim, ValueId};
+use crate::graph::{Dim, Op, ValueId};
 use crate::quant::{
     Blocks, Codes, Curve, Format, NestedScale, Origin, Params, QuantizerId, Rounding, ScaleKind, Scheme, Timing, Zero, Zeros, dequantize, e8m0_value,
 };
@@ -103,9 +103,16 @@ impl Work<'_> {
         Ok(Some(id))
     }
 
+    /// The constant behind a scale: as stored, where a Cast widens it to float32.
+    pub fn stored_scale(&mut self, v: ValueId) -> Option<Tensor> {
+        let cast = self.g.value(v).producer().map(|(n, _)| self.g.node(n)).filter(|n| n.op == Op::Cast && n.int("to") == Some(DType::F32.onnx() as i64));
+        let narrow = cast.and_then(|n| n.input(0)).and_then(|x| self.constant(x)).filter(|t| matches!(t.dtype(), DType::F16 | DType::BF16));
+        narrow.or_else(|| self.constant(v))
+    }
+
     /// A scale that is a constant, or codes of a coarser quantizer (`nests`: whether it may stay so).
     fn scale(&mut self, v: ValueId, nests: bool) -> Result<Option<Scale>> {
-        if let Some(t) = self.constant(v) {
+        if let Some(t) = self.stored_scale(v) {
             let (values, kind) = scale_numbers(&t)?;
             if values.is_empty() {
                 return Err(Error::usage("its scale is empty"));

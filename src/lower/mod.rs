@@ -1,5 +1,7 @@
 //! How a quantized model is written in ONNX. A lowering never alters a number; whether its spelling can hold a scheme was asked when quantizers were placed.
 
+mod codebook;
+mod packed;
 mod qdq;
 mod shield;
 
@@ -11,15 +13,22 @@ use crate::graph::Model;
 use crate::note::Notes;
 
 /// The spellings there are: what `lower: { form: … }` may say.
-pub const FORMS: &[&str] = &["qdq"];
+pub const FORMS: &[&str] = &["qdq", "matmul-nbits"];
 
 /// What a spelling may be told besides its name.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Settings {}
+pub struct Settings {
+    /// MatMulNBits' `accuracy_level`.
+    pub accuracy_level: Option<i64>,
+}
 
 /// Writes, in the operators of `form`, all that these can say. Quantizers that are left become QuantizeLinear and DequantizeLinear: [`lower_qdq`].
-pub fn spell(_model: &mut Model, form: &str, _settings: &Settings) -> Result<Notes> {
+pub fn spell(model: &mut Model, form: &str, settings: &Settings) -> Result<Notes> {
+    if settings.accuracy_level.is_some() && form != "matmul-nbits" {
+        return Err(Error::usage(format!("`accuracy_level` is a key of form matmul-nbits, not of {form}")));
+    }
     match form {
+        "matmul-nbits" => packed::lower_packed(model, settings.accuracy_level),
         "qdq" => Ok(Notes::of("lower")),
         other => Err(Error::usage(format!("`{other}` is no form; the forms are {}", FORMS.join(", ")))),
     }

@@ -3,10 +3,11 @@
 //! Source: ONNX operators QuantizeLinear and DequantizeLinear.
 //! Needs: parameters for every quantizer, codes for every constant. Declines: nothing; a scheme that Q/DQ cannot say is an error.
 
+use super::codebook;
 use crate::error::{At, Error, Result};
 use crate::graph::{Constant, Graph, Model, Node, NodeId, Op, Site, ValueId};
 use crate::note::Notes;
-use crate::quant::{Blocks, Codes, Format, Params, Quantizer, QuantizerId, ScaleKind, Scheme, Table, Zeros};
+use crate::quant::{Blocks, Codes, Format, NestedScale, Params, Quantizer, QuantizerId, ScaleKind, Scheme, Table, Zeros, e8m0_code};
 use crate::target::spelling;
 use crate::tensor::{DType, Tensor, pack};
 use std::collections::{BTreeMap, HashMap};
@@ -120,16 +121,25 @@ fn lower_node(
     let opset = spelling::qdq_opset(scheme, shape.as_deref()).map_err(Error::failed)?;
     let blocks = spelling::qdq_blocks(scheme, shape.as_deref());
     let storage = scheme.format.storage().expect("qdq_opset checked it");
+    // A scale of exponents is no type to compute in.
+    let (exponents, float32) = (scheme.scale == ScaleKind::Pow2(DType::F8E8M0), DType::F32.onnx() as i64);
     need.opset = need.opset.max(opset);
     need.ir = need.ir.max(spelling::ir_of_opset(opset)).max(storage.min_ir());
 
     let at = g.position(id);
     let name = g.value(x).name.clone();
     g.remove_node(id);
+    if let Format::Codebook { .. } = scheme.format {
+        let codes = codes.ok_or_else(no_codes)?;
+        codebook::write(g, at, &name, codes, scheme, params, y)?;
+        remove_idle(g, x);
+        return Ok(());
+    }
+    let mut at = at;
     let pair = match pairs.get(&q) {
         Some(p) => *p,
         None => {
-            let p = write_pair(g, &name, shape.as_deref(), scheme, params)?;
+            let p = write_pair(g, &mut at, &name, shape.as_deref(), scheme, storage, params)?;
             pairs.insert(q, p);
             p
         }
@@ -137,18 +147,17 @@ fn lower_node(
     let code_value = match (constant, codes) {
         (true, Some(codes)) => {
             let v = g.add_constant(&format!("{name}_quantized"), Constant::from(codes.0.clone()));
-            if g.value(x).uses().is_empty() && !g.is_output(x) && g.value(x).producer().is_none() && !g.inputs.contains(&x) {
-                g.remove_value(x);
-            }
+            remove_idle(g, x);
             v
         }
-        (true, None) => return Err(Error::failed("its weights have no codes yet; `round` must stand before `lower`")),
+        (true, None) => return Err(no_codes()),
         (false, _) => match quantized.get(&(x, q)) {
             Some(&v) => v,
             None => {
                 let v = g.add_value(&format!("{name}_quantized"));
                 g.value_mut(v).ty = crate::graph::Type::Tensor { dtype: Some(storage), shape: None };
-                let node = with_blocks(Node::new(Op::QuantizeLinear, format!("{name}_QuantizeLinear")), &blocks, opset);
+                let node = Node::new(Op::QuantizeLinear, format!("{name}_QuantizeLinear"));
+                let node = with_blocks(if exponents { node.with("precision", float32) } else { node }, &blocks, opset);
                 g.insert_node(at, node, &inputs(x, pair), &[Some(v)]);
                 quantized.insert((x, q), v);
                 v
@@ -156,9 +165,21 @@ fn lower_node(
         },
     };
     let after = if constant || g.value(code_value).producer().is_none() { at } else { g.position(g.value(code_value).producer().unwrap().0) + 1 };
-    let node = with_blocks(Node::new(Op::DequantizeLinear, format!("{name}_DequantizeLinear")), &blocks, opset);
+    let node = Node::new(Op::DequantizeLinear, format!("{name}_DequantizeLinear"));
+    let node = with_blocks(if exponents { node.with("output_dtype", float32) } else { node }, &blocks, opset);
     g.insert_node(after.max(at), node, &inputs(code_value, pair), &[Some(y)]);
     Ok(())
+}
+
+fn no_codes() -> Error {
+    Error::failed("its weights have no codes yet; `round` must stand before `lower`")
+}
+
+/// Removes a constant that nobody reads any more.
+fn remove_idle(g: &mut Graph, x: ValueId) {
+    if g.value(x).uses().is_empty() && !g.is_output(x) && g.value(x).producer().is_none() && !g.inputs.contains(&x) {
+        g.remove_value(x);
+    }
 }
 
 fn inputs(x: ValueId, pair: Pair) -> Vec<Option<ValueId>> {
@@ -177,9 +198,9 @@ fn with_blocks(node: Node, b: &Blocks, opset: i64) -> Node {
     }
 }
 
-/// Writes scale and zero point as initializers. A zero point is always written, so that the file names its type, except for int32.
-fn write_pair(g: &mut Graph, name: &str, shape: Option<&[usize]>, scheme: &Scheme, params: &Params) -> Result<Pair> {
-    let storage = scheme.format.storage().expect("qdq_opset checked it");
+/// Writes scale and zero point, before position `at` where that takes nodes. A zero point is always written, so that the file names its type, except
+/// for int32. `shape`: of a constant; `storage`: the type of its codes.
+fn write_pair(g: &mut Graph, at: &mut usize, name: &str, shape: Option<&[usize]>, scheme: &Scheme, storage: DType, params: &Params) -> Result<Pair> {
     let blocks = spelling::qdq_blocks(scheme, shape);
     // Which scale stands where: each at its own place, but those of gates, which are repeated.
     let from: Vec<usize> = match (scheme.blocks.gates(), shape) {
@@ -196,11 +217,13 @@ fn write_pair(g: &mut Graph, name: &str, shape: Option<&[usize]>, scheme: &Schem
         (_, None, Some(shape)) => blocks.layout(shape)?.grid,
         (_, None, None) => return Err(Error::failed("an activation in blocks needs a known shape")),
     };
-    match &scheme.scale {
-        ScaleKind::Exact(DType::F32) | ScaleKind::Pow2(DType::F32) => {}
-        _ => return Err(Error::failed("scales of this type are not written yet")),
-    }
-    let scale = g.add_constant(&format!("{name}_scale"), Tensor::of_f32(&shape, from.iter().map(|i| params.scale[*i]).collect()));
+    let scale = match (&scheme.scale, &params.nested) {
+        (ScaleKind::Nested(inner), Some(nested)) => write_nested(g, at, &format!("{name}_scale"), inner, nested)?,
+        (ScaleKind::Nested(_), None) => return Err(Error::failed("its scales have no codes")),
+        (ScaleKind::Exact(dtype) | ScaleKind::Pow2(dtype), _) => {
+            write_scale(g, at, &format!("{name}_scale"), &shape, from.iter().map(|i| params.scale[*i]).collect(), *dtype)?
+        }
+    };
     let zeros = match &params.zero {
         Zeros::None => vec![0; n],
         Zeros::Integer(z) if z.len() == 1 => vec![z[0]; n],
@@ -212,6 +235,55 @@ fn write_pair(g: &mut Graph, name: &str, shape: Option<&[usize]>, scheme: &Schem
         _ => Some(g.add_constant(&format!("{name}_zero_point"), Tensor::new(storage, shape, pack::pack(&zeros, storage).into())?)),
     };
     Ok(Pair { scale, zero })
+}
+
+/// Scales in their own type. float16 and bfloat16 reach float32 by a Cast: as a scale's type they would become the result's, or, with `output_dtype`,
+/// what ONNX Runtime's optimizer does not load.
+pub(super) fn write_scale(g: &mut Graph, at: &mut usize, name: &str, shape: &[usize], scale: Vec<f32>, dtype: DType) -> Result<ValueId> {
+    let odd = |s: &f32| Error::failed(format!("its scale {s} is not a number of {dtype}"));
+    let bytes: Vec<u8> = match dtype {
+        DType::F32 => return Ok(g.add_constant(name, Tensor::of_f32(shape, scale))),
+        DType::F8E8M0 => scale.iter().map(|s| e8m0_code(*s).ok_or_else(|| odd(s))).collect::<Result<_>>()?,
+        DType::F16 | DType::BF16 => {
+            let code = |s: &f32| {
+                let (bits, back) = match dtype {
+                    DType::F16 => (half::f16::from_f32(*s).to_bits(), half::f16::from_f32(*s).to_f32()),
+                    _ => (half::bf16::from_f32(*s).to_bits(), half::bf16::from_f32(*s).to_f32()),
+                };
+                if back == *s { Ok(bits.to_le_bytes()) } else { Err(odd(s)) }
+            };
+            scale.iter().map(code).collect::<Result<Vec<_>>>()?.concat()
+        }
+        other => return Err(Error::failed(format!("scales are not written as {other}"))),
+    };
+    let stored = g.add_constant(name, Tensor::new(dtype, shape.to_vec(), bytes.into())?);
+    if dtype == DType::F8E8M0 {
+        return Ok(stored);
+    }
+    let wide = g.add_value(&format!("{name}_float32"));
+    let cast = Node::new(Op::Cast, format!("{name}_Cast")).with("to", DType::F32.onnx() as i64);
+    g.insert_node(*at, cast, &[Some(stored)], &[Some(wide)]);
+    *at += 1;
+    Ok(wide)
+}
+
+/// Scales that are codes: DequantizeLinear of these. Integers of a few bits are stored as uint8, as the compilers that read such scales want them.
+fn write_nested(g: &mut Graph, at: &mut usize, name: &str, inner: &Scheme, nested: &NestedScale) -> Result<ValueId> {
+    let codes = match nested.codes.0.dtype() {
+        DType::U2 | DType::U4 => {
+            let t = &nested.codes.0;
+            Tensor::new(DType::U8, t.shape().to_vec(), pack::unpack_bytes(t.bytes(), t.dtype(), t.len()).into_owned().into())?
+        }
+        _ => nested.codes.0.clone(),
+    };
+    let grid = codes.shape().to_vec();
+    let pair = write_pair(g, at, name, Some(&grid), inner, codes.dtype(), &nested.params)?;
+    let opset = spelling::qdq_opset(inner, Some(&grid)).map_err(Error::failed)?;
+    let node = with_blocks(Node::new(Op::DequantizeLinear, format!("{name}_DequantizeLinear")), &spelling::qdq_blocks(inner, Some(&grid)), opset);
+    let (codes, scale) = (g.add_constant(&format!("{name}_quantized"), codes), g.add_value(&format!("{name}_dequantized")));
+    g.insert_node(*at, node, &inputs(codes, pair), &[Some(scale)]);
+    *at += 1;
+    Ok(scale)
 }
 
 #[cfg(test)]

@@ -155,7 +155,19 @@ impl Planner<'_> {
                 let keys = if weight { self.wishes.weights(id, slot, base) } else { self.wishes.input(id, slot, base) };
                 let Some(keys) = keys else { continue };
                 let name = self.model.graph.value(v).name.clone();
-                let mut scheme = keys.scheme(axis).at(|| &name)?;
+                let shape = constant.tensor.shape();
+                let along = match linear.as_ref().filter(|l| l.weight_slot == slot) {
+                    Some(l) => Some(l.in_axis as i32),
+                    None if recurrent.is_some() || table.is_some() => Some(shape.len() as i32 - 1),
+                    None => axis,
+                };
+                let mut scheme = keys.scheme_along(axis, along).at(|| &name)?;
+                if let (Some((a, _)), Some(channels)) = (scheme.blocks.block_axis(), axis)
+                    && shape.get(a as usize) == Some(&1)
+                {
+                    scheme.blocks = Blocks::channel(channels);
+                    self.plan.notes.fell_back(&node.name, format!("weight {name} has one element along axis {a}: one scale a channel instead of blocks"));
+                }
                 if let (Some(r), Some(Granularity::Gate), None) = (recurrent, keys.granularity, keys.axis) {
                     scheme.blocks = Blocks::gate(r.gates);
                 }

@@ -281,7 +281,7 @@ mod tests {
         assert!(dequantize(&codes, &Scheme::int(4, true), &Params::tensor(1.0, None)).unwrap_err().to_string().contains("int8 tensors hold no codes of int4"));
         let odd = Scheme { format: Format::Float { exponent: 3, mantissa: 4, specials: crate::quant::Specials::None }, ..scheme };
         assert!(quantize(&[0.0; 6], &[3, 2], &odd, &Params::tensor(1.0, None)).unwrap_err().to_string().contains("float8e3m4"));
-        let book = Format::Codebook { bits: 2 };
+        let book = Format::codebook(2);
         let codes = Codes(Tensor::new(DType::U2, vec![2], vec![0b1101u8].into()).unwrap());
         let three = Params { curve: super::super::Curve::Table([0.0, 1.0, 2.0].into()), ..plain(book) };
         assert!(dequantize(&codes, &plain_scheme(book, Rounding::HalfEven), &three).unwrap_err().to_string().contains("code 3 of element 1"));

@@ -38,7 +38,7 @@ impl<'a> Coder<'a> {
             (Format::Int { .. }, Curve::Power(a)) if *a > 0.0 && a.is_finite() => Kind::Power(*a),
             (Format::Int { .. }, Curve::Power(a)) => return Err(Error::usage(format!("a power exponent must be positive, not {a}"))),
             (Format::Float { .. }, Curve::Linear) => Kind::Float,
-            (Format::Codebook { bits }, Curve::Table(t)) => {
+            (Format::Codebook { bits, .. }, Curve::Table(t)) => {
                 if t.is_empty() || t.len() > 1 << bits || !t.iter().all(|x| x.is_finite()) || !t.is_sorted() {
                     return Err(Error::usage(format!("the table of a {format} must hold 1 to {} finite numbers in ascending order", 1u32 << bits)));
                 }
@@ -113,7 +113,7 @@ pub(super) mod tests {
     pub fn formats() -> Vec<Format> {
         let mut list = Vec::new();
         for bits in 1..=8 {
-            list.extend([Format::Int { bits, signed: true, narrow: false }, Format::Int { bits, signed: false, narrow: false }, Format::Codebook { bits }]);
+            list.extend([Format::Int { bits, signed: true, narrow: false }, Format::Int { bits, signed: false, narrow: false }, Format::codebook(bits)]);
             if bits > 1 {
                 list.push(Format::Int { bits, signed: true, narrow: true });
             }
@@ -137,7 +137,7 @@ pub(super) mod tests {
     /// Scale 1, no zero, and a curve that suits the format.
     pub fn params(format: Format) -> Params {
         let curve = match format {
-            Format::Codebook { bits } => Curve::Table((0..1 << bits).map(|i| (i * i) as f32 / 7.0 - 3.0).collect()),
+            Format::Codebook { bits, .. } => Curve::Table((0..1 << bits).map(|i| (i * i) as f32 / 7.0 - 3.0).collect()),
             _ => Curve::Linear,
         };
         Params { scale: vec![1.0], nested: None, zero: Zeros::None, curve, origin: Origin::Fixed }
@@ -213,7 +213,7 @@ pub(super) mod tests {
     #[test]
     fn curves_that_do_not_suit_the_format_are_refused() {
         let int8 = Format::Int { bits: 8, signed: true, narrow: false };
-        let book = Format::Codebook { bits: 1 };
+        let book = Format::codebook(1);
         let e2m1 = Format::Float { exponent: 2, mantissa: 1, specials: Specials::None };
         let table = |t: &[f32]| Curve::Table(t.into());
         for (format, curve) in [

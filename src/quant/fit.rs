@@ -1,10 +1,10 @@
 //! Ranges → scale and zero. What every method of `range` ends in, and what a dynamic quantizer does at inference.
 
 use super::blocks::Share;
-use super::codebook::{Histogram, even};
+use super::codebook::{Histogram, NF4, even};
 use super::coder::Coder;
 use super::value::{exponent_of, nearest_scale, round};
-use super::{Codes, Curve, Format, Layout, NestedScale, Origin, Params, Rounding, ScaleKind, Scheme, View, Zero, Zeros, dequantize, quantize};
+use super::{Book, Codes, Curve, Format, Layout, NestedScale, Origin, Params, Rounding, ScaleKind, Scheme, View, Zero, Zeros, dequantize, quantize};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor, numel, pack};
 
@@ -70,20 +70,27 @@ pub fn fit(x: &[f32], shape: &[usize], scheme: &Scheme) -> Result<Params> {
         return Err(Error::failed(format!("element {i} of a tensor of shape {shape:?} is {}: no scale covers it", x[i])));
     }
     let mut params = fit_grid(scheme, &layout.grid, &first_curve(scheme), &lo, &hi)?;
-    if let Format::Codebook { bits } = scheme.format {
-        let mut histogram = Histogram::new();
-        layout.runs(|r, share| {
-            for (i, &x) in x[r].iter().enumerate() {
+    fit_codebook(&[(x, shape)], scheme, &mut params)?;
+    Ok(params)
+}
+
+/// Entries of a codebook that is learnt, from tensors whose scales are known, by Lloyd's algorithm. Other formats are left as they are.
+pub fn fit_codebook<X: AsRef<[f32]>>(tensors: &[(X, &[usize])], scheme: &Scheme, params: &mut Params) -> Result<()> {
+    let Format::Codebook { bits, book: Book::Fitted } = scheme.format else { return Ok(()) };
+    let mut histogram = Histogram::new();
+    for (x, shape) in tensors {
+        scheme.blocks.layout(shape)?.runs(|r, share| {
+            for (i, &x) in x.as_ref()[r].iter().enumerate() {
                 let b = match share {
                     Share::One(b) => b,
                     Share::Each(b) => b + i,
                 };
-                histogram.add(x / params.scale[b] + params.zero_at(b));
+                histogram.add(x / params.scale_at(b) + params.zero_at(b));
             }
         });
-        params.curve = Curve::Table(histogram.fit(bits).into());
     }
-    Ok(params)
+    params.curve = Curve::Table(histogram.fit(bits).into());
+    Ok(())
 }
 
 /// Lowest and highest number of each block of `x`, whose `shape` the layout was made for. A block that holds a NaN or an infinity has NaN for both.
@@ -145,10 +152,11 @@ fn most(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-/// The curve of a scheme before its data is seen: linear, and evenly spaced entries for a codebook.
-fn first_curve(scheme: &Scheme) -> Curve {
+/// The curve of a scheme before its data is seen: linear, and, for a codebook that is learnt, evenly spaced entries.
+pub fn first_curve(scheme: &Scheme) -> Curve {
     match scheme.format {
-        Format::Codebook { bits } => Curve::Table(even(bits).into()),
+        Format::Codebook { bits, book: Book::Fitted } => Curve::Table(even(bits).into()),
+        Format::Codebook { book: Book::Nf4, .. } => Curve::Table(NF4.into()),
         _ => Curve::Linear,
     }
 }

@@ -16,8 +16,8 @@ pub use arith::{dequantize, fake_quantize, quantize};
 
 pub use blocks::{Blocks, Extent, Layout, View};
 pub use codebook::NF4;
-pub use fit::{block_ranges, fit, fit_grid, fit_range};
+pub use fit::{block_ranges, first_curve, fit, fit_codebook, fit_grid, fit_range};
 pub use params::{Codes, Curve, NestedScale, Origin, Params, Zeros};
-pub use scheme::{Format, Rounding, ScaleKind, Scheme, Specials, Timing, Zero};
+pub use scheme::{Book, Format, Rounding, ScaleKind, Scheme, Specials, Timing, Zero};
 pub use table::{Quantizer, QuantizerId, Table};
 pub use value::{e8m0_code, e8m0_value};

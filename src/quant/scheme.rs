@@ -22,8 +22,17 @@ pub enum Format {
     Int { bits: u8, signed: bool, narrow: bool },
     /// Sign, `exponent` and `mantissa` bits; the code is the bit pattern.
     Float { exponent: u8, mantissa: u8, specials: Specials },
-    /// `2^bits` real values, learnt from data (`Params::curve`); the code is the index.
-    Codebook { bits: u8 },
+    /// `2^bits` real values (`Params::curve`); the code is the index.
+    Codebook { bits: u8, book: Book },
+}
+
+/// Where the entries of a codebook come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Book {
+    /// Learnt from data.
+    Fitted,
+    /// [`super::NF4`], whatever the data.
+    Nf4,
 }
 
 /// Which bit patterns of a float format are not finite numbers.
@@ -100,10 +109,18 @@ impl Scheme {
 }
 
 impl Format {
+    /// A codebook that is learnt from data.
+    pub const fn codebook(bits: u8) -> Format {
+        Format::Codebook { bits, book: Book::Fitted }
+    }
+
+    /// The codebook of QLoRA.
+    pub const NF4: Format = Format::Codebook { bits: 4, book: Book::Nf4 };
+
     /// Bits of a code.
     pub fn bits(self) -> u8 {
         match self {
-            Format::Int { bits, .. } | Format::Codebook { bits } => bits,
+            Format::Int { bits, .. } | Format::Codebook { bits, .. } => bits,
             Format::Float { exponent, mantissa, .. } => 1 + exponent + mantissa,
         }
     }
@@ -115,7 +132,7 @@ impl Format {
                 let half = 1i64 << (bits - 1);
                 Some(((-half + narrow as i64) as i32, (half - 1) as i32))
             }
-            Format::Int { bits, signed: false, .. } | Format::Codebook { bits } => Some((0, ((1i64 << bits) - 1).min(i32::MAX as i64) as i32)),
+            Format::Int { bits, signed: false, .. } | Format::Codebook { bits, .. } => Some((0, ((1i64 << bits) - 1).min(i32::MAX as i64) as i32)),
             Format::Float { .. } => None,
         }
     }
@@ -137,7 +154,7 @@ impl Format {
                 (17..=32, false) => U32,
                 _ => return None,
             },
-            Format::Codebook { bits } => match bits {
+            Format::Codebook { bits, .. } => match bits {
                 1..=2 => U2,
                 3..=4 => U4,
                 5..=8 => U8,

@@ -1,6 +1,6 @@
 //! Quantizers as people read them: one line.
 
-use super::{Blocks, Curve, Extent, Format, Origin, Params, Rounding, ScaleKind, Scheme, Timing, View, Zero, Zeros};
+use super::{Blocks, Book, Curve, Extent, Format, Origin, Params, Rounding, ScaleKind, Scheme, Timing, View, Zero, Zeros};
 use std::fmt::{self, Display, Formatter};
 
 impl Display for Format {
@@ -10,7 +10,8 @@ impl Display for Format {
             Format::Int { bits, signed, narrow } => {
                 write!(f, "{}int{bits}{}", if signed { "" } else { "u" }, if narrow { " narrow" } else { "" })
             }
-            Format::Codebook { bits } => write!(f, "codebook{bits}"),
+            Format::Codebook { bits, book: Book::Fitted } => write!(f, "codebook{bits}"),
+            Format::Codebook { book: Book::Nf4, .. } => write!(f, "nf4"),
             Format::Float { exponent, mantissa, .. } => match self.storage() {
                 Some(dtype) => write!(f, "{dtype}"),
                 None => write!(f, "float{}e{exponent}m{mantissa}", self.bits()),

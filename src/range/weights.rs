@@ -1,16 +1,31 @@
-//! Ranges of weights: from their values alone.
+//! Ranges of weights: from their values alone. The entries of a codebook that is learnt come from the values too.
 
 use super::Method;
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, NodeId};
-use crate::quant::{self, QuantizerId};
+use crate::quant::{self, Format, Params, QuantizerId, Scheme};
+use crate::tensor::Tensor;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Lowest and highest number of each block, over the blocks' grid.
+struct Blocks {
+    grid: Vec<usize>,
+    lo: Vec<f32>,
+    hi: Vec<f32>,
+}
+
+impl Blocks {
+    /// Parameters that cover the ranges, each shrunk to `share` of itself.
+    fn params(&self, scheme: &Scheme, share: f32) -> Result<Params> {
+        let shrunk = |v: &[f32]| v.iter().map(|v| v * share).collect::<Vec<_>>();
+        quant::fit_grid(scheme, &self.grid, &quant::first_curve(scheme), &shrunk(&self.lo), &shrunk(&self.hi))
+    }
+}
 
 /// Gives every quantizer that only constants flow into its parameters, by min-max or least squares per block over every constant that shares it.
 /// Those in `shared` see activations too (Concat with a constant) and wait for the data.
 pub fn fit_weights(model: &mut Model, method: Method, shared: &BTreeSet<QuantizerId>) -> Result<()> {
-    let mut ranges: BTreeMap<QuantizerId, (Vec<f32>, Vec<f32>)> = BTreeMap::new();
     let open: Vec<_> = model
         .constant_sites()
         .into_iter()
@@ -19,32 +34,45 @@ pub fn fit_weights(model: &mut Model, method: Method, shared: &BTreeSet<Quantize
         .collect();
     let read: &Model = model;
     let found = open.par_iter().map(|&(node, id)| weight_ranges(read, node, id, method)).collect::<Result<Vec<_>>>()?;
-    for (&(_, id), (lo, hi)) in open.iter().zip(found) {
-        let quantizer = &model.quantizers[id];
+    let mut ranges: BTreeMap<QuantizerId, Blocks> = BTreeMap::new();
+    let mut sites: BTreeMap<QuantizerId, Vec<NodeId>> = BTreeMap::new();
+    for (&(node, id), new) in open.iter().zip(found) {
+        sites.entry(id).or_default().push(node);
         match ranges.get_mut(&id) {
             None => {
-                ranges.insert(id, (lo, hi));
+                ranges.insert(id, new);
             }
-            Some((l, h)) if l.len() == lo.len() => {
-                l.iter_mut().zip(lo).for_each(|(a, b)| *a = a.min(b));
-                h.iter_mut().zip(hi).for_each(|(a, b)| *a = a.max(b));
+            Some(have) if have.grid == new.grid => {
+                have.lo.iter_mut().zip(new.lo).for_each(|(a, b)| *a = a.min(b));
+                have.hi.iter_mut().zip(new.hi).for_each(|(a, b)| *a = a.max(b));
             }
-            Some(_) => return Err(Error::failed("two constants of different shapes share one quantizer").at(&quantizer.name)),
+            Some(_) => return Err(Error::failed("two constants of different shapes share one quantizer").at(&model.quantizers[id].name)),
         }
     }
-    for (id, (lo, hi)) in ranges {
-        let q = &mut model.quantizers[id];
-        q.params = Some(quant::fit_range(&q.scheme, &lo, &hi).at(|| &q.name)?);
+    for (id, blocks) in ranges {
+        let q = &model.quantizers[id];
+        let mut params = blocks.params(&q.scheme, 1.0).at(|| &q.name)?;
+        if let Format::Codebook { .. } = q.scheme.format {
+            let tensors = sites[&id].iter().map(|node| constant(model, *node, id)).collect::<Result<Vec<_>>>()?;
+            let tensors = tensors.into_iter().map(|t| Ok((t.to_f32()?, t.shape()))).collect::<Result<Vec<_>>>()?;
+            quant::fit_codebook(&tensors, &q.scheme, &mut params).at(|| &q.name)?;
+        }
+        model.quantizers[id].params = Some(params);
     }
     Ok(())
 }
 
+/// What FakeQuant `node` reads.
+fn constant(model: &Model, node: NodeId, id: QuantizerId) -> Result<&Tensor> {
+    let constant = model.graph.node(node).input(0).and_then(|v| model.graph.constant(v));
+    Ok(&constant.ok_or_else(|| Error::failed("reads no constant")).at(|| &model.quantizers[id].name)?.tensor)
+}
+
 /// The range of each block of one constant.
-fn weight_ranges(model: &Model, node: NodeId, id: QuantizerId, method: Method) -> Result<(Vec<f32>, Vec<f32>)> {
+fn weight_ranges(model: &Model, node: NodeId, id: QuantizerId, method: Method) -> Result<Blocks> {
     crate::interrupt::check()?;
     let quantizer = &model.quantizers[id];
-    let constant = model.graph.node(node).input(0).and_then(|v| model.graph.constant(v));
-    let tensor = &constant.ok_or_else(|| Error::failed("reads no constant")).at(|| &quantizer.name)?.tensor;
+    let tensor = constant(model, node, id)?;
     let x = tensor.to_f32().at(|| &quantizer.name)?;
     let layout = quantizer.scheme.blocks.layout(tensor.shape()).at(|| &quantizer.name)?;
     let (lo, hi) = quant::block_ranges(&x, tensor.shape(), &layout);
@@ -52,24 +80,27 @@ fn weight_ranges(model: &Model, node: NodeId, id: QuantizerId, method: Method) -
         let i = x.iter().position(|v| !v.is_finite()).unwrap_or_default();
         return Err(Error::usage(format!("weight {}: element {i} is {}; a model with such weights cannot be quantized", quantizer.name, x[i])));
     }
+    let mut blocks = Blocks { grid: layout.grid.clone(), lo, hi };
     if method != Method::Mse {
-        return Ok((lo, hi));
+        return Ok(blocks);
     }
     // Every block is shrunk in steps of 2 %, all at once, and keeps the step that lost least.
-    let mut best = vec![(f64::INFINITY, 1.0f32); lo.len()];
+    let mut best = vec![(f64::INFINITY, 1.0f32); layout.len()];
     for i in 0..=30 {
-        let f = 1.0 - 0.02 * i as f32;
-        let shrunk = |v: &[f32]| v.iter().map(|v| v * f).collect::<Vec<_>>();
-        let params = quant::fit_range(&quantizer.scheme, &shrunk(&lo), &shrunk(&hi)).at(|| &quantizer.name)?;
+        let share = 1.0 - 0.02 * i as f32;
+        let params = blocks.params(&quantizer.scheme, share).at(|| &quantizer.name)?;
         let mut y = x.to_vec();
         quant::fake_quantize(&mut y, tensor.shape(), &quantizer.scheme, Some(&params)).at(|| &quantizer.name)?;
         for (best, loss) in best.iter_mut().zip(layout.losses(&x, &y)) {
             if loss < best.0 {
-                *best = (loss, f);
+                *best = (loss, share);
             }
         }
     }
-    Ok(lo.iter().zip(&hi).zip(&best).map(|((l, h), (_, f))| (l * f, h * f)).unzip())
+    for ((l, h), (_, share)) in blocks.lo.iter_mut().zip(&mut blocks.hi).zip(&best) {
+        (*l, *h) = (*l * share, *h * share);
+    }
+    Ok(blocks)
 }
 
 #[cfg(test)]

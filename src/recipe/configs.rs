@@ -4,7 +4,7 @@ use super::shape::unknown;
 use crate::error::{Error, Result};
 use std::path::Path;
 
-/// A file of `configs/` or `configs/targets/`.
+/// A file of `configs/` or a folder in it.
 struct Config {
     name: &'static str,
     text: &'static str,
@@ -79,6 +79,21 @@ pub fn target(name: &str, beside: Option<&Path>) -> Result<Found> {
 /// The same of a preset of preprocessing.
 pub fn preset(name: &str, beside: Option<&Path>) -> Result<Found> {
     find(PRESETS, "preset", name, beside)
+}
+
+/// Names that `format:` may say besides those of formats: schemes with all their keys.
+pub fn scheme_names() -> impl Iterator<Item = &'static str> + Clone {
+    SCHEMES.iter().map(|c| c.name)
+}
+
+/// (name, first comment line) of each such scheme.
+pub fn schemes() -> Vec<(String, String)> {
+    list(SCHEMES)
+}
+
+/// The text of such a scheme.
+pub fn scheme_text(name: &str) -> Option<&'static str> {
+    SCHEMES.iter().find(|c| c.name == name).map(|c| c.text)
 }
 
 /// (name, first comment line) of each shipped recipe.

@@ -3,6 +3,7 @@
 use super::eval;
 use super::output::{self, Pending, VERSION_KEY};
 use super::ranges;
+use super::resolve::IMPLIED;
 use super::start::{self, Samples};
 use super::steps::{self, Work};
 use super::{Recipe, Sources, Step, resolve};
@@ -340,9 +341,10 @@ fn opening(recipe: &Recipe, request: &Request, samples: Option<&Samples>, saved:
     for (title, key) in [("weights      ", "weights"), ("activations  ", "activations"), ("bias         ", "bias")] {
         lines.push(format!("{title}{}", from(key)));
     }
-    let step = |s: &Step| match s.args.show() {
-        keys if keys.is_empty() => s.name.to_string(),
-        keys => format!("{} ({keys})", s.name),
+    let step = |s: &Step| {
+        let implied = (s.origin == IMPLIED).then(|| s.origin.clone());
+        let words: Vec<String> = implied.into_iter().chain(Some(s.args.show()).filter(|keys| !keys.is_empty())).collect();
+        if words.is_empty() { s.name.to_string() } else { format!("{} ({})", s.name, words.join(", ")) }
     };
     let list: Vec<String> = recipe.steps.iter().map(step).collect();
     lines.push(format!("steps        {}", if list.is_empty() { "none: the model is written back as it was".to_string() } else { list.join(", ") }));

@@ -20,7 +20,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use configs::{recipe_text, recipes, target_text, targets};
+pub use configs::{recipe_text, recipes, scheme_text, schemes, target_text, targets};
 pub use diff::{DiffRequest, diff};
 pub use driver::{Outcome, Request, convert, dry_run, explain};
 pub use output::write_text;

@@ -1,6 +1,9 @@
 //! [`Tree`] → the types of the rooms below. The shapes were checked before; what two keys contradict is found here.
 
-use super::shape::Tree;
+use super::configs;
+use super::parse::parse;
+use super::shape::{Shape, Tree};
+use super::table::SCHEME;
 use crate::error::{Error, Result};
 use crate::graph::{Op, since};
 use crate::quant::{Rounding, Timing};
@@ -8,8 +11,19 @@ use crate::target::{Fixed, Fuse, Granularity, Keep, Legal, Override, Place, Prof
 use crate::tensor::DType;
 use std::collections::BTreeMap;
 
-/// The keys of a scheme, or `none`.
+/// The keys of a scheme, or `none`. Where `format` names a scheme of `configs/schemes`, its keys stand beneath those given.
 pub fn scheme(t: &Tree) -> SchemeKeys {
+    let keys = plain_scheme(t);
+    match keys.format.as_deref().and_then(configs::scheme_text) {
+        Some(text) => {
+            let named = parse(text.as_bytes(), &Shape::Map(SCHEME), "configs/schemes").expect("shipped schemes are tested");
+            SchemeKeys { format: None, ..keys }.over(&plain_scheme(&named))
+        }
+        None => keys,
+    }
+}
+
+fn plain_scheme(t: &Tree) -> SchemeKeys {
     if t.text() == Some("none") {
         return SchemeKeys { format: Some("none".into()), ..SchemeKeys::default() };
     }
@@ -45,6 +59,7 @@ pub fn scheme(t: &Tree) -> SchemeKeys {
                 "e8m0" => ScaleKey::Pow2(DType::F8E8M0),
                 _ => ScaleKey::Type(DType::F32),
             }),
+            nested @ Tree::Map(_) => Some(ScaleKey::Nested(Box::new(plain_scheme(nested)))),
             other => other.number().map(|n| ScaleKey::Fixed(n as f32)),
         }),
         range: t.get("range").map(Tree::list).and_then(|r| Some((r.first()?.number()? as f32, r.get(1)?.number()? as f32))),
@@ -84,11 +99,12 @@ pub fn scheme_tree(k: &SchemeKeys) -> Tree {
     put("narrow", k.narrow.map(Tree::Bool));
     put(
         "scale",
-        k.scale.map(|s| match s {
+        k.scale.as_ref().map(|s| match s {
             ScaleKey::Type(t) => text(t.name()),
             ScaleKey::Pow2(DType::F8E8M0) => text("e8m0"),
             ScaleKey::Pow2(_) => text("pow2"),
-            ScaleKey::Fixed(s) => Tree::Number(s.into()),
+            ScaleKey::Fixed(s) => Tree::Number((*s).into()),
+            ScaleKey::Nested(keys) => scheme_tree(keys),
         }),
     );
     put("range", k.range.map(|(a, b)| Tree::List(vec![Tree::Number(a.into()), Tree::Number(b.into())])));

@@ -154,6 +154,9 @@ fn assemble(name: String, target: Profile, target_from: String, layers: Vec<Laye
         None => return Err(Error::usage("neither the recipe nor what it extends says any `steps`").at(name)),
     };
     let mut step_origins = vec![steps_from; steps.len()];
+    if activations.is_none() {
+        imply(&mut steps, &mut step_origins);
+    }
     set::apply_to_steps(sets, &mut steps, &mut step_origins)?;
     let mut overrides = Vec::new();
     let mut override_trees = Vec::new();
@@ -189,6 +192,22 @@ fn assemble(name: String, target: Profile, target_from: String, layers: Vec<Laye
     };
     recipe.resolved = text_of(&recipe, sources, &steps, &override_trees);
     Ok(recipe)
+}
+
+/// Origin of steps that nobody wrote.
+pub const IMPLIED: &str = "implied by `round`";
+
+/// Where only weights are quantized, `round` alone says enough: what places and calibrates them without data comes before it.
+fn imply(steps: &mut Vec<Tree>, origins: &mut Vec<String>) {
+    let name = |step: &Tree| step.entries().first().map(|(name, _)| name.clone()).unwrap_or_default();
+    let Some(mut at) = steps.iter().position(|s| name(s) == "round") else { return };
+    for implied in ["place", "calibrate"] {
+        if !steps.iter().any(|s| name(s) == implied) {
+            steps.insert(at, Tree::Map(vec![(implied.into(), Tree::Map(vec![]))]));
+            origins.insert(at, IMPLIED.into());
+            at += 1;
+        }
+    }
 }
 
 /// The target's scheme with the layers' keys on top; a format that somebody set and the target cannot hold is refused.

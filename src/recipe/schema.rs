@@ -1,9 +1,8 @@
 //! The JSON schema of recipes, made from the table that parsing reads.
 
-use super::shape::{Key, Shape};
+use super::shape::{Key, Shape, format_names};
 use super::table::{EVERY_STEP, RECIPE, STEPS};
 use crate::graph::Op;
-use crate::target::FORMATS;
 use serde_json::{Map, Value, json};
 
 /// The schema, as `requant schema` prints it.
@@ -44,7 +43,7 @@ fn of(shape: &Shape) -> Value {
         Shape::Number(lo, hi) => bounded("number", lo.is_finite().then(|| json!(lo)), hi.is_finite().then(|| json!(hi))),
         Shape::Text | Shape::Name(..) => json!({ "type": "string" }),
         Shape::OneOf(names) => json!({ "enum": names }),
-        Shape::Format => json!({ "enum": FORMATS.iter().map(|f| f.name).chain(["none"]).collect::<Vec<_>>() }),
+        Shape::Format => json!({ "enum": format_names().collect::<Vec<_>>() }),
         Shape::Op => json!({ "enum": Op::all().map(|op| op.spelling().1).collect::<std::collections::BTreeSet<_>>() }),
         Shape::Bytes => json!({ "type": ["string", "integer"], "pattern": "^[0-9]+(B|KiB|MiB|GiB|TiB)?$" }),
         Shape::Fraction => json!({ "type": ["number", "string"], "pattern": "^[0-9.eE+-]+/[0-9.eE+-]+$" }),

@@ -1,5 +1,6 @@
 //! What may stand where in a YAML file: one table drives parsing, the JSON schema, and the lists that the program prints.
 
+use super::configs;
 use crate::graph::Op;
 use crate::target::FORMATS;
 
@@ -126,7 +127,7 @@ impl Shape {
             Shape::Text => Ok(Tree::Text(text)),
             Shape::Name(check, _) => check(&text).map(|()| Tree::Text(text)).map_err(Some),
             Shape::OneOf(names) => one_of(&text, names.iter().copied()).map(|()| Tree::Text(text)),
-            Shape::Format => one_of(&text, FORMATS.iter().map(|f| f.name).chain(["none"])).map(|()| Tree::Text(text)),
+            Shape::Format => one_of(&text, format_names()).map(|()| Tree::Text(text)),
             Shape::Op => match Op::of_name(&text) {
                 Some(_) => Ok(Tree::Text(text)),
                 None => one_of(&text, Op::all().map(|op| op.spelling().1).collect::<Vec<_>>().into_iter()).map(|()| Tree::Text(text)),
@@ -136,6 +137,12 @@ impl Shape {
             _ => Err(None),
         }
     }
+}
+
+/// What `format:` may say.
+pub fn format_names() -> impl Iterator<Item = &'static str> + Clone {
+    let own = |name: &&str| !FORMATS.iter().any(|f| f.name == *name);
+    FORMATS.iter().map(|f| f.name).chain(configs::scheme_names().filter(own)).chain(["none"])
 }
 
 fn one_of<'a>(text: &str, names: impl Iterator<Item = &'a str> + Clone) -> Result<(), Option<String>> {

@@ -101,7 +101,18 @@ static WIDEN: &[Key] = &[
     Key::new("loss", Shape::Number(0.0, f64::INFINITY), "models that lose less need nothing wider: noise over signal, or nats; default 0.01"),
 ];
 static CORRECT_BIAS: &[Key] = &[Key::new("samples", COUNT, "samples at most; default 32")];
-static LOWER: &[Key] = &[Key::new("form", Shape::OneOf(lower::FORMS), "qdq: QuantizeLinear and DequantizeLinear")];
+static LOWER: &[Key] = &[
+    Key::new(
+        "form",
+        Shape::OneOf(lower::FORMS),
+        "qdq: QuantizeLinear and DequantizeLinear; matmul-nbits: com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized for weights in blocks, qdq for the rest",
+    ),
+    Key::new(
+        "accuracy_level",
+        Shape::Int(0, 4),
+        "matmul-nbits: what the runtime may compute in: 0 its choice, 1 float32, 2 float16, 3 bfloat16, 4 inputs rounded to int8 in blocks",
+    ),
+];
 
 /// Keys in which a scheme is asked for.
 pub static SCHEME: &[Key] = &[
@@ -123,12 +134,22 @@ pub static SCHEME: &[Key] = &[
     Key::new("narrow", FLAG, "leave the lowest code of a signed format out"),
     Key::new(
         "scale",
-        Shape::Any(&[Shape::OneOf(&["float32", "float16", "bfloat16", "pow2", "e8m0"]), Shape::Fraction]),
-        "the type that scales are rounded to, or this scale",
+        Shape::Any(&[Shape::OneOf(&["float32", "float16", "bfloat16", "pow2", "e8m0"]), Shape::Fraction, Shape::Map(SCALE)]),
+        "the type that scales are rounded to, or this scale, or the scheme under which scales are codes themselves",
     ),
     Key::new("range", Shape::Range, "the interval that the codes cover, whatever the data"),
     Key::new("timing", Shape::OneOf(&["static", "dynamic"]), "static: scales are stored; dynamic: found at inference"),
     Key::new("rounding", Shape::OneOf(&["half-even", "half-up", "half-away", "floor"]), "ties; ONNX rounds half-even"),
+];
+
+/// Keys of a scale that is codes itself.
+static SCALE: &[Key] = &[
+    Key::new("format", Shape::Format, "the set of codes"),
+    Key::new("granularity", Shape::OneOf(&["tensor", "channel", "block"]), "which scales share a scale of their own"),
+    Key::new("block_size", COUNT, "scales of a block"),
+    Key::new("axis", Shape::Int(-16, 16), "axis of channels or blocks; default: the op's own"),
+    Key::new("zero_point", Shape::OneOf(&["integer", "none"]), "integer: from data; none"),
+    Key::new("scale", Shape::OneOf(&["float32", "pow2"]), "what the coarser scales may be"),
 ];
 
 const SCHEME_OR_NONE: Shape = Shape::Any(&[Shape::Map(SCHEME), Shape::OneOf(&["none"])]);

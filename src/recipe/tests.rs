@@ -3,6 +3,7 @@
 use super::shape::Shape;
 use super::table::{PROFILE, RECIPE, describe};
 use super::*;
+use crate::quant::Scheme;
 use crate::target::Granularity;
 use std::path::Path;
 
@@ -193,14 +194,84 @@ fn schema_and_docs_know_every_key() {
     let schema = schema();
     RECIPE.iter().for_each(|k| assert!(schema["properties"][k.name].is_object(), "{}", k.name));
     assert!(schema["properties"]["steps"]["items"]["anyOf"][1]["properties"]["calibrate"].is_object());
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/recipes.md");
-    let docs = std::fs::read_to_string(&path).unwrap();
-    let (head, _) = docs.split_once(MARK).expect("docs/recipes.md has the line before its tables");
-    let wanted = format!("{head}{MARK}\n{}", reference());
+    blessed("docs/recipes.md", &reference());
+}
+
+/// docs/formats.md, from the tables of formats and schemes.
+#[test]
+fn schema_and_docs_know_every_format() {
+    use crate::quant::{Blocks, Scheme};
+    use crate::target::{FORMATS, spelling};
+    let row = |f: &crate::target::NamedFormat| {
+        let scheme = Scheme { format: f.format, blocks: Blocks::block(0, 32), ..Scheme::int(8, true) };
+        let opset = spelling::qdq_opset(&scheme, Some(&[64, 8])).map_or_else(|_| "—".into(), |o| o.to_string());
+        let channel = Scheme { blocks: Blocks::channel(1), ..scheme };
+        let plain = spelling::qdq_opset(&channel, Some(&[64, 8])).map_or_else(|_| "—".into(), |o| o.to_string());
+        let stored = f.format.storage().map_or("—".to_string(), |t| t.name().to_string());
+        format!("| `{}` | {} | {stored} | {plain} | {opset} | {} |\n", f.name, f.format.bits(), f.doc)
+    };
+    let formats: String = FORMATS.iter().map(row).collect();
+    let scheme = |(name, doc): &(String, String)| {
+        let keys = read::scheme_tree(&read::scheme(&Tree::Map(vec![("format".into(), Tree::Text(name.clone()))])));
+        format!("| `{name}` | {doc} | `{}` |\n", keys.show())
+    };
+    let schemes: String = schemes().iter().map(scheme).collect();
+    let tables = format!(
+        "\n## Formats\n\n| format | bits | stored as | opset, one scale a channel | opset, in blocks | values |\n|---|---|---|---|---|---|\n{formats}\n\
+         ## Schemes\n\n| `format:` | what it is | the same in keys |\n|---|---|---|\n{schemes}"
+    );
+    blessed("docs/formats.md", &tables);
+}
+
+/// Holds the page at `path` to the tables behind its mark, or, with REQUANT_BLESS, writes them.
+fn blessed(path: &str, tables: &str) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let page = std::fs::read_to_string(&file).unwrap();
+    let (head, _) = page.split_once(MARK).unwrap_or_else(|| panic!("{path} has the line before its tables"));
+    let wanted = format!("{head}{MARK}\n{tables}");
     if std::env::var_os("REQUANT_BLESS").is_some() {
-        std::fs::write(&path, &wanted).unwrap();
+        std::fs::write(&file, &wanted).unwrap();
     }
-    assert!(docs == wanted, "docs/recipes.md is not what the tables say; REQUANT_BLESS=1 makes it so");
+    assert!(page == wanted, "{path} is not what the tables say; REQUANT_BLESS=1 makes it so");
+}
+
+/// What a scheme names is a scheme: every shipped one holds, and reads back as it was.
+#[test]
+fn shipped_schemes_hold() {
+    for (name, doc) in schemes() {
+        assert!(doc.len() > 20, "{name}");
+        let keys = read::scheme(&Tree::Map(vec![("format".into(), Tree::Text(name.clone()))]));
+        assert_eq!(read::scheme(&read::scheme_tree(&keys)), keys, "{name}");
+        let scheme = keys.scheme_along(Some(1), Some(0)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(scheme.blocks.block_axis().is_some_and(|(axis, _)| axis == 0), "{name}");
+        crate::target::spelling::qdq_opset(&scheme, Some(&[64, 8])).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+    let r = resolved("extends: w8\nweights: { format: lpbq4, block_size: 32 }\n", &[]).unwrap();
+    let keys = r.weights.clone().unwrap();
+    assert_eq!((keys.format.as_deref(), keys.block_size, keys.granularity), (Some("int4"), Some(32), Some(Granularity::Block)));
+    assert_eq!(resolved(&r.resolved, &[]).unwrap().weights, r.weights);
+    let over = read::scheme(&Tree::Map(vec![("bits".into(), Tree::Int(8))]));
+    assert_eq!(
+        over.over(&read::scheme(&Tree::Map(vec![("format".into(), Tree::Text("nf4".into()))]))).scheme(None).unwrap().format,
+        Scheme::int(8, true).format
+    );
+}
+
+#[test]
+fn weights_alone_need_no_more_than_round_and_lower() {
+    let text = "activations: none\nweights: { format: uint4, granularity: block, block_size: 32 }\n\
+                steps: [ { round: nearest }, { lower: { form: matmul-nbits, accuracy_level: 4 } } ]\n\
+                overrides: [ { nodes: \"/lm_head/**\", weights: { bits: 8 } } ]\n";
+    let r = resolved(text, &[]).unwrap();
+    assert_eq!(r.steps.iter().map(|s| s.name).collect::<Vec<_>>(), ["place", "calibrate", "round", "lower"]);
+    assert_eq!((r.steps[0].origin.as_str(), r.steps[3].args.int("accuracy_level")), ("implied by `round`", Some(4)));
+    steps::check_order(&r.steps).unwrap();
+    let set = resolved(text, &["calibrate.weights.method=mse"]).unwrap();
+    assert_eq!(set.steps[1].args.text("weights.method"), Some("mse"));
+    let e = steps::check_order(&resolved(&text.replace("activations: none", "activations: { bits: 8 }"), &[]).unwrap().steps).unwrap_err();
+    assert!(e.to_string().contains("`calibrate` must stand before it"), "{e}");
+    let placed = resolved("extends: w8\nsteps: [place, { round: nearest }, { lower: qdq }]\n", &[]).unwrap();
+    assert_eq!(placed.steps.iter().map(|s| s.name).collect::<Vec<_>>(), ["place", "calibrate", "round", "lower"]);
 }
 
 const MARK: &str = "cargo test --lib recipe::tests::schema -->";

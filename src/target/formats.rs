@@ -43,6 +43,8 @@ pub static FORMATS: &[NamedFormat] = &[
     float("float6e2m3", 2, 3, Specials::None, "largest 7.5"),
     float("float6e3m2", 3, 2, Specials::None, "largest 28"),
     float("float4e2m1", 2, 1, Specials::None, "0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives"),
+    NamedFormat { name: "nf4", format: Format::NF4, doc: "16 quantiles of the normal distribution between −1 and 1" },
+    NamedFormat { name: "codebook4", format: Format::codebook(4), doc: "16 real values learnt from the weights" },
 ];
 
 /// The format called `name`.

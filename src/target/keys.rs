@@ -1,7 +1,7 @@
 //! The keys in which a scheme is asked for. A key that nobody set is the choice of whoever stands before: recipe, then target.
 
 use super::formats;
-use crate::error::{Error, Result};
+use crate::error::{At, Error, Result};
 use crate::quant::{self, Blocks, Format, Origin, Params, Rounding, ScaleKind, Scheme, Timing, Zero, Zeros};
 use crate::tensor::DType;
 
@@ -44,7 +44,7 @@ pub enum ZeroKey {
 }
 
 /// `scale:`
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum ScaleKey {
     /// A float type that scales are rounded to.
     Type(DType),
@@ -52,6 +52,8 @@ pub enum ScaleKey {
     Pow2(DType),
     /// This one.
     Fixed(f32),
+    /// Scales are codes themselves, under this scheme.
+    Nested(Box<SchemeKeys>),
 }
 
 impl SchemeKeys {
@@ -60,7 +62,8 @@ impl SchemeKeys {
         let format_set = self.format.is_some() || self.bits.is_some();
         let zero_set = self.symmetric.is_some() || self.zero_point.is_some() || self.format.is_some();
         let ranged = self.range.is_some() || matches!(self.scale, Some(ScaleKey::Fixed(_)));
-        let keep_range = |s: &Option<ScaleKey>| matches!(s, Some(ScaleKey::Fixed(_)));
+        // A fixed scale of the base does not outlive a new range, format or width.
+        let outlives = |s: &&ScaleKey| !(matches!(s, ScaleKey::Fixed(_)) && (ranged || format_set));
         SchemeKeys {
             bits: self.bits.or(if self.format.is_some() { None } else { base.bits }),
             format: self.format.or_else(|| if format_set { base.format.as_ref().and_then(|f| widen(f, self.bits)) } else { base.format.clone() }),
@@ -70,8 +73,7 @@ impl SchemeKeys {
             symmetric: self.symmetric.or(if zero_set { None } else { base.symmetric }),
             zero_point: self.zero_point.or(if zero_set { None } else { base.zero_point }),
             narrow: self.narrow.or(base.narrow),
-            // A fixed scale of the base does not outlive a new range, format or width.
-            scale: self.scale.or(base.scale).filter(|s| self.scale.is_some() || !(ranged || format_set) || !keep_range(&Some(*s))),
+            scale: self.scale.or_else(|| base.scale.as_ref().filter(outlives).cloned()),
             range: self.range.or(if ranged || format_set { None } else { base.range }),
             timing: self.timing.or(base.timing),
             rounding: self.rounding.or(base.rounding),
@@ -83,8 +85,13 @@ impl SchemeKeys {
         self.format.as_deref() == Some("none")
     }
 
-    /// The scheme asked for; `axis` is the channel axis where the keys name none.
+    /// The scheme asked for; `axis` is that of channels or blocks where the keys name none.
     pub fn scheme(&self, axis: Option<i32>) -> Result<Scheme> {
+        self.scheme_along(axis, axis)
+    }
+
+    /// The same where the tensor's channels lie along one axis and its blocks along another.
+    pub fn scheme_along(&self, channel: Option<i32>, block: Option<i32>) -> Result<Scheme> {
         let name = self.format.as_deref().ok_or_else(|| Error::usage("neither target nor recipe says a format"))?;
         let mut format = formats::format_of(name).ok_or_else(|| Error::usage(format!("format `{name}` is not known; `requant formats` lists them")))?;
         if let (Format::Int { bits, .. }, Some(asked)) = (&mut format, self.bits) {
@@ -118,18 +125,18 @@ impl SchemeKeys {
         }
         let blocks = match self.granularity.unwrap_or(Granularity::Tensor) {
             Granularity::Tensor => Blocks::tensor(),
-            Granularity::Channel => self.axis.or(axis).map_or_else(Blocks::tensor, Blocks::channel),
+            Granularity::Channel | Granularity::Gate => self.axis.or(channel).map_or_else(Blocks::tensor, Blocks::channel),
             Granularity::Token => Blocks::token(),
-            Granularity::Gate => self.axis.or(axis).map_or_else(Blocks::tensor, Blocks::channel),
             Granularity::Block => {
                 let size = self.block_size.ok_or_else(|| Error::usage("`granularity: block` needs a block_size"))?;
-                Blocks::block(self.axis.or(axis).unwrap_or(-1), size)
+                Blocks::block(self.axis.or(block).unwrap_or(-1), size)
             }
         };
-        let scale = match self.scale {
+        let scale = match &self.scale {
             None | Some(ScaleKey::Fixed(_)) => ScaleKind::Exact(DType::F32),
-            Some(ScaleKey::Type(t)) => ScaleKind::Exact(t),
-            Some(ScaleKey::Pow2(t)) => ScaleKind::Pow2(t),
+            Some(ScaleKey::Type(t)) => ScaleKind::Exact(*t),
+            Some(ScaleKey::Pow2(t)) => ScaleKind::Pow2(*t),
+            Some(ScaleKey::Nested(keys)) => ScaleKind::Nested(Box::new(keys.scheme_along(channel, block).at(|| "scale")?)),
         };
         Ok(Scheme { format, scale, zero, blocks, timing: self.timing.unwrap_or(Timing::Static), rounding: self.rounding.unwrap_or(Rounding::HalfEven) })
     }
@@ -151,10 +158,11 @@ impl SchemeKeys {
     }
 }
 
-/// An integer format of another width keeps its signedness: `bits` over `uint8` asks for `uint16`.
+/// An integer format of another width keeps its signedness: `bits` over `uint8` asks for `uint16`, over what is no integer for a signed one.
 fn widen(format: &str, bits: Option<u8>) -> Option<String> {
     match (formats::format_of(format), bits) {
         (Some(Format::Int { signed, .. }), Some(bits)) => formats::name_of(Format::Int { bits, signed, narrow: false }).map(str::to_string),
+        (Some(other), Some(bits)) if other.bits() != bits => Some(format!("int{bits}")),
         (None, Some(bits)) => Some(format!("int{bits}")),
         _ => Some(format.to_string()),
     }

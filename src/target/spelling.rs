@@ -18,7 +18,7 @@ pub fn qdq_blocks(scheme: &Scheme, shape: Option<&[usize]>) -> Blocks {
 /// Source: onnx 1.23 operator schemas (versions 10, 13, 19, 21, 23, 24, 25, 28).
 pub fn qdq_opset(scheme: &Scheme, constant: Option<&[usize]>) -> Result<i64, String> {
     let storage = match scheme.format {
-        Format::Codebook { .. } => return Err("a codebook has no Q/DQ spelling".into()),
+        Format::Codebook { .. } => return codebook_opset(scheme, constant),
         f => f.storage().ok_or("ONNX has no type for this format")?,
     };
     if scheme.timing == Timing::Dynamic {
@@ -45,9 +45,17 @@ pub fn qdq_opset(scheme: &Scheme, constant: Option<&[usize]>) -> Result<i64, Str
     };
     let of_scale = match &scheme.scale {
         ScaleKind::Exact(DType::F32) | ScaleKind::Pow2(DType::F32) => 10,
-        ScaleKind::Exact(_) => 19,
+        // Through a Cast.
+        ScaleKind::Exact(_) => 13,
         ScaleKind::Pow2(_) => 24,
-        ScaleKind::Nested(_) => 23,
+        ScaleKind::Nested(inner) => {
+            let grid = constant.filter(|_| scheme.blocks.block_axis().is_some()).and_then(|shape| scheme.blocks.layout(shape).ok());
+            let grid = grid.ok_or("scales that are codes themselves need a weight in blocks")?.grid;
+            if !matches!(inner.scale, ScaleKind::Exact(DType::F32) | ScaleKind::Pow2(DType::F32)) {
+                return Err("scales that are codes themselves need float32 scales".into());
+            }
+            qdq_opset(inner, Some(&grid)).map_err(|why| format!("scale: {why}"))?
+        }
     };
     let b = qdq_blocks(scheme, constant);
     let of_blocks = if b.is_tensor() {
@@ -60,6 +68,23 @@ pub fn qdq_opset(scheme: &Scheme, constant: Option<&[usize]>) -> Result<i64, Str
         return Err("ONNX scales are per tensor, per axis or per block along one axis, and only constants have gates".into());
     };
     Ok(of_type(storage).max(of_scale).max(of_blocks))
+}
+
+/// The same of a codebook, which is written as a table that is gathered from: codes are cast to indices.
+fn codebook_opset(scheme: &Scheme, constant: Option<&[usize]>) -> Result<i64, String> {
+    let b = &scheme.blocks;
+    let plain = matches!(scheme.scale, ScaleKind::Exact(_) | ScaleKind::Pow2(DType::F32)) && matches!(scheme.zero, Zero::None);
+    match constant {
+        None => Err("a codebook can only be written of constants".into()),
+        Some(_) if !plain || !(b.is_tensor() || b.channel_axis().is_some() || b.block_axis().is_some()) => {
+            Err("a codebook is written with float scales per tensor, per channel or in blocks along one axis, and without zero points".into())
+        }
+        Some(_) => Ok(match scheme.format.storage() {
+            Some(DType::U2) => 25,
+            Some(DType::U4) => 21,
+            _ => 13,
+        }),
+    }
 }
 
 /// The lowest IR version for a model that imports `opset` of ONNX's own domain, as onnx's own table pairs them.

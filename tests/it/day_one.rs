@@ -113,7 +113,7 @@ fn int4_block_32_with_a_real_zero() {
 #[test]
 fn a_fitted_codebook_of_16_entries_with_block_scale() {
     let (x, shape) = (normal(64 * 200, 7), [50, 256]);
-    let s = scheme(Format::Codebook { bits: 4 }, F32, Zero::None, Blocks::block(1, 64));
+    let s = scheme(Format::codebook(4), F32, Zero::None, Blocks::block(1, 64));
     let params = fit(&x, &shape, &s).unwrap();
     let Curve::Table(table) = &params.curve else { panic!("a table") };
     assert_eq!(table.len(), 16);

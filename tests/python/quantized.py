@@ -440,8 +440,10 @@ def packed():
             if bits == 4:
                 ins = [*ins, *[""] * (5 - len(ins)), "b"]
                 c.append(const("b", normal("nb", n)))
-            m = model([node("MatMulNBits", ins, ["y"], MS, K=k, N=n, bits=bits, block_size=block)], {"x": x}, {"y": T.FLOAT}, c, 13)
-            case(name, m, {"x": x}, relative=1e-5, codes=1)
+            # At level 4 the input is rounded to int8 in blocks, unless zero points are real.
+            for level in [0, 4]:
+                m = model([node("MatMulNBits", ins, ["y"], MS, K=k, N=n, bits=bits, block_size=block, accuracy_level=level)], {"x": x}, {"y": T.FLOAT}, c, 13)
+                case(f"{name}_level{level}", m, {"x": x}, relative=1e-5, codes=1, fakes=1 + (level == 4 and zp != "float"))
     x = normal("bnb", 3, 48)
     for kind in [0, 1]:
         c = [const("w", rng("bnbw").integers(0, 256, 48 * 6 // 2).astype(np.uint8)), const("s", np.abs(normal("bnbs", 48 * 6 // 32)))]

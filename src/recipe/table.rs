@@ -101,7 +101,11 @@ static WIDEN: &[Key] = &[
     Key::new("loss", Shape::Number(0.0, f64::INFINITY), "models that lose less need nothing wider: noise over signal, or nats; default 0.01"),
 ];
 static CORRECT_BIAS: &[Key] = &[Key::new("samples", COUNT, "samples at most; default 32")];
-static LOWER: &[Key] = &[Key::new("form", Shape::OneOf(lower::FORMS), "qdq: QuantizeLinear and DequantizeLinear")];
+static LOWER: &[Key] = &[Key::new(
+    "form",
+    Shape::OneOf(lower::FORMS),
+    "qdq: QuantizeLinear and DequantizeLinear; qoperator: operators on codes (QLinearConv …, for ONNX Runtime also those of com.microsoft) wherever there are any",
+)];
 
 /// Keys in which a scheme is asked for.
 pub static SCHEME: &[Key] = &[

@@ -1,0 +1,309 @@
+//! QOperator: a node whose operands and result are codes becomes an operator on codes; what only moves values moves codes. The rest stays QDQ.
+//! A Relu or Clip before the quantizer is dropped where the lowest and highest code cut as it does: `Q(clip(x)) = Q(x)`; else codes are cut.
+//! A constant of one number c is the code ±1 under the scale |c|, which is c itself.
+//! Source: ONNX operators QLinearConv and QLinearMatMul; com.microsoft's QGemm, QLinear… and the kernels of ONNX Runtime 1.31 on a CPU: operands and
+//! result of one type, int8 activations with int8 weights only, one zero point for a weight.
+//! Needs: a model in Q/DQ. Declines, and says why: operators and types that no kernel takes, biases that are not int32 under the product of the scales.
+
+use super::coded::{Coded, Made, made, numbers, sweep, take_out};
+use crate::graph::{Graph, Model, Node, NodeId, Op, Role, ValueId};
+use crate::note::Notes;
+use crate::tensor::{DType, Tensor};
+use std::collections::BTreeMap;
+
+/// Operators that move codes, and the opset from which they take 8-bit ones.
+#[rustfmt::skip]
+const MOVES: &[(Op, i64)] = &[
+    (Op::MaxPool, 12), (Op::Reshape, 1), (Op::Transpose, 1), (Op::Flatten, 9), (Op::Slice, 1), (Op::Squeeze, 1), (Op::Unsqueeze, 1), (Op::Split, 2),
+    (Op::Gather, 1), (Op::GatherElements, 11), (Op::GatherND, 11), (Op::Identity, 1), (Op::Expand, 8), (Op::Tile, 6), (Op::Resize, 10), (Op::Pad, 11),
+    (Op::Concat, 4), (Op::DepthToSpace, 1), (Op::SpaceToDepth, 1), (Op::ReverseSequence, 10),
+];
+
+/// An operator on codes, what it reads, and the domain's opset it needs.
+struct Spelled {
+    node: Node,
+    inputs: Vec<Option<ValueId>>,
+}
+
+/// Rewrites the outermost graph.
+pub fn qoperator(model: &mut Model) -> Notes {
+    let mut notes = Notes::of("lower");
+    let opset = model.opset("").unwrap_or(0);
+    let g = &mut model.graph;
+    let mut done: BTreeMap<String, usize> = BTreeMap::new();
+    let mut left: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for id in g.order().to_vec() {
+        let Some(node) = g.get_node(id) else { continue };
+        let (name, was) = (node.name.clone(), node.op_type.to_string());
+        match respell(g, id, opset) {
+            Some(Ok(op)) => *done.entry(op.spelling().1.to_string()).or_default() += 1,
+            Some(Err(why)) => left.entry(format!("{was} stays between QuantizeLinear and DequantizeLinear: {why}")).or_default().push(name),
+            None => {}
+        }
+    }
+    sweep(g);
+    if model.graph.nodes().any(|(_, n)| &*n.domain == Op::QGemm.spelling().0) && model.opset(Op::QGemm.spelling().0).is_none() {
+        model.set_opset(Op::QGemm.spelling().0, 1);
+    }
+    let counts: Vec<String> = done.iter().map(|(op, n)| format!("{n} {op}")).collect();
+    notes.changed("", if counts.is_empty() { "no node runs on codes".to_string() } else { format!("on codes: {}", counts.join(", ")) });
+    for (why, names) in left {
+        let more = if names.len() > 1 { format!(" (and {} more)", names.len() - 1) } else { String::new() };
+        notes.declined(&names[0], format!("{why}{more}"));
+    }
+    notes
+}
+
+/// Respells one node. `None`: it does not stand between codes; `Err`: it does, and why it stays.
+fn respell(g: &mut Graph, id: NodeId, opset: i64) -> Option<Result<Op, String>> {
+    let node = g.node(id);
+    if matches!(node.op, Op::QuantizeLinear | Op::DequantizeLinear) {
+        return None;
+    }
+    if let Some(&(op, from)) = MOVES.iter().find(|(op, _)| *op == node.op)
+        && let Some(outs) = moved(g, node)
+    {
+        return Some(if opset < from { Err(format!("{} takes no 8-bit codes before opset {from}", node.op_type)) } else { move_codes(g, id, &outs).map(|()| op) });
+    }
+    let made = made(g, node.output(0)?).filter(|_| node.outputs().len() == 1)?;
+    let node = node.clone();
+    let spelled = spell(g, &node, &made.out, opset)?;
+    Some(spelled.and_then(|s| {
+        if made.clip.is_some() && opset < 12 {
+            return Err("a Relu or Clip behind it is not what its codes end at, and Clip takes no codes before opset 12".to_string());
+        }
+        let op = s.node.op;
+        put(g, id, s, &made);
+        Ok(op)
+    }))
+}
+
+/// Puts an operator on codes in the place of a node and its quantizer.
+fn put(g: &mut Graph, id: NodeId, spelled: Spelled, made: &Made) {
+    let at = g.position(id);
+    let out = made.out.codes;
+    let Spelled { mut node, inputs } = spelled;
+    (node.name, node.came_from) = (g.node(id).name.clone(), g.node(id).came_from.clone());
+    take_out(g, &[&[id], &made.nodes[..]].concat(), &[&[out][..], &inputs.iter().flatten().copied().collect::<Vec<_>>()].concat());
+    let Some((low, high)) = made.clip else {
+        g.insert_node(at, node, &inputs, &[Some(out)]);
+        return;
+    };
+    let name = g.value(out).name.clone();
+    let uncut = g.add_value(&format!("{name}_uncut"));
+    g.value_mut(uncut).ty = g.value(out).ty.clone();
+    let [low, high] = [("low", low), ("high", high)].map(|(what, code)| g.add_constant(&format!("{name}_{what}"), scalar_code(made.out.dtype, code)));
+    let cut = Node::new(Op::Clip, format!("{}_Clip", node.name));
+    g.insert_node(at, node, &inputs, &[Some(uncut)]);
+    g.insert_node(at + 1, cut, &[Some(uncut), Some(low), Some(high)], &[Some(out)]);
+}
+
+fn scalar_code(dtype: DType, code: i32) -> Tensor {
+    Tensor::of(dtype, &[], vec![code as u8])
+}
+
+/// The quantizers of a moving node's results, where its operands are codes under the same scale.
+fn moved(g: &Graph, node: &Node) -> Option<Vec<(usize, Made)>> {
+    let read = |v: &ValueId| Coded::read(g, *v).filter(Coded::is_plain);
+    let x = read(&node.input(0)?)?;
+    let mut outs = Vec::new();
+    for (slot, y) in node.outputs().iter().enumerate().filter_map(|(s, v)| Some((s, (*v)?))) {
+        let m = made(g, y).filter(|m| m.clip.is_none() && m.nodes.len() == 1)?;
+        if !m.out.same(g, &x) || slot > 0 && node.op != Op::Split {
+            return None;
+        }
+        outs.push((slot, m));
+    }
+    let all = node.inputs().iter().flatten().enumerate().filter(|(slot, _)| node.op.role(*slot) == Role::Activation);
+    let mut all = all.filter(|(slot, _)| *slot == 0 || node.op == Op::Concat);
+    all.all(|(_, v)| read(v).is_some_and(|c| c.same(g, &x))).then_some(outs)
+}
+
+/// Makes a moving node read and make codes.
+fn move_codes(g: &mut Graph, id: NodeId, outs: &[(usize, Made)]) -> Result<(), String> {
+    let node = g.node(id);
+    if node.op == Op::Resize && node.str("mode").unwrap_or("nearest") != "nearest" {
+        return Err("it interpolates".into());
+    }
+    let fill = match (node.op, node.str("mode").unwrap_or("constant"), node.input(2)) {
+        (Op::Pad, "constant", Some(v)) if g.constant(v).is_none_or(|c| c.tensor.to_f32().map_or(true, |x| x.iter().any(|x| *x != 0.0))) => {
+            return Err("it does not fill in zeros".into());
+        }
+        (Op::Pad, "constant", _) => Coded::read(g, node.input(0).expect("it is read")).and_then(|c| c.zero),
+        _ => None,
+    };
+    let slots: Vec<usize> = (0..node.inputs().len()).filter(|s| *s == 0 || node.op == Op::Concat).collect();
+    for slot in slots {
+        let codes = g.node(id).input(slot).and_then(|v| Coded::read(g, v)).map(|c| c.codes);
+        g.set_input(id, slot, codes);
+    }
+    if fill.is_some() {
+        g.set_input(id, 2, fill);
+    }
+    for (slot, made) in outs {
+        let old = g.node(id).output(*slot).expect("it is made");
+        take_out(g, &made.nodes, &[old, made.out.codes]);
+        g.set_output(id, *slot, made.out.codes);
+        g.remove_value(old);
+    }
+    Ok(())
+}
+
+/// The operator on codes that computes what a node computes, with result `y`. `None` where its operands are not codes.
+fn spell(g: &mut Graph, node: &Node, y: &Coded, opset: i64) -> Option<Result<Spelled, String>> {
+    let read = |slot: usize| node.input(slot).and_then(|v| Coded::read(g, v));
+    let plain = |slot: usize| read(slot).filter(Coded::is_plain);
+    let of = |op: Op, inputs: &[&[Option<ValueId>]]| Spelled { node: with_attrs(op, node), inputs: inputs.concat() };
+    let one_type = |operands: &[&Coded]| {
+        if operands.iter().all(|c| c.dtype == y.dtype) { Ok(()) } else { Err(no_one_type()) }
+    };
+    match node.op {
+        Op::Conv | Op::MatMul | Op::Gemm => Some(product(g, node, &plain(0)?, &read(1)?, y)),
+        Op::Add | Op::Mul | Op::Sub | Op::Div => {
+            let (a, b) = (plain(0), plain(1));
+            let number = if a.is_none() { 0 } else { 1 };
+            if a.as_ref().or(b.as_ref())?.dtype != y.dtype {
+                return Some(Err(no_one_type()));
+            }
+            let (op, a, b) = match (node.op, a, b) {
+                (Op::Add, Some(a), Some(b)) => (Op::QLinearAdd, a, b),
+                (Op::Mul, Some(a), Some(b)) => (Op::QLinearMul, a, b),
+                (_, Some(_), Some(_)) => return Some(Err(no_operator(node))),
+                (_, a, b) => {
+                    let (op, c) = of_number(g, node, number)?;
+                    let c = number_as_code(g, node.input(number)?, c, y.dtype);
+                    if number == 0 { (op, c, b?) } else { (op, a?, c) }
+                }
+            };
+            Some(one_type(&[&a, &b]).map(|()| Spelled { node: Node::new(op, ""), inputs: [&triple(&a)[..], &triple(&b), &pair(y)].concat() }))
+        }
+        Op::Sigmoid | Op::LeakyRelu | Op::Softmax | Op::AveragePool | Op::GlobalAveragePool => {
+            let x = plain(0)?;
+            if node.ints("dilations").is_some_and(|d| d.iter().any(|d| *d != 1)) {
+                return Some(Err("its window has gaps".into()));
+            }
+            let op = match node.op {
+                Op::Sigmoid => Op::QLinearSigmoid,
+                Op::LeakyRelu => Op::QLinearLeakyRelu,
+                Op::Softmax => Op::QLinearSoftmax,
+                Op::AveragePool => Op::QLinearAveragePool,
+                _ => Op::QLinearGlobalAveragePool,
+            };
+            let mut spelled = of(op, &[&triple(&x), &pair(y)]);
+            spelled.node.remove_attr("dilations");
+            if node.op == Op::Softmax {
+                let axis = node.int("axis").unwrap_or(if opset < 13 { 1 } else { -1 });
+                spelled.node = Node::new(op, "").with("axis", axis).with("opset", opset);
+            }
+            Some(one_type(&[&x]).map(|()| spelled))
+        }
+        Op::Concat => {
+            let operands: Option<Vec<Coded>> = (0..node.inputs().len()).map(plain).collect();
+            let operands = operands?;
+            let inputs: Vec<_> = std::iter::once(pair(y).to_vec()).chain(operands.iter().map(|c| triple(c).to_vec())).flatten().collect();
+            Some(one_type(&operands.iter().collect::<Vec<_>>()).map(|()| of(Op::QLinearConcat, &[&inputs])))
+        }
+        _ => {
+            let flows = |slot: usize| node.flows(slot) && node.input(slot).is_some_and(|v| g.constant(v).is_none());
+            let slots: Vec<usize> = (0..node.inputs().len()).filter(|s| flows(*s)).collect();
+            (!slots.is_empty() && slots.into_iter().all(|s| read(s).is_some())).then(|| Err(no_operator(node)))
+        }
+    }
+}
+
+/// `node`, one of whose operands is the one number at `slot`, as a sum with or a multiple by a number. `None`: there is none that is exact.
+fn of_number(g: &Graph, node: &Node, slot: usize) -> Option<(Op, f32)> {
+    let constant = &g.constant(node.input(slot)?)?.tensor;
+    let c = *constant.to_f32().ok().filter(|x| x.len() == 1)?.first()?;
+    let (op, c) = match (node.op, slot) {
+        (Op::Add, _) => (Op::QLinearAdd, c),
+        (Op::Mul, _) => (Op::QLinearMul, c),
+        (Op::Sub, 1) => (Op::QLinearAdd, -c),
+        // The quotient by a power of two is the product with another.
+        (Op::Div, 1) if c.to_bits() << 9 == 0 => (Op::QLinearMul, 1.0 / c),
+        _ => return None,
+    };
+    (c == 0.0 || c.is_normal()).then_some((op, c))
+}
+
+/// The number `c`, in the shape of constant `v`, as a code of `dtype`.
+fn number_as_code(g: &mut Graph, v: ValueId, c: f32, dtype: DType) -> Coded {
+    let (name, shape) = (g.value(v).name.clone(), g.value(v).known_shape().unwrap_or_default());
+    let (code, zero) = match (c, dtype) {
+        (0.0, _) => (0, 0),
+        (..0.0, DType::U8) => (0, 1),
+        (..0.0, _) => (-1, 0),
+        _ => (1, 0),
+    };
+    let codes = g.add_constant(&format!("{name}_quantized"), Tensor::of(dtype, &shape, vec![code as u8]));
+    let scale = g.add_constant(&format!("{name}_scale"), Tensor::scalar(if c == 0.0 { 1.0 } else { c.abs() }));
+    let zero = g.add_constant(&format!("{name}_zero_point"), scalar_code(dtype, zero));
+    Coded { codes, scale, zero: Some(zero), dtype, axis: None }
+}
+
+fn no_one_type() -> String {
+    "its operands and its result are not of one type".to_string()
+}
+
+fn no_operator(node: &Node) -> String {
+    format!("there is no {} on codes", node.op_type)
+}
+
+/// Conv, MatMul or Gemm of `x` and `w`.
+fn product(g: &Graph, node: &Node, x: &Coded, w: &Coded, y: &Coded) -> Result<Spelled, String> {
+    if x.dtype != y.dtype || !matches!((x.dtype, w.dtype), (DType::U8, DType::U8 | DType::I8) | (DType::I8, DType::I8)) {
+        return Err(format!("no kernel multiplies {} with {} and gives {}", x.dtype, w.dtype, y.dtype));
+    }
+    let rank = g.constant(w.codes).map(|c| c.tensor.rank());
+    let own = match node.op {
+        Op::Conv => 0,
+        Op::Gemm if node.int("transB").unwrap_or(0) != 0 => 0,
+        _ => 1,
+    };
+    if w.axis.is_some_and(|axis| axis != own || node.op == Op::MatMul && rank != Some(2)) {
+        return Err("its weight has scales along an axis that the kernel does not take".into());
+    }
+    let zeros = w.zero.and_then(|z| g.constant(z)).map(|c| numbers(&c.tensor)).unwrap_or_default();
+    if zeros.is_empty() || zeros.iter().any(|z| *z != zeros[0]) {
+        return Err("its weight has more than one zero point".into());
+    }
+    let (alpha, beta) = (node.float("alpha").unwrap_or(1.0), node.float("beta").unwrap_or(1.0));
+    let bias = match node.input(2) {
+        None => None,
+        Some(_) if alpha != 1.0 || beta != 1.0 => return Err("its bias is multiplied".into()),
+        Some(b) => match Coded::read(g, b).filter(|b| is_product(g, b, x, w)) {
+            Some(b) => Some(b.codes),
+            None => return Err("its bias is not int32 under the product of the scales".into()),
+        },
+    };
+    let (op, inputs) = match node.op {
+        Op::Conv => (Op::QLinearConv, [&triple(x)[..], &triple(w), &pair(y), bias.map(Some).as_slice()].concat()),
+        Op::MatMul => (Op::QLinearMatMul, [&triple(x)[..], &triple(w), &pair(y)].concat()),
+        _ => (Op::QGemm, [&triple(x)[..], &triple(w), &[bias], &pair(y)].concat()),
+    };
+    let mut spelled = Spelled { node: with_attrs(op, node), inputs };
+    spelled.node.remove_attr("beta");
+    Ok(spelled)
+}
+
+/// Whether a bias is int32 under the product of both scales, channel by channel and bit by bit.
+fn is_product(g: &Graph, bias: &Coded, x: &Coded, w: &Coded) -> bool {
+    let scales = |v: ValueId| g.constant(v).and_then(|c| Some(c.tensor.to_f32().ok()?.into_owned())).unwrap_or_default();
+    let (b, x, w) = (scales(bias.scale), scales(x.scale), scales(w.scale));
+    let zero = bias.zero.and_then(|z| g.constant(z)).is_none_or(|c| numbers(&c.tensor).iter().all(|z| *z == 0));
+    bias.dtype == DType::I32 && zero && b.len() == w.len() && b.iter().zip(&w).all(|(b, w)| *b == x[0] * w)
+}
+
+fn with_attrs(op: Op, of: &Node) -> Node {
+    let mut node = Node::new(op, "");
+    node.attrs = of.attrs.clone();
+    node
+}
+
+fn triple(c: &Coded) -> [Option<ValueId>; 3] {
+    [Some(c.codes), Some(c.scale), c.zero]
+}
+
+fn pair(c: &Coded) -> [Option<ValueId>; 2] {
+    [Some(c.scale), c.zero]
+}

@@ -6,20 +6,16 @@
 //! Needs: a model in Q/DQ. Declines, and says why: operators and types that no kernel takes, biases that are not int32 under the product of the scales.
 
 use super::coded::{Coded, Made, made, numbers, sweep, take_out};
-use crate::graph::{Graph, Model, Node, NodeId, Op, Role, ValueId};
+use super::moves::{move_codes, moved};
+use crate::graph::{Graph, Model, Node, NodeId, Op, ValueId};
 use crate::note::Notes;
 use crate::tensor::{DType, Tensor};
 use std::collections::BTreeMap;
 
-/// Operators that move codes, and the opset from which they take 8-bit ones.
-#[rustfmt::skip]
-const MOVES: &[(Op, i64)] = &[
-    (Op::MaxPool, 12), (Op::Reshape, 1), (Op::Transpose, 1), (Op::Flatten, 9), (Op::Slice, 1), (Op::Squeeze, 1), (Op::Unsqueeze, 1), (Op::Split, 2),
-    (Op::Gather, 1), (Op::GatherElements, 11), (Op::GatherND, 11), (Op::Identity, 1), (Op::Expand, 8), (Op::Tile, 6), (Op::Resize, 10), (Op::Pad, 11),
-    (Op::Concat, 4), (Op::DepthToSpace, 1), (Op::SpaceToDepth, 1), (Op::ReverseSequence, 10),
-];
+/// The scale with which ONNX Runtime 1.31's QLinearSoftmax is right: below it large results overflow, above it many are a step low (measured).
+const SOFTMAX_SCALE: f32 = 1.0 / 256.0;
 
-/// An operator on codes, what it reads, and the domain's opset it needs.
+/// An operator on codes, and what it reads.
 struct Spelled {
     node: Node,
     inputs: Vec<Option<ValueId>>,
@@ -60,13 +56,12 @@ fn respell(g: &mut Graph, id: NodeId, opset: i64) -> Option<Result<Op, String>> 
     if matches!(node.op, Op::QuantizeLinear | Op::DequantizeLinear) {
         return None;
     }
-    if let Some(&(op, from)) = MOVES.iter().find(|(op, _)| *op == node.op)
-        && let Some(outs) = moved(g, node)
-    {
-        return Some(if opset < from { Err(format!("{} takes no 8-bit codes before opset {from}", node.op_type)) } else { move_codes(g, id, &outs).map(|()| op) });
+    if let Some(outs) = moved(g, node) {
+        let op = node.op;
+        return Some(move_codes(g, id, &outs, opset).map(|()| op));
     }
-    let made = made(g, node.output(0)?).filter(|_| node.outputs().len() == 1)?;
     let node = node.clone();
+    let Some(made) = made(g, node.output(0)?).filter(|_| node.outputs().len() == 1) else { return float_product(g, id) };
     let spelled = spell(g, &node, &made.out, opset)?;
     Some(spelled.and_then(|s| {
         if made.clip.is_some() && opset < 12 {
@@ -102,53 +97,6 @@ fn scalar_code(dtype: DType, code: i32) -> Tensor {
     Tensor::of(dtype, &[], vec![code as u8])
 }
 
-/// The quantizers of a moving node's results, where its operands are codes under the same scale.
-fn moved(g: &Graph, node: &Node) -> Option<Vec<(usize, Made)>> {
-    let read = |v: &ValueId| Coded::read(g, *v).filter(Coded::is_plain);
-    let x = read(&node.input(0)?)?;
-    let mut outs = Vec::new();
-    for (slot, y) in node.outputs().iter().enumerate().filter_map(|(s, v)| Some((s, (*v)?))) {
-        let m = made(g, y).filter(|m| m.clip.is_none() && m.nodes.len() == 1)?;
-        if !m.out.same(g, &x) || slot > 0 && node.op != Op::Split {
-            return None;
-        }
-        outs.push((slot, m));
-    }
-    let all = node.inputs().iter().flatten().enumerate().filter(|(slot, _)| node.op.role(*slot) == Role::Activation);
-    let mut all = all.filter(|(slot, _)| *slot == 0 || node.op == Op::Concat);
-    all.all(|(_, v)| read(v).is_some_and(|c| c.same(g, &x))).then_some(outs)
-}
-
-/// Makes a moving node read and make codes.
-fn move_codes(g: &mut Graph, id: NodeId, outs: &[(usize, Made)]) -> Result<(), String> {
-    let node = g.node(id);
-    if node.op == Op::Resize && node.str("mode").unwrap_or("nearest") != "nearest" {
-        return Err("it interpolates".into());
-    }
-    let fill = match (node.op, node.str("mode").unwrap_or("constant"), node.input(2)) {
-        (Op::Pad, "constant", Some(v)) if g.constant(v).is_none_or(|c| c.tensor.to_f32().map_or(true, |x| x.iter().any(|x| *x != 0.0))) => {
-            return Err("it does not fill in zeros".into());
-        }
-        (Op::Pad, "constant", _) => Coded::read(g, node.input(0).expect("it is read")).and_then(|c| c.zero),
-        _ => None,
-    };
-    let slots: Vec<usize> = (0..node.inputs().len()).filter(|s| *s == 0 || node.op == Op::Concat).collect();
-    for slot in slots {
-        let codes = g.node(id).input(slot).and_then(|v| Coded::read(g, v)).map(|c| c.codes);
-        g.set_input(id, slot, codes);
-    }
-    if fill.is_some() {
-        g.set_input(id, 2, fill);
-    }
-    for (slot, made) in outs {
-        let old = g.node(id).output(*slot).expect("it is made");
-        take_out(g, &made.nodes, &[old, made.out.codes]);
-        g.set_output(id, *slot, made.out.codes);
-        g.remove_value(old);
-    }
-    Ok(())
-}
-
 /// The operator on codes that computes what a node computes, with result `y`. `None` where its operands are not codes.
 fn spell(g: &mut Graph, node: &Node, y: &Coded, opset: i64) -> Option<Result<Spelled, String>> {
     let read = |slot: usize| node.input(slot).and_then(|v| Coded::read(g, v));
@@ -158,7 +106,7 @@ fn spell(g: &mut Graph, node: &Node, y: &Coded, opset: i64) -> Option<Result<Spe
         if operands.iter().all(|c| c.dtype == y.dtype) { Ok(()) } else { Err(no_one_type()) }
     };
     match node.op {
-        Op::Conv | Op::MatMul | Op::Gemm => Some(product(g, node, &plain(0)?, &read(1)?, y)),
+        Op::Conv | Op::MatMul | Op::Gemm => Some(product(g, node, &plain(0)?, &read(1)?, Some(y))),
         Op::Add | Op::Mul | Op::Sub | Op::Div => {
             let (a, b) = (plain(0), plain(1));
             let number = if a.is_none() { 0 } else { 1 };
@@ -181,6 +129,9 @@ fn spell(g: &mut Graph, node: &Node, y: &Coded, opset: i64) -> Option<Result<Spe
             let x = plain(0)?;
             if node.ints("dilations").is_some_and(|d| d.iter().any(|d| *d != 1)) {
                 return Some(Err("its window has gaps".into()));
+            }
+            if node.op == Op::Softmax && g.constant(y.scale).is_none_or(|s| s.tensor.to_f32().is_ok_and(|s| s[0] != SOFTMAX_SCALE)) {
+                return Some(Err("its kernel is exact under the scale 1/256 alone".into()));
             }
             let op = match node.op {
                 Op::Sigmoid => Op::QLinearSigmoid,
@@ -249,10 +200,11 @@ fn no_operator(node: &Node) -> String {
     format!("there is no {} on codes", node.op_type)
 }
 
-/// Conv, MatMul or Gemm of `x` and `w`.
-fn product(g: &Graph, node: &Node, x: &Coded, w: &Coded, y: &Coded) -> Result<Spelled, String> {
-    if x.dtype != y.dtype || !matches!((x.dtype, w.dtype), (DType::U8, DType::U8 | DType::I8) | (DType::I8, DType::I8)) {
-        return Err(format!("no kernel multiplies {} with {} and gives {}", x.dtype, w.dtype, y.dtype));
+/// Conv, MatMul or Gemm of `x` and `w`; without `y` the result is float.
+fn product(g: &Graph, node: &Node, x: &Coded, w: &Coded, y: Option<&Coded>) -> Result<Spelled, String> {
+    if y.is_some_and(|y| y.dtype != x.dtype) || !matches!((x.dtype, w.dtype), (DType::U8, DType::U8 | DType::I8) | (DType::I8, DType::I8)) {
+        let result = y.map_or(DType::F32, |y| y.dtype);
+        return Err(format!("no kernel multiplies {} with {} and gives {result}", x.dtype, w.dtype));
     }
     let rank = g.constant(w.codes).map(|c| c.tensor.rank());
     let own = match node.op {
@@ -276,14 +228,57 @@ fn product(g: &Graph, node: &Node, x: &Coded, w: &Coded, y: &Coded) -> Result<Sp
             None => return Err("its bias is not int32 under the product of the scales".into()),
         },
     };
-    let (op, inputs) = match node.op {
-        Op::Conv => (Op::QLinearConv, [&triple(x)[..], &triple(w), &pair(y), bias.map(Some).as_slice()].concat()),
-        Op::MatMul => (Op::QLinearMatMul, [&triple(x)[..], &triple(w), &pair(y)].concat()),
-        _ => (Op::QGemm, [&triple(x)[..], &triple(w), &[bias], &pair(y)].concat()),
+    let (op, inputs) = match (node.op, y.map(pair)) {
+        (Op::Conv, Some(y)) => (Op::QLinearConv, [&triple(x)[..], &triple(w), &y, bias.map(Some).as_slice()].concat()),
+        (Op::MatMul, Some(y)) => (Op::QLinearMatMul, [&triple(x)[..], &triple(w), &y].concat()),
+        (Op::MatMul, None) => (Op::MatMulIntegerToFloat, vec![Some(x.codes), Some(w.codes), Some(x.scale), Some(w.scale), x.zero, w.zero]),
+        (Op::Gemm, y) => (Op::QGemm, [&triple(x)[..], &triple(w), &[bias], y.as_ref().map_or(&[][..], |y| y)].concat()),
+        _ => return Err("no kernel gives floats".into()),
     };
     let mut spelled = Spelled { node: with_attrs(op, node), inputs };
     spelled.node.remove_attr("beta");
     Ok(spelled)
+}
+
+/// MatMul or Gemm of codes whose result is float; with a MatMul goes the Add behind it, if that adds one number a column.
+fn float_product(g: &mut Graph, id: NodeId) -> Option<Result<Op, String>> {
+    let node = g.node(id).clone();
+    if !matches!(node.op, Op::MatMul | Op::Gemm) {
+        return None;
+    }
+    let x = Coded::read(g, node.input(0)?).filter(Coded::is_plain)?;
+    let w = Coded::read(g, node.input(1)?)?;
+    let mut spelled = match product(g, &node, &x, &w, None) {
+        Ok(spelled) => spelled,
+        Err(why) => return Some(Err(why)),
+    };
+    let (mut gone, mut out) = (vec![id], node.output(0)?);
+    if let (Op::MatMul, [port], false) = (node.op, g.value(out).uses(), g.is_output(out))
+        && let Some(add) = g.get_node(port.node).filter(|n| n.op == Op::Add)
+        && let Some(bias) = add.input(1 - port.slot as usize).filter(|b| column_numbers(g, *b) == columns(g, &w))
+    {
+        spelled.inputs.push(Some(bias));
+        spelled.node.came_from = vec![node.name.clone(), add.name.clone()];
+        (gone, out) = (vec![id, port.node], add.output(0)?);
+    }
+    let op = spelled.node.op;
+    spelled.node.name = node.name;
+    let at = if gone.len() == 1 { g.position(id) } else { g.position(gone[1]) - 1 };
+    take_out(g, &gone, &[&[out][..], &spelled.inputs.iter().flatten().copied().collect::<Vec<_>>()].concat());
+    g.insert_node(at, spelled.node, &spelled.inputs, &[Some(out)]);
+    Some(Ok(op))
+}
+
+/// Columns of a constant matrix.
+fn columns(g: &Graph, w: &Coded) -> Option<usize> {
+    g.constant(w.codes)?.tensor.shape().last().copied()
+}
+
+/// How many numbers a constant vector has: floats, or codes behind a DequantizeLinear.
+fn column_numbers(g: &Graph, v: ValueId) -> Option<usize> {
+    let constant = Coded::read(g, v).map_or(v, |c| c.codes);
+    let shape = g.constant(constant)?.tensor.shape();
+    (shape.len() == 1).then(|| shape[0])
 }
 
 /// Whether a bias is int32 under the product of both scales, channel by channel and bit by bit.
@@ -306,4 +301,207 @@ fn triple(c: &Coded) -> [Option<ValueId>; 3] {
 
 fn pair(c: &Coded) -> [Option<ValueId>; 2] {
     [Some(c.scale), c.zero]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Attr, Type};
+    use crate::lift::lift;
+
+    /// A model whose values are made as they are named; scales and zero points are called after the number.
+    struct Made(Model);
+
+    impl Made {
+        fn new() -> Self {
+            Made(Model { opsets: vec![(String::new(), 13)], ir_version: 7, ..Model::default() })
+        }
+
+        fn v(&mut self, name: &str) -> ValueId {
+            self.0.graph.find_value(name).unwrap_or_else(|| self.0.graph.add_value(name))
+        }
+
+        fn put(&mut self, name: &str, t: Tensor) -> &mut Self {
+            self.0.graph.add_constant(name, t);
+            self
+        }
+
+        fn node(&mut self, op: Op, attrs: &[Attr], reads: &[&str], makes: &[&str]) -> &mut Self {
+            let reads: Vec<_> = reads.iter().map(|n| Some(self.v(n))).collect();
+            let outs: Vec<_> = makes.iter().map(|n| Some(self.v(n))).collect();
+            let mut node = Node::new(op, format!("make_{}", makes[0]));
+            node.attrs = attrs.to_vec();
+            self.0.graph.add_node(node, &reads, &outs);
+            self
+        }
+
+        /// Scale and zero point called `s` and `z` before `of`.
+        fn pair(&mut self, of: &str, dtype: DType, scale: f32, zero: i32) {
+            self.put(&format!("s{of}"), Tensor::scalar(scale)).put(&format!("z{of}"), scalar_code(dtype, zero));
+        }
+
+        /// float `x` → Q → DQ → `x.`, under the pair called `of`.
+        fn coded(&mut self, x: &str, of: &str) -> &mut Self {
+            let (scale, zero, codes) = (format!("s{of}"), format!("z{of}"), format!("{x}:q"));
+            self.node(Op::QuantizeLinear, &[], &[x, &scale, &zero], &[&codes]);
+            let (v, z) = (self.v(&codes), self.v(&zero));
+            let dtype = self.0.graph.value(z).dtype();
+            self.0.graph.value_mut(v).ty = Type::Tensor { dtype, shape: None };
+            self.node(Op::DequantizeLinear, &[], &[&codes, &scale, &zero], &[&format!("{x}.")])
+        }
+
+        fn done(mut self, output: &str) -> (Model, Vec<Op>, Notes) {
+            let (x, y) = (self.v("x"), self.v(output));
+            self.0.graph.inputs.push(x);
+            self.0.graph.value_mut(x).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some([1, 2, 4, 4].map(crate::graph::Dim::Known).to_vec()) };
+            self.0.graph.outputs.push(y);
+            let notes = qoperator(&mut self.0);
+            let ops = self.0.graph.nodes().map(|(_, n)| n.op).collect();
+            (self.0, ops, notes)
+        }
+    }
+
+    /// x → Q/DQ → Conv(codes, int32 bias) → then → Q/DQ.
+    fn conv(dtype: DType, zero: i32, bias_scale: f32, then: Op) -> (Model, Vec<Op>, Notes) {
+        let mut m = Made::new();
+        m.pair("x", dtype, 0.5, 3);
+        m.pair("y", dtype, 0.25, zero);
+        m.put("w", Tensor::of(DType::I8, &[2, 2, 1, 1], vec![1i8, -2, 3, -4])).put("sw", Tensor::of_f32(&[2], vec![0.1, 0.2]));
+        m.put("zw", Tensor::of(DType::I8, &[2], vec![0i8, 0])).put("b", Tensor::of(DType::I32, &[2], vec![7i32, -9]));
+        m.put("sb", Tensor::of_f32(&[2], vec![0.5 * 0.1, bias_scale]));
+        m.coded("x", "x");
+        m.node(Op::DequantizeLinear, &[Attr::new("axis", 0i64)], &["w", "sw", "zw"], &["w."]);
+        m.node(Op::DequantizeLinear, &[Attr::new("axis", 0i64)], &["b", "sb"], &["b."]);
+        m.node(Op::Conv, &[Attr::new("group", 1i64)], &["x.", "w.", "b."], &["c"]).node(then, &[], &["c"], &["y"]).coded("y", "y");
+        m.done("y.")
+    }
+
+    #[test]
+    fn a_layer_is_one_operator_and_no_number_is_another() {
+        let (mut m, ops, _) = conv(DType::U8, 0, 0.5 * 0.2, Op::Relu);
+        assert_eq!(ops, [Op::QuantizeLinear, Op::QLinearConv, Op::DequantizeLinear]);
+        let (_, node) = m.graph.nodes().nth(1).unwrap();
+        let read: Vec<&str> = node.inputs().iter().map(|v| m.graph.value(v.unwrap()).name.as_str()).collect();
+        assert_eq!(read, ["x:q", "sx", "zx", "w", "sw", "zw", "sy", "zy", "b"]);
+        assert_eq!((node.name.as_str(), node.int("group")), ("make_c", Some(1)));
+        assert!(m.graph.find_value("sb").is_none() && m.graph.find_value("c").is_none());
+        lift(&mut m).unwrap();
+        let scales: Vec<_> = m.quantizers.ids().map(|q| (m.quantizers[q].name.clone(), m.quantizers[q].params.as_ref().unwrap().scale.clone())).collect();
+        assert!(scales.contains(&("w".into(), vec![0.1, 0.2])) && scales.contains(&("b".into(), vec![0.5 * 0.1, 0.5 * 0.2])), "{scales:?}");
+        assert_eq!(m.codes.values().map(|c| c.unpack()).collect::<Vec<_>>(), [vec![1, -2, 3, -4], vec![7, -9]]);
+    }
+
+    #[test]
+    fn what_the_codes_do_not_cut_is_cut_among_them() {
+        let (m, ops, _) = conv(DType::I8, 0, 0.5 * 0.2, Op::Relu);
+        assert_eq!(ops, [Op::QuantizeLinear, Op::QLinearConv, Op::Clip, Op::DequantizeLinear]);
+        let (_, cut) = m.graph.nodes().nth(2).unwrap();
+        let bound = |slot: usize| numbers(&m.graph.constant(cut.input(slot).unwrap()).unwrap().tensor)[0];
+        assert_eq!((bound(1), bound(2)), (0, 127));
+    }
+
+    #[test]
+    fn what_no_kernel_takes_stays_and_says_why() {
+        let (_, ops, notes) = conv(DType::U8, 0, 0.11, Op::Relu);
+        assert!(ops.contains(&Op::Conv));
+        assert!(notes.list().iter().any(|n| n.about == "make_c" && n.text.contains("product of the scales")), "{:?}", notes.list());
+        let (_, ops, notes) = conv(DType::U8, 0, 0.5 * 0.2, Op::Tanh);
+        assert!(ops.contains(&Op::Conv) && notes.list().len() == 1, "its result is not codes");
+        let mut m = Made::new();
+        m.pair("a", DType::U8, 0.5, 3);
+        m.coded("x", "a").node(Op::Tanh, &[], &["x."], &["y"]).coded("y", "a");
+        let (_, ops, notes) = m.done("y.");
+        assert!(ops.contains(&Op::Tanh) && notes.list()[1].text.contains("no Tanh on codes"), "{:?}", notes.list());
+    }
+
+    #[test]
+    fn each_operator_has_its_own() {
+        let made = |op: Op, attrs: &[Attr], reads: &[&str]| {
+            let mut m = Made::new();
+            m.pair("a", DType::U8, 0.5, 3);
+            m.pair("s", DType::U8, 1.0 / 256.0, 0);
+            m.put("minus", Tensor::scalar(-1.5)).put("third", Tensor::scalar(3.0));
+            m.coded("x", "a").node(Op::Neg, &[], &["x"], &["n"]).coded("n", "s").node(op, attrs, reads, &["y"]).coded("y", "s");
+            let (m, ops, _) = m.done("y.");
+            (ops.into_iter().filter(|op| !matches!(op, Op::QuantizeLinear | Op::DequantizeLinear | Op::Neg)).collect::<Vec<_>>(), m)
+        };
+        let window = [Attr::new("kernel_shape", vec![2i64, 2])];
+        for (op, attrs, reads, want) in [
+            (Op::Add, &[][..], &["x.", "n."][..], Op::QLinearAdd),
+            (Op::Mul, &[], &["x.", "n."], Op::QLinearMul),
+            (Op::Sub, &[], &["x.", "minus"], Op::QLinearAdd),
+            (Op::Mul, &[], &["minus", "x."], Op::QLinearMul),
+            (Op::Sigmoid, &[], &["x."], Op::QLinearSigmoid),
+            (Op::LeakyRelu, &[], &["x."], Op::QLinearLeakyRelu),
+            (Op::Softmax, &[], &["x."], Op::QLinearSoftmax),
+            (Op::AveragePool, &window, &["x."], Op::QLinearAveragePool),
+            (Op::GlobalAveragePool, &[], &["x."], Op::QLinearGlobalAveragePool),
+            (Op::MatMul, &[], &["x.", "n."], Op::QLinearMatMul),
+            (Op::Concat, &[Attr::new("axis", 1i64)], &["x.", "n."], Op::QLinearConcat),
+            (Op::Div, &[], &["x.", "third"], Op::Div),
+            (Op::Sub, &[], &["x.", "n."], Op::Sub),
+        ] {
+            let (ops, m) = made(op, attrs, reads);
+            assert_eq!(ops, [want], "{op:?}");
+            assert_eq!(m.opset("com.microsoft").is_some(), want.spelling().0 == "com.microsoft");
+        }
+        // −1.5 as a code, exactly: (0 − 1) · 1.5; subtracted, it is added as 1.5.
+        let (_, m) = made(Op::Mul, &[], &["minus", "x."]);
+        let (_, node) = m.graph.nodes().find(|(_, n)| n.op == Op::QLinearMul).unwrap();
+        let number = |slot: usize| m.graph.constant(node.input(slot).unwrap()).unwrap().tensor.clone();
+        assert_eq!((numbers(&number(0)), number(1), numbers(&number(2))), (vec![0], Tensor::scalar(1.5), vec![1]));
+        let (ops, _) = made(Op::Softmax, &[], &["n."]);
+        assert_eq!(ops, [Op::QLinearSoftmax]);
+    }
+
+    #[test]
+    fn a_softmax_that_the_kernel_would_spoil_stays() {
+        let mut m = Made::new();
+        m.pair("a", DType::U8, 0.5, 3);
+        m.pair("s", DType::U8, 1.0 / 300.0, 0);
+        m.coded("x", "a").node(Op::Softmax, &[], &["x."], &["y"]).coded("y", "s");
+        assert!(m.done("y.").1.contains(&Op::Softmax));
+    }
+
+    #[test]
+    fn movement_is_of_codes_where_the_scale_is_one() {
+        let moved = |to: &str| {
+            let mut m = Made::new();
+            m.pair("a", DType::U8, 0.5, 3);
+            m.pair("b", DType::U8, 0.25, 3);
+            m.put("pads", Tensor::of_i64(&[8], vec![1; 8]));
+            m.coded("x", "a").node(Op::Pad, &[], &["x.", "pads"], &["p"]).coded("p", to).node(Op::Transpose, &[], &["p."], &["y"]).coded("y", to);
+            m.done("y.")
+        };
+        let (m, ops, _) = moved("a");
+        assert_eq!(ops, [Op::QuantizeLinear, Op::Pad, Op::Transpose, Op::DequantizeLinear]);
+        let (_, pad) = m.graph.nodes().nth(1).unwrap();
+        assert_eq!(m.graph.value(pad.input(2).unwrap()).name, "za", "zeros are the zero point");
+        let (_, ops, _) = moved("b");
+        assert_eq!(ops, [Op::QuantizeLinear, Op::DequantizeLinear, Op::Pad, Op::QuantizeLinear, Op::Transpose, Op::DequantizeLinear]);
+    }
+
+    #[test]
+    fn a_product_that_stays_float_takes_its_bias_along() {
+        let mut m = Made::new();
+        m.pair("a", DType::U8, 0.5, 3);
+        m.put("w", Tensor::of(DType::I8, &[4, 2], vec![1i8; 8])).put("sw", Tensor::of_f32(&[2], vec![0.1, 0.2]));
+        m.put("zw", Tensor::of(DType::I8, &[2], vec![0i8, 0])).put("b", Tensor::of_f32(&[2], vec![0.3, 0.4]));
+        m.coded("x", "a").node(Op::DequantizeLinear, &[Attr::new("axis", 1i64)], &["w", "sw", "zw"], &["w."]);
+        m.node(Op::MatMul, &[], &["x.", "w."], &["p"]).node(Op::Add, &[], &["b", "p"], &["y"]);
+        let (m, ops, _) = m.done("y");
+        assert_eq!(ops, [Op::QuantizeLinear, Op::MatMulIntegerToFloat]);
+        let (_, node) = m.graph.nodes().nth(1).unwrap();
+        let read: Vec<&str> = node.inputs().iter().map(|v| m.graph.value(v.unwrap()).name.as_str()).collect();
+        assert_eq!(
+            read,
+            ["x:q", "w", "sx", "sw", "zx", "zw", "b"].map(|n| if n == "sx" {
+                "sa"
+            } else if n == "zx" {
+                "za"
+            } else {
+                n
+            })
+        );
+    }
 }

@@ -34,9 +34,10 @@ def numbers():
 
 def moves():
     g = micro.Graph("moves", micro.IMAGE)
-    zeros = [g.ints(0, 0, 1, 1, 0, 0, 1, 1, name="pads")]
-    p = g.one("Pad", [g.conv("x", "c", 8, 8), *zeros], "p")
-    s = g.one("Slice", [p, g.ints(1, name="start"), g.ints(17, name="end"), g.ints(2, name="axis")], "s")
+    around, nothing = g.ints(0, 0, 1, 1, 0, 0, 1, 1, name="around"), g.put(np.array(0, np.float32), "nothing")
+    n = g.one("Pad", [g.conv("x", "c", 8, 8), around], "n")
+    p = g.one("Pad", [n, g.ints(0, 0, 0, 0, 0, 0, 2, 2, name="behind"), nothing], "p")
+    s = g.one("Slice", [p, g.ints(1, name="start"), g.ints(19, name="end"), g.ints(2, name="axis")], "s")
     h = g.one("Gather", [s, g.ints(*range(7, -1, -1), name="indices")], "h", axis=1)
     u = g.one("Squeeze", [g.one("Unsqueeze", [h, g.ints(0, name="zero")], "u"), g.ints(0, name="nought")], "q")
     d = g.one("SpaceToDepth", [u], "d", blocksize=2)

@@ -1,11 +1,15 @@
 //! How a quantized model is written in ONNX. A lowering never alters a number; whether its spelling can hold a scheme was asked when quantizers were placed.
 
 mod codebook;
+mod coded;
+mod moves;
 mod packed;
 mod qdq;
+mod qoperator;
 mod shield;
 
 pub use qdq::{lower_qdq, qdq_opset};
+pub use qoperator::qoperator;
 pub use shield::shield;
 
 use crate::error::{Error, Result};
@@ -13,7 +17,7 @@ use crate::graph::Model;
 use crate::note::Notes;
 
 /// The spellings there are: what `lower: { form: … }` may say.
-pub const FORMS: &[&str] = &["qdq", "matmul-nbits"];
+pub const FORMS: &[&str] = &["qdq", "qoperator", "matmul-nbits"];
 
 /// What a spelling may be told besides its name.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -29,7 +33,7 @@ pub fn spell(model: &mut Model, form: &str, settings: &Settings) -> Result<Notes
     }
     match form {
         "matmul-nbits" => packed::lower_packed(model, settings.accuracy_level),
-        "qdq" => Ok(Notes::of("lower")),
+        "qdq" | "qoperator" => Ok(Notes::of("lower")),
         other => Err(Error::usage(format!("`{other}` is no form; the forms are {}", FORMS.join(", ")))),
     }
 }

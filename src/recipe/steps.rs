@@ -211,13 +211,17 @@ fn correct_bias(w: &mut Work, args: &Args) -> Result<Notes> {
 /// Raises the opset as far as the formats ask, and writes in the spelling asked for.
 fn lower(w: &mut Work, args: &Args) -> Result<Notes> {
     let settings = lower::Settings { accuracy_level: args.int("accuracy_level") };
-    let mut notes = lower::spell(&mut w.model, args.text("form").unwrap_or("qdq"), &settings)?;
+    let form = args.text("form").unwrap_or("qdq");
+    let mut notes = lower::spell(&mut w.model, form, &settings)?;
     let need = lower::qdq_opset(&w.model)?;
     if let Some(limit) = w.recipe.target.opset.filter(|limit| *limit < need) {
         return Err(Error::usage(format!("the formats asked for need opset {need}, and target {} reads at most opset {limit}", w.recipe.target.name)));
     }
     notes.append(onnx::raise_opset(&mut w.model, need)?);
     notes.append(lower::lower_qdq(&mut w.model)?);
+    if form == "qoperator" {
+        notes.append(lower::qoperator(&mut w.model));
+    }
     notes.append(lower::shield(&mut w.model, &w.recipe.target.shield));
     Ok(notes)
 }

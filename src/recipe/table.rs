@@ -105,7 +105,7 @@ static LOWER: &[Key] = &[
     Key::new(
         "form",
         Shape::OneOf(lower::FORMS),
-        "qdq: QuantizeLinear and DequantizeLinear; matmul-nbits: com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized for weights in blocks, qdq for the rest",
+        "qdq: QuantizeLinear and DequantizeLinear; qoperator: operators on codes (QLinearConv …, for ONNX Runtime also those of com.microsoft) wherever there are any; matmul-nbits: com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized for weights in blocks, qdq for the rest",
     ),
     Key::new(
         "accuracy_level",

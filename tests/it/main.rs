@@ -17,6 +17,7 @@ mod onnx;
 mod ort;
 mod python;
 mod quant;
+mod spellings;
 mod weights;
 
 /// A file of the shared folder, whose place the environment variable REQUANT_SHARED holds.

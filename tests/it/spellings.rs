@@ -1,0 +1,69 @@
+//! Spellings besides QDQ: small models in two of them, in ONNX Runtime without optimisations.
+
+use requant::pass::Silent;
+use requant::recipe::{Request, Sources, convert};
+use serde_json::Value as Json;
+use std::path::Path;
+
+/// Converts DIR/NAME.onnx with its samples to DIR/NAME.TAG.onnx.
+fn written(dir: &Path, name: &str, tag: &str, recipe: &str, set: &[&str]) {
+    let [model, data, output] = [format!("{name}.onnx"), format!("{name}.npz"), format!("{name}.{tag}.onnx")].map(|f| dir.join(f));
+    let sources = Sources { recipe: Some(recipe.into()), set: set.iter().map(|s| s.to_string()).collect(), ..Sources::default() };
+    let request = Request { model, data: Some(data.display().to_string()), output: Some(output), sources, ..Request::default() };
+    convert(&request, &Silent).unwrap_or_else(|e| panic!("{name} {tag}: {e}"));
+}
+
+fn json(said: &str) -> Json {
+    serde_json::from_str(said.lines().last().unwrap_or_default()).unwrap_or_else(|e| panic!("{e}: {said}"))
+}
+
+fn names(list: &Json) -> Vec<String> {
+    list.as_array().unwrap().iter().map(|n| n.as_str().unwrap().to_string()).collect()
+}
+
+/// What stays between DequantizeLinear and QuantizeLinear, as there is no operator on codes for it; everything else is one.
+const LEFT: &[(&str, &[&str])] = &[
+    ("deconv", &["ConvTranspose"]),
+    ("gather_emb", &["Gather"]),
+    ("gelu20", &["Gelu"]),
+    ("gelu_erf", &["Div", "Erf"]),
+    ("layernorm", &["LayerNormalization"]),
+    ("lstm", &["LSTM"]),
+];
+
+fn operators_on_codes(set: &[&str], spoilt: &[(&str, &[&str])]) {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().to_str().unwrap();
+    for name in names(&json(&crate::python::run("spellings.py", &["make", folder]))) {
+        for form in ["qdq", "qoperator"] {
+            written(dir.path(), &name, form, "int8-fast", &[set, &[&format!("lower.form={form}")]].concat());
+        }
+    }
+    let rows = json(&crate::python::run("spellings.py", &["compare", folder]));
+    let rows = rows.as_object().unwrap();
+    assert_eq!(rows.len(), 25);
+    for (name, row) in rows {
+        println!("{name}: {row}");
+        assert!(row["steps"].as_f64().unwrap() < 1.01, "{name}: {row}");
+        let left = spoilt.iter().chain(LEFT).find(|(n, _)| n == name).map_or(&[][..], |(_, ops)| ops);
+        assert_eq!(names(&row["left"]), left, "{name}: {row}");
+    }
+    let has = |name: &str, op: &str| assert!(rows[name]["ops"][op].as_u64().is_some(), "{name} has no {op}");
+    for (name, op) in [("attn", "QLinearMatMul"), ("gemm", "QGemm"), ("matmul_w_add", "MatMulIntegerToFloat"), ("residual", "QLinearAdd")] {
+        has(name, op);
+    }
+    for (name, op) in [("pools", "QLinearAveragePool"), ("towers", "QLinearGlobalAveragePool"), ("silu_hswish", "QLinearSigmoid"), ("lines", "QLinearConv")] {
+        has(name, op);
+    }
+}
+
+#[test]
+fn operators_on_codes_are_one_step_from_qdq_at_most() {
+    operators_on_codes(&[], &[]);
+}
+
+#[test]
+fn operators_on_int8_codes_too() {
+    // A softmax of int8 has the range of its data, which the kernel's overflow rules out.
+    operators_on_codes(&["activations.format=int8", "activations.symmetric=true"], &[("attn", &["Softmax"]), ("towers", &["Softmax"])]);
+}

@@ -35,7 +35,7 @@ fn what_is_wrong_is_said_with_its_place() {
         ("extends: int8\nsteps: [ { round: magic } ]\n", "my.yaml:2:19: round: unknown value `magic`"),
         ("extends: int8\nsteps: [ { place: now } ]\n", "my.yaml:2:19: place: `now`: this step takes no scalar"),
         ("extends: int8\nsteps: [ { round: nearest, lower: qdq } ]\n", "my.yaml:2:10: steps: step `round` is followed by another key"),
-        ("extends: int8\ntarget: no-such-chip\n", "my.yaml:2:9: target: unknown target `no-such-chip`; there are generic"),
+        ("extends: int8\ntarget: no-such-chip\n", "my.yaml:2:9: target: unknown target `no-such-chip`; there are "),
         ("extends: nothing\n", "my.yaml:1:10: extends: unknown recipe `nothing`"),
         ("extends: my.yaml\n", "my.yaml: `extends` goes in a circle"),
         ("extends: gone.yaml\n", "my.yaml: extends: gone.yaml does not exist"),
@@ -144,10 +144,33 @@ fn targets_come_from_files_and_build_on_each_other() {
     refused("extends: generic\nquantise: []\n", "bad.yaml:2:1: unknown key `quantise`; did you mean `quantize`?");
     refused(
         "extends: generic\nlegal: { activations: [int8] }\n",
-        "bad.yaml: activations.format is uint8, which its own legal.activations does not list (int8)",
+        "bad.yaml:2:23: activations.format is uint8, which its own legal.activations does not list (int8)",
     );
     refused("doc: nothing\n", "bad.yaml: it names no `recipe`");
-    refused("extends: generic\nfixed: [ { ops: [Softmax], output: { format: uint8, scale: 1/256 } } ]\n", "bad.yaml: fixed: a fixed scale needs a zero_point");
+    refused(
+        "extends: generic\nfixed: [ { ops: [Softmax], output: { format: uint8, scale: 1/256 } } ]\n",
+        "bad.yaml:2:10: fixed: a fixed scale needs a zero_point",
+    );
+    for (line, want) in [
+        ("activations: { format: uint16 }\nopset: 19\n", "bad.yaml:2:14: activations need opset 21, and the target reads at most opset 19"),
+        ("activations: { symmetric: false }\nlegal: { symmetric: [activations] }\n", "bad.yaml:2:27: activations.symmetric is false"),
+        ("weights: { granularity: channel }\nlegal: { granularity: [tensor] }\n", "bad.yaml:2:25: weights.granularity is channel"),
+        ("bias: none\nlegal: { bias: [int32] }\n", "bad.yaml:2:7: bias.format is none"),
+        ("quantize: [Conv, Erf]\nfloat: [Erf]\n", "bad.yaml:3:8: Erf stands in `float` and in `quantize`"),
+        ("join: [Cast]\n", "bad.yaml:2:7: `join` lists Cast, which the target does not run on codes"),
+        ("limits:\n  - { then: float, why: w }\n", "bad.yaml:3:5: limits[0]: it names no `ops`"),
+        ("limits: [ { ops: [Conv], why: w } ]\n", "limits[0]: it says not what becomes of the nodes"),
+        ("limits: [ { ops: [Conv], attribute: group, then: float, why: w } ]\n", "limits[0]: `attribute` wants `values` or `at_most` beside it"),
+        ("limits: [ { ops: [Conv], values: [1], then: float, why: w } ]\n", "limits[0]: `values` and `at_most` want the `attribute`"),
+        ("limits: [ { ops: [Conv], rank: 4, constant: 1, then: float, why: w } ]\n", "limits[0]: `constant` is a second condition"),
+        ("limits: [ { ops: [Conv], then: perhaps, why: w } ]\n", "then: unknown value `perhaps`"),
+    ] {
+        refused(&format!("extends: generic\n{line}"), want);
+    }
+    // A contradiction is shown in the file that speaks of it.
+    let base = write("base.yaml", "extends: generic\nlegal: { activations: [uint8] }\n");
+    let e = profile(&write("child.yaml", &format!("extends: {base}\nactivations: {{ format: int8 }}\n"))).unwrap_err().to_string();
+    assert!(e.contains("child.yaml:2:24: activations.format is int8"), "{e}");
 }
 
 #[test]

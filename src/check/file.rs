@@ -34,8 +34,9 @@ pub fn rows(model: &Model, profile: &Profile) -> Vec<Row> {
     }
     let mut spelled: BTreeMap<Form, Vec<&Node>> = BTreeMap::new();
     forms(&model.graph, &mut spelled);
-    for (form, nodes) in spelled.into_iter().filter(|(form, _)| !profile.forms.is_empty() && !profile.forms.contains(form)) {
-        let known: Vec<&str> = profile.forms.iter().map(|f| f.word()).collect();
+    for (form, nodes) in spelled {
+        let Some(read) = profile.forms.as_ref().filter(|f| !f.contains(&form)) else { continue };
+        let known: Vec<&str> = read.iter().map(|f| f.word()).collect();
         let known = if known.is_empty() { "float models only".to_string() } else { known.join(", ") };
         let (first, n) = (nodes[0], nodes.len());
         let more = if n > 1 { format!(" and {} more", n - 1) } else { String::new() };

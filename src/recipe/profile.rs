@@ -118,7 +118,7 @@ fn typed(name: &str, t: &Tree) -> Result<Profile, Wrong> {
         ir: t.get("ir").and_then(Tree::int),
         static_shapes: t.get("static").and_then(Tree::flag).unwrap_or(false),
         batch: t.get("batch").and_then(Tree::int).map(|n| n as usize),
-        forms: read::texts(t.get("forms")).iter().filter_map(|w| word_of(Some(w), &Form::WORDS, &Form::ALL)).collect(),
+        forms: t.get("forms").map(|f| read::texts(Some(f)).iter().filter_map(|w| word_of(Some(w), &Form::WORDS, &Form::ALL)).collect()),
         float: ops("float"),
         others: fate(t.get("others")),
         limits: list("limits").iter().enumerate().map(|(i, l)| limit(i, l)).collect::<Result<_, _>>()?,
@@ -219,7 +219,7 @@ fn agrees(p: &Profile) -> Result<(), Wrong> {
         let scheme = keys.scheme(Some(0)).map_err(|e| Wrong(vec![vec![key.into()]], format!("{key}: {e}")))?;
         let constant = (slot != Slot::Activations).then_some(&[1, 1][..]);
         match (spelling::qdq_opset(&scheme, constant), p.opset) {
-            (Ok(need), Some(have)) if need > have && !p.forms.contains(&Form::MsQdq) => {
+            (Ok(need), Some(have)) if need > have && !p.forms.as_ref().is_some_and(|f| f.contains(&Form::MsQdq)) => {
                 return wrong(&[&[key], &["opset"]], format!("{key} need opset {need}, and the target reads at most opset {have}"));
             }
             _ => {}

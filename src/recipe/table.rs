@@ -221,7 +221,7 @@ pub static PROFILE: &[Key] = &[
     Key::new("ir", COUNT, "highest IR version that it reads"),
     Key::new("static", FLAG, "true: every shape is a number; a symbolic first dimension of an input becomes `batch`, or 1"),
     Key::new("batch", COUNT, "the one size that the first dimension of inputs may have"),
-    Key::new("forms", Shape::List(&Shape::OneOf(&Form::WORDS)), "spellings of codes that it reads; absent: any"),
+    Key::new("forms", Shape::List(&Shape::OneOf(&Form::WORDS)), "spellings of codes that it reads; absent: any; []: it reads float models only"),
     Key::new("weights", SCHEME_OR_NONE, "scheme of weights where nobody asks for another"),
     Key::new("activations", SCHEME_OR_NONE, "scheme of activations where nobody asks for another"),
     Key::new("bias", SCHEME_OR_NONE, "scheme of biases where nobody asks for another"),

@@ -282,3 +282,60 @@ fn random_changes_of_a_recipe_never_panic() {
         let _ = parse::parse(&bytes, &Shape::Map(RECIPE), "r");
     }
 }
+
+/// x → Conv → Relu → MaxPool → Conv → Add(x) → GlobalAveragePool → Flatten → Gemm → Softmax
+fn small_cnn() -> crate::graph::Model {
+    use crate::graph::{Dim, Model, Node, Op, Type};
+    use crate::tensor::{DType, Tensor};
+    let mut m = Model { ir_version: 8, opsets: vec![(String::new(), 13)], ..Model::default() };
+    let g = &mut m.graph;
+    let names = ["x", "c1", "r", "p", "c2", "a", "g", "f", "d", "y"];
+    let v = names.map(|n| g.add_value(n));
+    for (v, shape) in [(v[0], vec![1, 4, 6, 6]), (v[9], vec![1, 3])] {
+        g.value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(shape.into_iter().map(Dim::Known).collect()) };
+    }
+    (g.inputs, g.outputs) = (vec![v[0]], vec![v[9]]);
+    let weight = |g: &mut crate::graph::Graph, name: &str, shape: &[usize]| {
+        let n: usize = shape.iter().product();
+        Some(g.add_constant(name, Tensor::of_f32(shape, (0..n).map(|i| ((i * 7919 % 97) as f32 - 48.0) / 60.0).collect())))
+    };
+    let (w1, w2, w3) = (weight(g, "w1", &[4, 4, 3, 3]), weight(g, "w2", &[4, 4, 1, 1]), weight(g, "w3", &[4, 3]));
+    let (b1, b2, b3) = (weight(g, "b1", &[4]), weight(g, "b2", &[4]), weight(g, "b3", &[3]));
+    let pads = || vec![1i64; 4];
+    g.add_node(Node::new(Op::Conv, "conv1").with("pads", pads()), &[Some(v[0]), w1, b1], &[Some(v[1])]);
+    g.add_node(Node::new(Op::Relu, "relu"), &[Some(v[1])], &[Some(v[2])]);
+    g.add_node(Node::new(Op::MaxPool, "pool").with("kernel_shape", vec![3i64, 3]).with("pads", pads()), &[Some(v[2])], &[Some(v[3])]);
+    g.add_node(Node::new(Op::Conv, "conv2"), &[Some(v[3]), w2, b2], &[Some(v[4])]);
+    g.add_node(Node::new(Op::Add, "add"), &[Some(v[4]), Some(v[0])], &[Some(v[5])]);
+    g.add_node(Node::new(Op::GlobalAveragePool, "gap"), &[Some(v[5])], &[Some(v[6])]);
+    g.add_node(Node::new(Op::Flatten, "flatten"), &[Some(v[6])], &[Some(v[7])]);
+    g.add_node(Node::new(Op::Gemm, "gemm"), &[Some(v[7]), w3, b3], &[Some(v[8])]);
+    g.add_node(Node::new(Op::Softmax, "softmax"), &[Some(v[8])], &[Some(v[9])]);
+    m
+}
+
+/// Each shipped target writes a small CNN by its own recipe, and does not refuse what it wrote. Where the target runs on codes, all layers do.
+#[test]
+fn every_target_takes_what_is_written_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("cnn.onnx");
+    crate::onnx::write(&small_cnn(), &model, &crate::onnx::WriteOptions::default()).unwrap();
+    for (name, _) in targets() {
+        let request = Request {
+            model: model.clone(),
+            data: Some("random:4".into()),
+            sources: Sources { target: Some(name.clone()), ..Sources::default() },
+            output: Some(dir.path().join(format!("{name}.onnx"))),
+            threads: 1,
+            ..Request::default()
+        };
+        let report = convert(&request, &crate::pass::Silent).unwrap_or_else(|e| panic!("{name}: {e}")).report;
+        let refused: Vec<String> = report.check.iter().filter(|r| r.verdict == crate::check::Verdict::Refused).map(|r| r.reason.clone()).collect();
+        assert!(refused.is_empty(), "{name}: {refused:?}");
+        let found = check(&request.output.unwrap(), &name).unwrap();
+        let layers: Vec<_> = found.nodes.iter().filter(|r| r.node.starts_with("conv") || r.node == "gemm").map(|r| (r.verdict, &r.reason)).collect();
+        let quantized = report.coverage.cov8 > 0.0;
+        assert_eq!(quantized, !name.ends_with("-float") && !name.starts_with("qnn-"), "{name}: {:?}", report.coverage);
+        assert!(!found.quantized || layers.iter().all(|(v, _)| *v == crate::check::Verdict::Integer), "{name}: {layers:?}");
+    }
+}

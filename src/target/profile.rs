@@ -31,8 +31,8 @@ pub struct Profile {
     pub static_shapes: bool,
     /// The one size that the first dimension of inputs may have.
     pub batch: Option<usize>,
-    /// Spellings that it reads; empty: any.
-    pub forms: Vec<Form>,
+    /// Spellings of codes that it reads; `None`: any.
+    pub forms: Option<Vec<Form>>,
     /// Ops that it runs in float.
     pub float: Vec<Op>,
     /// What becomes of ops that no list here names.

@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 pub mod allocate;
+pub mod check;
 pub mod cli;
 pub mod data;
 pub mod engine;

@@ -20,6 +20,8 @@ pub enum Command {
     Convert(Box<Convert>),
     /// Compare two models, end to end and node by node
     Diff(Diff),
+    /// Say which nodes of a model a target runs in float, elsewhere or not at all
+    Check(Check),
     /// Say what is in a model file
     Inspect(Inspect),
     /// Say what was decided about a node, and by which rule
@@ -182,6 +184,19 @@ pub struct Diff {
     pub seed: u64,
     #[command(flatten)]
     pub loudness: Loudness,
+}
+
+/// `requant check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// The model, float or quantized
+    pub model: PathBuf,
+    /// A target's name, or the path of a profile
+    #[arg(short, long, value_name = "TARGET")]
+    pub target: String,
+    /// Print JSON, every node included
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `requant inspect`.

@@ -1,6 +1,7 @@
 //! The command line: parse, call, print. The only room that prints.
 
 mod args;
+mod check;
 mod convert;
 mod diff;
 mod inspect;
@@ -31,6 +32,7 @@ pub fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Convert(args) => return convert::convert(args),
+        Command::Check(args) => return check::run(args),
         Command::Diff(args) => diff::run(args)?,
         Command::Inspect(args) => inspect::run(args)?,
         Command::Explain(args) => convert::explain(args)?,

@@ -41,6 +41,9 @@ pub fn kind_of(model: &Model, id: NodeId, node: &Node, inferred: &Inferred, rule
         return Kind::Exact;
     }
     let profile = rules.profile;
+    if profile.float.contains(&node.op) {
+        return Kind::Float(format!("target {} runs {} in float", profile.name, node.op_type));
+    }
     if profile.moves.contains(&node.op) {
         match table_axis(&model.graph, node) {
             Some(_) => return Kind::Quantized,

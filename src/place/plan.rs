@@ -7,10 +7,10 @@ use super::kind::{Kind, is_real, kind_of, table_axis};
 use super::sets::Sets;
 use super::wishes::Wishes;
 use crate::error::{At, Result};
-use crate::graph::{self, Flow, Form, Inferred, InputShapes, Linear, Model, Node, NodeId, Port, Recurrent, Role, ValueId};
+use crate::graph::{self, Flow, Form, Inferred, InputShapes, Linear, Model, Node, NodeId, Op, Port, Recurrent, Role, ValueId};
 use crate::note::Notes;
 use crate::quant::{Blocks, Params, Scheme};
-use crate::target::{Fuse, Granularity};
+use crate::target::{Fuse, Granularity, SchemeKeys};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One decision about a node or value, and the rule behind it.
@@ -67,6 +67,11 @@ pub fn plan(model: &Model, rules: &Rules) -> Result<Plan> {
     let mut plan = Plan { notes: Notes::of("place"), ..Plan::default() };
     for (id, node) in model.graph.nodes() {
         plan.kinds.insert(id, kind_of(model, id, node, &inferred, rules, &wishes));
+    }
+    for (id, limit) in rules.profile.barred(model, &inferred) {
+        if !matches!(plan.kinds[&id], Kind::Exact | Kind::Float(_)) {
+            plan.kinds.insert(id, Kind::Float(format!("target {}: {}", rules.profile.name, limit.why)));
+        }
     }
     keep_heads_apart(&model.graph, rules.profile, &mut plan.kinds);
     plan.exact = exact_ports(&model.graph, &inferred, &mut plan.kinds);
@@ -135,6 +140,7 @@ impl Planner<'_> {
             for (slot, v) in node.inputs().iter().enumerate().filter_map(|(s, v)| Some((s, (*v)?))) {
                 let Some(constant) = self.model.graph.constant(v).filter(|_| is_real(self.inferred, v)) else { continue };
                 let arithmetic = node.op.flow() == Flow::Arithmetic && !self.rules.profile.join.contains(&node.op);
+                let all_codes = self.rules.profile.code_constants.contains(&node.op);
                 let (axis, base) = match node.op.role(slot) {
                     Role::Weight | Role::Activation if linear.as_ref().is_some_and(|l| l.weight_slot == slot) => {
                         (Some(linear.as_ref().unwrap().out_axis as i32), keys)
@@ -146,13 +152,14 @@ impl Planner<'_> {
                     Role::Activation if self.rules.activations.is_none() => continue,
                     Role::Activation if self.rules.profile.float_constants.contains(&node.op) => continue,
                     // One number is folded into the operation's own scales; one a channel, under one scale a channel, is itself.
-                    Role::Activation if arithmetic && constant.tensor.len() == 1 => continue,
-                    Role::Activation if arithmetic && lone_axis(constant.tensor.shape()).is_some() => (lone_axis(constant.tensor.shape()), keys),
+                    Role::Activation if arithmetic && constant.tensor.len() == 1 && !all_codes => continue,
+                    Role::Activation if arithmetic && !all_codes && lone_axis(constant.tensor.shape()).is_some() => (lone_axis(constant.tensor.shape()), keys),
                     Role::Activation => (None, self.rules.activations.unwrap_or(keys)),
+                    Role::Constant if all_codes => (None, self.rules.activations.unwrap_or(keys)),
                     _ => continue,
                 };
                 let weight = axis.is_some() || node.op.flow() == Flow::Linear;
-                let keys = if weight { self.wishes.weights(id, slot, base) } else { self.wishes.input(id, slot, base) };
+                let keys = if weight { self.wishes.weights(id, slot, &self.granular(node.op, base)) } else { self.wishes.input(id, slot, base) };
                 let Some(keys) = keys else { continue };
                 let name = self.model.graph.value(v).name.clone();
                 let shape = constant.tensor.shape();
@@ -183,6 +190,14 @@ impl Planner<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Keys of a weight, in a granularity that the target holds for this op.
+    fn granular(&self, op: Op, keys: &SchemeKeys) -> SchemeKeys {
+        let (held, _) = self.rules.profile.granularities(op);
+        let asked = keys.granularity.unwrap_or(Granularity::Tensor);
+        let granularity = held.first().filter(|_| !held.contains(&asked)).copied().or(keys.granularity);
+        SchemeKeys { granularity, ..keys.clone() }
     }
 
     fn quantizer(&mut self, name: String, scheme: Scheme, params: Option<Params>) -> usize {
@@ -281,13 +296,15 @@ impl Planner<'_> {
             }
         }
         // A fixed range holds for a set only if every value that is computed, not moved, has it.
-        let mut fixed: BTreeMap<ValueId, Vec<Option<&crate::target::SchemeKeys>>> = BTreeMap::new();
+        let mut fixed: BTreeMap<ValueId, Vec<Option<&SchemeKeys>>> = BTreeMap::new();
         for &v in coded.values.keys() {
             let producer = g.value(v).producer().map(|(n, _)| n);
             if producer.is_some_and(|n| self.plan.kinds[&n] == Kind::Moves) {
                 continue;
             }
-            let keys = producer.and_then(|n| self.rules.profile.fixed.iter().find(|f| f.ops.contains(&g.node(n).op))).map(|f| &f.output);
+            let format = self.wishes.value(v, base).format;
+            let known = |n| self.rules.profile.fixed.iter().find(|f| f.ops.contains(&g.node(n).op) && f.output.format == format);
+            let keys = producer.and_then(known).map(|f| &f.output);
             fixed.entry(sets.root(v)).or_default().push(keys);
         }
         let mut quantizer_of_set: BTreeMap<ValueId, usize> = BTreeMap::new();
@@ -298,10 +315,8 @@ impl Planner<'_> {
                 None => {
                     let name = g.value(v).name.clone();
                     let mut keys = self.wishes.value(v, base);
-                    // Who asked for another width gets the range of the data in that width.
-                    if let Some(Some(first)) = fixed.get(&root).and_then(|f| f.first().filter(|k| f.iter().all(|x| x == *k)))
-                        && first.format == keys.format
-                    {
+                    // Who asked for another width gets the range of the data in that width, where none is known.
+                    if let Some(Some(first)) = fixed.get(&root).and_then(|f| f.first().filter(|k| f.iter().all(|x| x == *k))) {
                         keys = self.wishes.fixed(v, base, first);
                     }
                     let scheme = keys.scheme(None).at(|| &name)?;
@@ -331,7 +346,7 @@ impl Planner<'_> {
     }
 
     /// Where a node was asked to read another scheme than the value has, a conversion stands on the edge.
-    fn conversions(&mut self, base: &crate::target::SchemeKeys) -> Result<()> {
+    fn conversions(&mut self, base: &SchemeKeys) -> Result<()> {
         let mut made: Vec<(ValueId, Scheme, usize)> = Vec::new();
         for (id, node) in self.model.graph.nodes() {
             if !self.is_quantized(id) {

@@ -88,6 +88,7 @@ fn begin(request: &Request, progress: &dyn Progress) -> Result<Begun> {
     }
     let mut source = onnx::read(&request.model, &ReadOptions { drop_unknown: request.drop_unknown })?;
     start::fix_dims(&mut source, &recipe).at(|| request.model.display())?;
+    start::suit(&mut source, &recipe.target).at(|| request.model.display())?.iter().for_each(|line| progress.say(line));
     let samples = match (&request.data, &request.validate_data) {
         (Some(data), validate) => Some(start::open_samples(&source, &recipe, data, validate.as_deref())?),
         (None, Some(_)) => return Err(Error::usage("--validate-data needs --data beside it: the samples that calibrate")),
@@ -206,6 +207,7 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     report.ranges = saved.map(|s| s.row);
     report.add_notes(&notes);
     report.coverage = report::coverage(&written);
+    report.add_check(&crate::check::check(&written, &recipe.target));
     judged.judge(samples.as_ref(), &mut report, progress)?;
     if let Some((command, reference)) = evaluated {
         report.eval = Some(report::Eval { command: command.clone(), reference, converted: eval::run(command, &pending.model())? });

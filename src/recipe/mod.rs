@@ -1,5 +1,6 @@
 //! Recipes: YAML text → checked and merged layers → steps, and the driver that carries them out.
 
+mod check;
 mod configs;
 mod diff;
 mod driver;
@@ -8,6 +9,7 @@ mod eval;
 mod output;
 mod parse;
 mod preprocess;
+mod profile;
 mod ranges;
 mod read;
 mod resolve;
@@ -20,11 +22,13 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use check::check;
 pub use configs::{recipe_text, recipes, scheme_text, schemes, target_text, targets};
 pub use diff::{DiffRequest, diff};
 pub use driver::{Outcome, Request, convert, dry_run, explain};
 pub use output::write_text;
-pub use resolve::{profile, resolve};
+pub use profile::profile;
+pub use resolve::resolve;
 pub use schema::schema;
 pub use start::declared_inputs;
 pub use table::{STEPS, StepRow, step_keys};
@@ -33,6 +37,9 @@ use crate::data::{Fill, Preprocess};
 use crate::target::{Override, Profile, SchemeKeys};
 use shape::Tree;
 use std::collections::BTreeMap;
+
+/// How far `extends` may go.
+const MAX_LAYERS: usize = 16;
 
 /// Where a recipe comes from.
 #[derive(Debug, Clone, Default)]

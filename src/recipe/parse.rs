@@ -42,6 +42,82 @@ pub fn parse(text: &[u8], shape: &Shape, place: &str) -> Result<Tree> {
     }
 }
 
+/// Line and column of what stands under these keys (of a list, an index), as far down as the text goes.
+pub fn locate(text: &[u8], path: &[String]) -> Option<(usize, usize)> {
+    (1..=path.len()).rev().find_map(|n| {
+        let document = serde_yaml::Deserializer::from_slice(text);
+        let found = Find(&path[..n]).deserialize(document).err()?.location()?;
+        Some((found.line(), found.column()))
+    })
+}
+
+/// Fails where the path ends: the error knows its place.
+struct Find<'a>(&'a [String]);
+
+impl<'de> DeserializeSeed<'de> for Find<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> std::result::Result<(), D::Error> {
+        d.deserialize_any(self)
+    }
+}
+
+impl Find<'_> {
+    fn scalar<E: serde::de::Error>(self) -> std::result::Result<(), E> {
+        if self.0.is_empty() { Err(E::custom("")) } else { Ok(()) }
+    }
+}
+
+impl<'de> Visitor<'de> for Find<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, _: bool) -> std::result::Result<(), E> {
+        self.scalar()
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, _: i64) -> std::result::Result<(), E> {
+        self.scalar()
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, _: u64) -> std::result::Result<(), E> {
+        self.scalar()
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, _: f64) -> std::result::Result<(), E> {
+        self.scalar()
+    }
+
+    fn visit_str<E: serde::de::Error>(self, _: &str) -> std::result::Result<(), E> {
+        self.scalar()
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> std::result::Result<(), E> {
+        self.scalar()
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<(), A::Error> {
+        let Some((index, rest)) = self.0.split_first() else { return Err(serde::de::Error::custom("")) };
+        for i in 0.. {
+            let more = if *index == i.to_string() { seq.next_element_seed(Find(rest))?.is_some() } else { seq.next_element::<IgnoredAny>()?.is_some() };
+            if !more {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        let Some((key, rest)) = self.0.split_first() else { return Err(serde::de::Error::custom("")) };
+        while let Some(found) = map.next_key::<String>()? {
+            if found == *key { map.next_value_seed(Find(rest))? } else { map.next_value::<IgnoredAny>().map(drop)? }
+        }
+        Ok(())
+    }
+}
+
 /// serde_yaml's complaint without its place, which is said in front.
 fn plain(e: &serde_yaml::Error) -> String {
     let text = e.to_string();

@@ -5,9 +5,9 @@ use super::parse::parse;
 use super::shape::{Shape, Tree};
 use super::table::SCHEME;
 use crate::error::{Error, Result};
-use crate::graph::{Op, since};
+use crate::graph::Op;
 use crate::quant::{Rounding, Timing};
-use crate::target::{Fixed, Fuse, Granularity, Keep, Legal, Override, Place, Profile, ScaleKey, SchemeKeys, Select, Wish, ZeroKey};
+use crate::target::{Granularity, Keep, Override, Place, ScaleKey, SchemeKeys, Select, Wish, ZeroKey};
 use crate::tensor::DType;
 use std::collections::BTreeMap;
 
@@ -31,13 +31,7 @@ fn plain_scheme(t: &Tree) -> SchemeKeys {
     SchemeKeys {
         bits: t.get("bits").and_then(Tree::int).map(|b| b as u8),
         format: text("format").map(str::to_string),
-        granularity: text("granularity").map(|g| match g {
-            "channel" => Granularity::Channel,
-            "block" => Granularity::Block,
-            "token" => Granularity::Token,
-            "gate" => Granularity::Gate,
-            _ => Granularity::Tensor,
-        }),
+        granularity: text("granularity").map(granularity),
         block_size: t.get("block_size").and_then(Tree::int).map(|n| n as usize),
         axis: t.get("axis").and_then(Tree::int).map(|a| a as i32),
         symmetric: t.get("symmetric").and_then(Tree::flag),
@@ -123,7 +117,17 @@ pub fn scheme_tree(k: &SchemeKeys) -> Tree {
     Tree::Map(map)
 }
 
-fn granularity_name(g: Granularity) -> &'static str {
+pub fn granularity(word: &str) -> Granularity {
+    match word {
+        "channel" => Granularity::Channel,
+        "block" => Granularity::Block,
+        "token" => Granularity::Token,
+        "gate" => Granularity::Gate,
+        _ => Granularity::Tensor,
+    }
+}
+
+pub fn granularity_name(g: Granularity) -> &'static str {
     match g {
         Granularity::Tensor => "tensor",
         Granularity::Channel => "channel",
@@ -133,70 +137,17 @@ fn granularity_name(g: Granularity) -> &'static str {
     }
 }
 
-fn ops(t: Option<&Tree>) -> Vec<Op> {
+pub fn ops(t: Option<&Tree>) -> Vec<Op> {
     t.map_or(&[][..], Tree::list).iter().filter_map(|o| Op::of_name(o.text()?)).collect()
 }
 
-fn texts(t: Option<&Tree>) -> Vec<String> {
+pub fn texts(t: Option<&Tree>) -> Vec<String> {
     t.map_or(&[][..], Tree::list).iter().filter_map(|o| Some(o.text()?.to_string())).collect()
 }
 
-/// A target's profile. `t`: merged with those it extends.
-pub fn profile(name: &str, place: &str, t: &Tree) -> Result<Profile> {
-    let of = |key: &str| t.get(key).map(scheme).unwrap_or_default();
-    let text = |key: &str| t.get(key).and_then(Tree::text).unwrap_or_default().to_string();
-    let profile = Profile {
-        name: name.to_string(),
-        doc: text("doc"),
-        recipe: text("recipe"),
-        weights: of("weights"),
-        activations: of("activations"),
-        bias: of("bias"),
-        wide: t.get("wide").map(scheme),
-        legal: Legal { weights: texts(t.get("legal").and_then(|l| l.get("weights"))), activations: texts(t.get("legal").and_then(|l| l.get("activations"))) },
-        opset: t.get("opset").and_then(Tree::int),
-        quantize: ops(t.get("quantize")),
-        weights_only: ops(t.get("weights_only")),
-        moves: ops(t.get("moves")),
-        fused: ops(t.get("fused")),
-        groups: ops(t.get("groups")),
-        join: ops(t.get("join")),
-        never_wide: ops(t.get("never_wide")),
-        float_constants: ops(t.get("float_constants")),
-        shield: ops(t.get("shield")),
-        fuse: t
-            .get("fuse")
-            .map_or(&[][..], Tree::list)
-            .iter()
-            .map(|f| Fuse { producers: ops(f.get("producers")), followers: ops(f.get("followers")), last: f.get("last").and_then(Tree::flag).unwrap_or(false) })
-            .collect(),
-        fixed: t
-            .get("fixed")
-            .map_or(&[][..], Tree::list)
-            .iter()
-            .map(|f| Fixed { ops: ops(f.get("ops")), output: f.get("output").map(scheme).unwrap_or_default() })
-            .collect(),
-    };
-    let fail = |why: String| Err(Error::usage(format!("{place}: {why}")));
-    for (what, keys, legal) in [("weights", &profile.weights, &profile.legal.weights), ("activations", &profile.activations, &profile.legal.activations)] {
-        if let Some(format) = &keys.format
-            && !keys.is_none()
-            && !legal.is_empty()
-            && !legal.contains(format)
-        {
-            return fail(format!("{what}.format is {format}, which its own legal.{what} does not list ({})", legal.join(", ")));
-        }
-    }
-    if let Some(op) = profile.fused.iter().chain(&profile.groups).find(|op| since(**op).is_none()) {
-        return fail(format!("`fused` and `groups` list {}, which `fuse` does not know spelled out", op.spelling().1));
-    }
-    for fixed in &profile.fixed {
-        fixed.output.scheme(None).and_then(|s| fixed.output.params(&s)).map_err(|e| e.at(format!("{place}: fixed")))?;
-    }
-    if profile.recipe.is_empty() {
-        return fail("it names no `recipe`, the one to use where nobody asks for another".into());
-    }
-    Ok(profile)
+/// A word of `where:`.
+pub fn place(word: &str) -> Option<Place> {
+    Place::NAMES.iter().find(|(name, _)| *name == word).map(|(_, place)| *place)
 }
 
 /// One entry of `overrides`; `origin` is said in complaints.
@@ -208,7 +159,7 @@ pub fn override_of(t: &Tree, origin: String) -> Result<Override> {
         [from, to] => Some((from.clone(), to.clone())),
         _ => return fail("`between` is [from tensor, to tensor]".into()),
     };
-    let place = text("where").and_then(|w| Place::NAMES.iter().find(|(name, _)| *name == w)).map(|(_, place)| *place);
+    let place = text("where").and_then(|w| place(&w));
     let select = Select { nodes: text("nodes"), ops: t.get("ops").map(|o| ops(Some(o))), tensors: text("tensors"), between, place };
     if select == Select::default() {
         return fail("it selects nothing: say `nodes`, `ops`, `tensors`, `between` or `where`".into());

@@ -1,12 +1,13 @@
 //! Layers → one recipe: target's defaults < `extends` < recipe < command line.
 
 use super::parse::parse;
+use super::profile::profile;
 use super::shape::{Shape, Tree, unknown};
-use super::table::{EVERY_STEP, PROFILE, RECIPE, STEPS};
-use super::{Args, DataRecipe, Gate, InputRecipe, Origin, Recipe, Sources, Step, configs, preprocess, read, set};
+use super::table::{EVERY_STEP, RECIPE, STEPS};
+use super::{Args, DataRecipe, Gate, InputRecipe, MAX_LAYERS, Origin, Recipe, Sources, Step, configs, preprocess, read, set};
 use crate::data::Fill;
 use crate::error::{At, Error, Result};
-use crate::target::{Profile, SchemeKeys};
+use crate::target::{Profile, SchemeKeys, Slot};
 use std::collections::BTreeMap;
 
 /// What one file, or the command line, says.
@@ -17,8 +18,6 @@ pub struct Layer {
 }
 
 const NOBODY: &str = "default";
-/// How far `extends` may go.
-const MAX_LAYERS: usize = 16;
 
 /// The recipe that these sources amount to.
 pub fn resolve(sources: &Sources) -> Result<Recipe> {
@@ -52,38 +51,6 @@ pub fn resolve(sources: &Sources) -> Result<Recipe> {
     let (target, target_from) = target_of(&layers).unwrap_or_else(|| ("generic".to_string(), NOBODY.to_string()));
     let target = profile(&target).at(|| &target_from)?;
     assemble(name, target, target_from, layers, &sets, sources)
-}
-
-/// A target's profile, by name or path, merged with those it extends.
-pub fn profile(name: &str) -> Result<Profile> {
-    let mut files = Vec::new();
-    let mut next = Some((name.to_string(), None::<std::path::PathBuf>));
-    while let Some((name, beside)) = next {
-        let found = configs::target(&name, beside.as_deref())?;
-        if files.len() >= MAX_LAYERS || files.iter().any(|(place, ..): &(String, _, _)| *place == found.place) {
-            return Err(Error::usage(format!("{}: `extends` goes in a circle", found.place)));
-        }
-        let tree = parse(&found.bytes, &Shape::Map(PROFILE), &found.place)?;
-        next = tree.get("extends").and_then(Tree::text).map(|e| (e.to_string(), found.path.clone()));
-        files.push((found.place, found.name, tree));
-    }
-    let (place, name) = (files[0].0.clone(), files[0].1.clone());
-    let merged = files.into_iter().rev().fold(Tree::Map(vec![]), |base, (_, _, tree)| merge_profiles(base, tree));
-    read::profile(&name, &place, &merged)
-}
-
-/// Schemes merge by key, everything else is replaced.
-fn merge_profiles(base: Tree, over: Tree) -> Tree {
-    let mut map = base.entries().to_vec();
-    for (key, value) in over.entries() {
-        let value = match (key.as_str(), base.get(key)) {
-            ("weights" | "activations" | "bias", Some(old)) => read::scheme_tree(&read::scheme(value).over(&read::scheme(old))),
-            _ => value.clone(),
-        };
-        map.retain(|(k, _)| k != key);
-        map.push((key.clone(), value));
-    }
-    Tree::Map(map)
 }
 
 /// A recipe and those it extends, the farthest first, and the recipe's name.
@@ -224,18 +191,25 @@ fn merged_scheme(key: &str, base: &SchemeKeys, layers: &[Layer], target: &Profil
             froms.insert(String::new(), from.clone());
         }
     }
-    let legal = match key {
-        "weights" => &target.legal.weights,
-        "activations" => &target.legal.activations,
-        _ => &Vec::new(),
+    let slot = Slot::ALL.into_iter().find(|s| s.word() == key).unwrap_or(Slot::Bias);
+    let refused = |name: &str, also: &str, what: String, held: String| {
+        let from = froms.get(name).or(froms.get(also)).or(froms.get("")).unwrap_or(&target_from);
+        Err(Error::usage(format!("{from}: {key}: target {} does not hold {what}; it holds {held}", target.name)))
     };
-    if let Some(format) = &keys.format
-        && !keys.is_none()
-        && !legal.is_empty()
-        && !legal.contains(format)
+    let legal = target.legal.formats(slot);
+    if let Some(format) = keys.format.as_ref().filter(|f| !legal.is_empty() && !legal.contains(f))
+        && (slot == Slot::Bias || !keys.is_none())
     {
-        let from = froms.get("format").or(froms.get("bits")).unwrap_or(&target_from);
-        return Err(Error::usage(format!("{from}: {key}: target {} does not hold {format}; it holds {}", target.name, legal.join(", "))));
+        let what = if keys.is_none() { "a float bias".to_string() } else { format.clone() };
+        return refused("format", "bits", what, legal.join(", "));
+    }
+    let held = &target.legal.granularity;
+    if let Some(asked) = keys.granularity.filter(|g| slot == Slot::Weights && !keys.is_none() && !held.is_empty() && !held.contains(g)) {
+        let words: Vec<&str> = held.iter().map(|g| read::granularity_name(*g)).collect();
+        return refused("granularity", "block_size", format!("one scale a {}", read::granularity_name(asked)), format!("one a {}", words.join(", a ")));
+    }
+    if target.legal.symmetric.contains(&slot) && keys.symmetric == Some(false) {
+        return refused("symmetric", "zero_point", "a zero point from data".into(), "symmetric ones".into());
     }
     match read::scheme_tree(&keys) {
         Tree::Map(entries) => {

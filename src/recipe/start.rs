@@ -5,6 +5,7 @@ use crate::data::{self, DataSettings, Dataset, InputInfo, InputSettings, Split};
 use crate::engine;
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Graph, Model, Type, ValueId, shape_text, specialize};
+use crate::target::Profile;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -96,6 +97,45 @@ pub fn fix_dims(model: &mut Model, recipe: &Recipe) -> Result<()> {
         substitute(&mut model.graph, &sizes);
     }
     Ok(())
+}
+
+/// Refuses what the target cannot read whatever becomes of the model, and freezes symbolic batches where it wants numbers. Returns what was done.
+pub fn suit(model: &mut Model, target: &Profile) -> Result<Vec<String>> {
+    let name = &target.name;
+    let (opset, ir) = (model.opset("").unwrap_or(0), model.ir_version);
+    if let Some(most) = target.opset.filter(|most| *most < opset) {
+        return Err(Error::usage(format!("it has opset {opset}, and target {name} reads at most {most}; export it again with a lower opset")));
+    }
+    if let Some(most) = target.ir.filter(|most| *most < ir) {
+        return Err(Error::usage(format!("it has IR version {ir}, and target {name} reads at most {most}; export it again with a lower opset")));
+    }
+    if !target.static_shapes {
+        return Ok(Vec::new());
+    }
+    let batch = target.batch.unwrap_or(1);
+    let mut sizes: BTreeMap<Arc<str>, usize> = BTreeMap::new();
+    let mut said = Vec::new();
+    for v in inputs(&model.graph) {
+        let Type::Tensor { shape: Some(shape), .. } = &mut model.graph.value_mut(v).ty else { continue };
+        match shape.first_mut() {
+            Some(Dim::Symbol(s)) => drop(sizes.insert(s.clone(), batch)),
+            Some(d @ Dim::Unknown) => *d = Dim::Known(batch),
+            _ => {}
+        }
+    }
+    said.extend(sizes.keys().map(|s| format!("dimension {s} is written as {batch}: target {name} wants numbers (--fix-dim {s}=N for another)")));
+    substitute(&mut model.graph, &sizes);
+    for v in inputs(&model.graph) {
+        let value = model.graph.value(v);
+        let Type::Tensor { shape: Some(shape), .. } = &value.ty else { continue };
+        let remedy = match shape.iter().find(|d| !matches!(d, Dim::Known(_))) {
+            Some(Dim::Symbol(s)) => format!("say --fix-dim {s}=N"),
+            Some(_) => format!("say its `shape` with `fix: true` under inputs.{} of the recipe", value.name),
+            None => continue,
+        };
+        return Err(Error::usage(format!("input {} has shape {}, and target {name} wants numbers: {remedy}", value.name, shape_text(shape))));
+    }
+    Ok(said)
 }
 
 fn symbols(g: &Graph) -> std::collections::BTreeSet<&str> {

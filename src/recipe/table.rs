@@ -4,7 +4,7 @@ use super::shape::{Key, Shape};
 use super::steps::{self, Run};
 use super::{configs, shape};
 use crate::lower;
-use crate::target::Place;
+use crate::target::{Fate, Form, Place, Slot};
 
 const COUNT: Shape = Shape::Int(1, i64::MAX);
 const FLAG: Shape = Shape::Bool;
@@ -114,15 +114,13 @@ static LOWER: &[Key] = &[
     ),
 ];
 
+const GRANULARITY: Shape = Shape::OneOf(&["tensor", "channel", "block", "token", "gate"]);
+
 /// Keys in which a scheme is asked for.
 pub static SCHEME: &[Key] = &[
     Key::new("bits", Shape::Int(2, 16), "width of a code; keeps the signedness of the format beneath"),
     Key::new("format", Shape::Format, "the set of codes: `requant formats` lists them; none: stays float"),
-    Key::new(
-        "granularity",
-        Shape::OneOf(&["tensor", "channel", "block", "token", "gate"]),
-        "which elements share a scale; gate: those of one gate of recurrent weights, elsewhere of one channel",
-    ),
+    Key::new("granularity", GRANULARITY, "which elements share a scale; gate: those of one gate of recurrent weights, elsewhere of one channel"),
     Key::new("block_size", COUNT, "elements of a block"),
     Key::new("axis", Shape::Int(-16, 16), "axis of channels or blocks; default: the op's own"),
     Key::new("symmetric", FLAG, "true: no zero point, or one in the middle of an unsigned format"),
@@ -245,12 +243,18 @@ pub static PROFILE: &[Key] = &[
     Key::new("doc", Shape::Text, "one line: what it is"),
     Key::new("extends", Shape::Name(configs::check_target, "a target's name or path"), "the profile that this one builds on"),
     Key::new("recipe", Shape::Name(configs::check_recipe, "a recipe's name or path"), "recipe where the user names none"),
+    Key::new("source", Shape::Text, "where its facts come from"),
+    Key::new("proven", Shape::Text, "the client that ran what was written for it; no: none was at hand"),
     Key::new("opset", COUNT, "highest opset that the target reads"),
+    Key::new("ir", COUNT, "highest IR version that it reads"),
+    Key::new("static", FLAG, "true: every shape is a number; a symbolic first dimension of an input becomes `batch`, or 1"),
+    Key::new("batch", COUNT, "the one size that the first dimension of inputs may have"),
+    Key::new("forms", Shape::List(&Shape::OneOf(&Form::WORDS)), "spellings of codes that it reads; absent: any; []: it reads float models only"),
     Key::new("weights", SCHEME_OR_NONE, "scheme of weights where nobody asks for another"),
     Key::new("activations", SCHEME_OR_NONE, "scheme of activations where nobody asks for another"),
     Key::new("bias", SCHEME_OR_NONE, "scheme of biases where nobody asks for another"),
     Key::new("wide", SCHEME_OR_NONE, "scheme of activations that 8 bits harm too much; none or absent: float"),
-    Key::new("legal", Shape::Map(LEGAL), "formats that the target holds"),
+    Key::new("legal", Shape::Map(LEGAL), "what the target holds at each kind of tensor"),
     Key::new("quantize", OPS, "operators that run on codes"),
     Key::new("weights_only", OPS, "operators whose constant weights are codes and whose other operands and results stay float"),
     Key::new("moves", OPS, "operators that hand codes on: output and input share one quantizer"),
@@ -258,6 +262,15 @@ pub static PROFILE: &[Key] = &[
     Key::new("groups", OPS, "the same operators: within what stands spelled out nothing is quantized"),
     Key::new("join", OPS, "computing operators whose inputs and output share one quantizer"),
     Key::new("never_wide", OPS, "operators whose operands and results the step `widen` leaves as they are"),
+    Key::new("float", OPS, "operators that it runs in float, whatever `quantize` and `moves` say"),
+    Key::new(
+        "others",
+        Shape::OneOf(&Fate::WORDS),
+        "what becomes of operators that no list names: float; split: another processor runs them; refused. Default float",
+    ),
+    Key::new("limits", Shape::List(&Shape::Map(LIMIT)), "what of its operators it does not run after all"),
+    Key::new("code_constants", OPS, "operators of which every constant operand is codes: single numbers, scales and offsets of normalizations"),
+    Key::new("float_results", OPS, "operators that run on codes though their result stays float"),
     Key::new("float_constants", OPS, "computing operators whose constant operands stay float"),
     Key::new("shield", OPS, "operators whose float weights the runtime quantizes unasked between codes: a Sum of one operand before them hides them"),
     Key::new("fuse", Shape::List(&Shape::Map(FUSE)), "operators computed together with what follows: no quantizer between"),
@@ -266,6 +279,24 @@ pub static PROFILE: &[Key] = &[
 static LEGAL: &[Key] = &[
     Key::new("weights", Shape::List(&Shape::Format), "formats of weights; absent: any"),
     Key::new("activations", Shape::List(&Shape::Format), "formats of activations; absent: any"),
+    Key::new("bias", Shape::List(&Shape::Format), "formats of biases, none: float; absent: any"),
+    Key::new("granularity", Shape::List(&GRANULARITY), "which elements of a weight may share a scale; absent: any"),
+    Key::new("symmetric", Shape::List(&Shape::OneOf(&Slot::WORDS)), "tensors without a zero point, or with one in the middle of an unsigned format"),
+    Key::new("pow2", Shape::List(&Shape::OneOf(&Slot::WORDS)), "tensors whose scales are powers of two"),
+    Key::new("otherwise", Shape::OneOf(&Fate::WORDS), "what becomes of a node whose codes are not legal; default float"),
+];
+static LIMIT: &[Key] = &[
+    Key::new("ops", OPS, "operators; absent: all"),
+    Key::new("where", Shape::OneOf(&Place::WORDS), "only those at this place, as in overrides"),
+    Key::new("attribute", Shape::Text, "an attribute that must be one of `values`, or `at_most` so much, where it is given"),
+    Key::new("values", Shape::List(&Shape::Text), "words or numbers"),
+    Key::new("at_most", Shape::Int(i64::MIN, i64::MAX), "a number"),
+    Key::new("rank", COUNT, "most dimensions of operands and results"),
+    Key::new("constant", Shape::Int(0, 16), "the slot of an input that must be constant"),
+    Key::new("granularity", Shape::List(&GRANULARITY), "which elements of the weight may share a scale"),
+    Key::new("then", Shape::OneOf(&Fate::WORDS), "what becomes of the nodes of which this does not hold; without a condition, of all"),
+    Key::new("why", Shape::Text, "what the target does about them, in a few words"),
+    Key::new("remedy", Shape::Text, "what helps"),
 ];
 static FUSE: &[Key] = &[
     Key::new("producers", OPS, "what computes"),

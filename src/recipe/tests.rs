@@ -36,7 +36,7 @@ fn what_is_wrong_is_said_with_its_place() {
         ("extends: int8\nsteps: [ { round: magic } ]\n", "my.yaml:2:19: round: unknown value `magic`"),
         ("extends: int8\nsteps: [ { place: now } ]\n", "my.yaml:2:19: place: `now`: this step takes no scalar"),
         ("extends: int8\nsteps: [ { round: nearest, lower: qdq } ]\n", "my.yaml:2:10: steps: step `round` is followed by another key"),
-        ("extends: int8\ntarget: no-such-chip\n", "my.yaml:2:9: target: unknown target `no-such-chip`; there are generic"),
+        ("extends: int8\ntarget: no-such-chip\n", "my.yaml:2:9: target: unknown target `no-such-chip`; there are "),
         ("extends: nothing\n", "my.yaml:1:10: extends: unknown recipe `nothing`"),
         ("extends: my.yaml\n", "my.yaml: `extends` goes in a circle"),
         ("extends: gone.yaml\n", "my.yaml: extends: gone.yaml does not exist"),
@@ -145,10 +145,33 @@ fn targets_come_from_files_and_build_on_each_other() {
     refused("extends: generic\nquantise: []\n", "bad.yaml:2:1: unknown key `quantise`; did you mean `quantize`?");
     refused(
         "extends: generic\nlegal: { activations: [int8] }\n",
-        "bad.yaml: activations.format is uint8, which its own legal.activations does not list (int8)",
+        "bad.yaml:2:23: activations.format is uint8, which its own legal.activations does not list (int8)",
     );
     refused("doc: nothing\n", "bad.yaml: it names no `recipe`");
-    refused("extends: generic\nfixed: [ { ops: [Softmax], output: { format: uint8, scale: 1/256 } } ]\n", "bad.yaml: fixed: a fixed scale needs a zero_point");
+    refused(
+        "extends: generic\nfixed: [ { ops: [Softmax], output: { format: uint8, scale: 1/256 } } ]\n",
+        "bad.yaml:2:10: fixed: a fixed scale needs a zero_point",
+    );
+    for (line, want) in [
+        ("activations: { format: uint16 }\nopset: 19\n", "bad.yaml:2:14: activations need opset 21, and the target reads at most opset 19"),
+        ("activations: { symmetric: false }\nlegal: { symmetric: [activations] }\n", "bad.yaml:2:27: activations.symmetric is false"),
+        ("weights: { granularity: channel }\nlegal: { granularity: [tensor] }\n", "bad.yaml:2:25: weights.granularity is channel"),
+        ("bias: none\nlegal: { bias: [int32] }\n", "bad.yaml:2:7: bias.format is none"),
+        ("quantize: [Conv, Erf]\nfloat: [Erf]\n", "bad.yaml:3:8: Erf stands in `float` and in `quantize`"),
+        ("join: [Cast]\n", "bad.yaml:2:7: `join` lists Cast, which the target does not run on codes"),
+        ("limits:\n  - { then: float, why: w }\n", "bad.yaml:3:5: limits[0]: it names no `ops`"),
+        ("limits: [ { ops: [Conv], why: w } ]\n", "limits[0]: it says not what becomes of the nodes"),
+        ("limits: [ { ops: [Conv], attribute: group, then: float, why: w } ]\n", "limits[0]: `attribute` wants `values` or `at_most` beside it"),
+        ("limits: [ { ops: [Conv], values: [1], then: float, why: w } ]\n", "limits[0]: `values` and `at_most` want the `attribute`"),
+        ("limits: [ { ops: [Conv], rank: 4, constant: 1, then: float, why: w } ]\n", "limits[0]: `constant` is a second condition"),
+        ("limits: [ { ops: [Conv], then: perhaps, why: w } ]\n", "then: unknown value `perhaps`"),
+    ] {
+        refused(&format!("extends: generic\n{line}"), want);
+    }
+    // A contradiction is shown in the file that speaks of it.
+    let base = write("base.yaml", "extends: generic\nlegal: { activations: [uint8] }\n");
+    let e = profile(&write("child.yaml", &format!("extends: {base}\nactivations: {{ format: int8 }}\n"))).unwrap_err().to_string();
+    assert!(e.contains("child.yaml:2:24: activations.format is int8"), "{e}");
 }
 
 #[test]
@@ -328,5 +351,62 @@ fn random_changes_of_a_recipe_never_panic() {
             }
         }
         let _ = parse::parse(&bytes, &Shape::Map(RECIPE), "r");
+    }
+}
+
+/// x → Conv → Relu → MaxPool → Conv → Add(x) → GlobalAveragePool → Flatten → Gemm → Softmax
+fn small_cnn() -> crate::graph::Model {
+    use crate::graph::{Dim, Model, Node, Op, Type};
+    use crate::tensor::{DType, Tensor};
+    let mut m = Model { ir_version: 8, opsets: vec![(String::new(), 13)], ..Model::default() };
+    let g = &mut m.graph;
+    let names = ["x", "c1", "r", "p", "c2", "a", "g", "f", "d", "y"];
+    let v = names.map(|n| g.add_value(n));
+    for (v, shape) in [(v[0], vec![1, 4, 6, 6]), (v[9], vec![1, 3])] {
+        g.value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(shape.into_iter().map(Dim::Known).collect()) };
+    }
+    (g.inputs, g.outputs) = (vec![v[0]], vec![v[9]]);
+    let weight = |g: &mut crate::graph::Graph, name: &str, shape: &[usize]| {
+        let n: usize = shape.iter().product();
+        Some(g.add_constant(name, Tensor::of_f32(shape, (0..n).map(|i| ((i * 7919 % 97) as f32 - 48.0) / 60.0).collect())))
+    };
+    let (w1, w2, w3) = (weight(g, "w1", &[4, 4, 3, 3]), weight(g, "w2", &[4, 4, 1, 1]), weight(g, "w3", &[4, 3]));
+    let (b1, b2, b3) = (weight(g, "b1", &[4]), weight(g, "b2", &[4]), weight(g, "b3", &[3]));
+    let pads = || vec![1i64; 4];
+    g.add_node(Node::new(Op::Conv, "conv1").with("pads", pads()), &[Some(v[0]), w1, b1], &[Some(v[1])]);
+    g.add_node(Node::new(Op::Relu, "relu"), &[Some(v[1])], &[Some(v[2])]);
+    g.add_node(Node::new(Op::MaxPool, "pool").with("kernel_shape", vec![3i64, 3]).with("pads", pads()), &[Some(v[2])], &[Some(v[3])]);
+    g.add_node(Node::new(Op::Conv, "conv2"), &[Some(v[3]), w2, b2], &[Some(v[4])]);
+    g.add_node(Node::new(Op::Add, "add"), &[Some(v[4]), Some(v[0])], &[Some(v[5])]);
+    g.add_node(Node::new(Op::GlobalAveragePool, "gap"), &[Some(v[5])], &[Some(v[6])]);
+    g.add_node(Node::new(Op::Flatten, "flatten"), &[Some(v[6])], &[Some(v[7])]);
+    g.add_node(Node::new(Op::Gemm, "gemm"), &[Some(v[7]), w3, b3], &[Some(v[8])]);
+    g.add_node(Node::new(Op::Softmax, "softmax"), &[Some(v[8])], &[Some(v[9])]);
+    m
+}
+
+/// Each shipped target writes a small CNN by its own recipe, and does not refuse what it wrote. Where the target runs on codes, all layers do.
+#[test]
+fn every_target_takes_what_is_written_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("cnn.onnx");
+    crate::onnx::write(&small_cnn(), &model, &crate::onnx::WriteOptions::default()).unwrap();
+    for (name, _) in targets() {
+        let request = Request {
+            model: model.clone(),
+            data: Some("random:4".into()),
+            sources: Sources { target: Some(name.clone()), ..Sources::default() },
+            output: Some(dir.path().join(format!("{name}.onnx"))),
+            threads: 1,
+            ..Request::default()
+        };
+        let report = convert(&request, &crate::pass::Silent).unwrap_or_else(|e| panic!("{name}: {e}")).report;
+        let refused: Vec<String> = report.check.iter().filter(|r| r.verdict == crate::check::Verdict::Refused).map(|r| r.reason.clone()).collect();
+        assert!(refused.is_empty(), "{name}: {refused:?}");
+        let found = check(&request.output.unwrap(), &name).unwrap();
+        let layers: Vec<_> = found.nodes.iter().filter(|r| r.node.starts_with("conv") || r.node == "gemm").map(|r| (r.verdict, &r.reason)).collect();
+        let quantized = report.coverage.cov8 > 0.0;
+        assert_eq!(quantized, !name.ends_with("-float") && !name.starts_with("qnn-"), "{name}: {:?}", report.coverage);
+        assert!(!found.quantized || layers.iter().all(|(v, _)| *v == crate::check::Verdict::Integer), "{name}: {layers:?}");
     }
 }

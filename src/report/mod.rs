@@ -44,6 +44,11 @@ pub struct Report {
     pub outputs: Vec<OutputRow>,
     pub eval: Option<Eval>,
     pub coverage: Coverage,
+    /// What the target makes of the written file: everything that does not simply run on codes.
+    pub check: Vec<crate::check::Row>,
+    /// The same in one line.
+    #[serde(skip)]
+    pub check_line: String,
     /// Worst first.
     pub nodes: Vec<NodeRow>,
     pub quantizers: Vec<QuantizerRow>,
@@ -171,6 +176,8 @@ impl Report {
             outputs: Vec::new(),
             eval: None,
             coverage: Coverage::default(),
+            check: Vec::new(),
+            check_line: String::new(),
             nodes: Vec::new(),
             quantizers: Vec::new(),
             declined: 0,
@@ -190,6 +197,12 @@ impl Report {
         self.notes.extend(notes.list().iter().cloned());
         self.declined = self.notes.iter().filter(|n| n.kind == NoteKind::Declined).count();
         self.fell_back = self.notes.iter().filter(|n| n.kind == NoteKind::FellBack).count();
+    }
+
+    /// What the target makes of the written file.
+    pub fn add_check(&mut self, check: &crate::check::Check) {
+        self.check = check.findings().cloned().collect();
+        self.check_line = check.line();
     }
 
     /// Rows of a lifted model's quantizers.
@@ -276,6 +289,8 @@ pub(crate) mod tests {
             scheme: None,
         };
         r.nodes.push(node);
+        let verdict = crate::check::Verdict::Float;
+        r.check.push(crate::check::Row { node: "n".into(), op: "o".into(), verdict, rule: "r".into(), reason: "why".into(), remedy: String::new() });
         let mut notes = Notes::of("place");
         notes.declined("n", "why");
         notes.fell_back("m", "why");

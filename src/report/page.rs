@@ -49,6 +49,9 @@ pub fn report(r: &Report) -> String {
         percent(c.float)
     ));
     page += &line(format!("            activations:   {} in 8 bits, {} in 16", percent(c.act8), percent(c.act16)));
+    if !r.check_line.is_empty() {
+        page += &line(format!("check       target {}: {}", r.target, r.check_line));
+    }
     page += &outputs(&r.outputs, r.is_random());
     if let Some(e) = &r.eval {
         page += &line(format!("eval        {} converted, {} float", e.converted, e.reference));

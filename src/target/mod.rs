@@ -2,11 +2,13 @@
 
 mod formats;
 mod keys;
+mod limits;
 mod profile;
 mod select;
 pub mod spelling;
 
 pub use formats::{FORMATS, NamedFormat, format_of, name_of};
 pub use keys::{Granularity, ScaleKey, SchemeKeys, ZeroKey};
-pub use profile::{Fixed, Fuse, Legal, Profile};
+pub use limits::{Limit, Must};
+pub use profile::{Fate, Fixed, Form, Fuse, Legal, Profile, Slot};
 pub use select::{Keep, Override, Place, Select, Wish};

@@ -1,6 +1,7 @@
 //! A target's profile: data, read from YAML; every field is documented where the YAML is.
 
-use super::SchemeKeys;
+use super::limits::Limit;
+use super::{Granularity, SchemeKeys};
 use crate::graph::Op;
 
 /// What one target wants.
@@ -9,6 +10,10 @@ pub struct Profile {
     pub name: String,
     /// One line for `requant targets`.
     pub doc: String,
+    /// Where its facts come from.
+    pub source: String,
+    /// The client that ran what was written for it; `no`: none was at hand.
+    pub proven: String,
     /// Recipe where the user names none.
     pub recipe: String,
     pub weights: SchemeKeys,
@@ -20,6 +25,20 @@ pub struct Profile {
     pub legal: Legal,
     /// Highest opset the target reads, if it has a limit.
     pub opset: Option<i64>,
+    /// Highest IR version, likewise.
+    pub ir: Option<i64>,
+    /// Whether every shape must be a number.
+    pub static_shapes: bool,
+    /// The one size that the first dimension of inputs may have.
+    pub batch: Option<usize>,
+    /// Spellings of codes that it reads; `None`: any.
+    pub forms: Option<Vec<Form>>,
+    /// Ops that it runs in float.
+    pub float: Vec<Op>,
+    /// What becomes of ops that no list here names.
+    pub others: Fate,
+    /// What of the ops in the lists it does not run after all.
+    pub limits: Vec<Limit>,
     /// Ops that run on codes.
     pub quantize: Vec<Op>,
     /// Ops whose constant weights are codes, and whose other operands and results stay float.
@@ -34,6 +53,10 @@ pub struct Profile {
     pub join: Vec<Op>,
     /// Ops whose operands and results are never widened.
     pub never_wide: Vec<Op>,
+    /// Ops of which every constant operand is codes, single numbers, scales and offsets of normalizations among them.
+    pub code_constants: Vec<Op>,
+    /// Ops that run on codes though their result stays float.
+    pub float_results: Vec<Op>,
     /// Computing ops whose constant operands stay float.
     pub float_constants: Vec<Op>,
     /// Ops whose float weights the runtime quantizes unasked where codes come in and go out.
@@ -60,9 +83,104 @@ pub struct Fixed {
     pub output: SchemeKeys,
 }
 
-/// Formats that the target holds at each kind of tensor; empty: any.
+/// What the target holds at each kind of tensor; an empty list: anything.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Legal {
+    /// Formats by name.
     pub weights: Vec<String>,
     pub activations: Vec<String>,
+    /// The same; `none`: a float bias.
+    pub bias: Vec<String>,
+    /// Of weights.
+    pub granularity: Vec<Granularity>,
+    /// Which of them have no zero point, or one in the middle of an unsigned format.
+    pub symmetric: Vec<Slot>,
+    /// Which of them have scales that are powers of two.
+    pub pow2: Vec<Slot>,
+    /// What becomes of a node whose codes are not legal.
+    pub otherwise: Fate,
+}
+
+impl Legal {
+    /// Formats that a slot may have; empty: any.
+    pub fn formats(&self, slot: Slot) -> &[String] {
+        match slot {
+            Slot::Weights => &self.weights,
+            Slot::Activations => &self.activations,
+            Slot::Bias => &self.bias,
+        }
+    }
+}
+
+/// What a tensor is to the node that reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Slot {
+    Weights,
+    Activations,
+    Bias,
+}
+
+impl Slot {
+    /// As profiles write them.
+    pub const WORDS: [&'static str; 3] = ["weights", "activations", "bias"];
+    pub const ALL: [Slot; 3] = [Slot::Weights, Slot::Activations, Slot::Bias];
+
+    pub fn word(self) -> &'static str {
+        Slot::WORDS[self as usize]
+    }
+}
+
+/// What becomes of a node that does not run on codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
+pub enum Fate {
+    /// It runs in float.
+    #[default]
+    Float,
+    /// Another processor runs it: the graph is split around it.
+    Split,
+    /// The compiler refuses the model.
+    Refused,
+}
+
+impl Fate {
+    /// As profiles write them.
+    pub const WORDS: [&'static str; 3] = ["float", "split", "refused"];
+    pub const ALL: [Fate; 3] = [Fate::Float, Fate::Split, Fate::Refused];
+}
+
+/// Families of operators in which ONNX files speak of codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Form {
+    /// ONNX's QuantizeLinear and DequantizeLinear.
+    Qdq,
+    /// com.microsoft's.
+    MsQdq,
+    /// QLinearConv and its like.
+    QOperator,
+    /// DynamicQuantizeLinear, MatMulInteger and their like.
+    Dynamic,
+    /// MatMulNBits and its like.
+    WeightOnly,
+}
+
+impl Form {
+    /// As profiles write them.
+    pub const WORDS: [&'static str; 5] = ["qdq", "ms-qdq", "qoperator", "dynamic", "weight-only"];
+    pub const ALL: [Form; 5] = [Form::Qdq, Form::MsQdq, Form::QOperator, Form::Dynamic, Form::WeightOnly];
+
+    /// The family of an operator that speaks of codes.
+    pub fn of(op: Op) -> Form {
+        match op {
+            Op::QuantizeLinear | Op::DequantizeLinear => Form::Qdq,
+            Op::MsQuantizeLinear | Op::MsDequantizeLinear => Form::MsQdq,
+            Op::MatMulNBits | Op::MatMulBnb4 | Op::GatherBlockQuantized | Op::MatMulFpQ4 | Op::QMoE => Form::WeightOnly,
+            Op::DynamicQuantizeLinear | Op::MatMulInteger | Op::ConvInteger | Op::MatMulIntegerToFloat => Form::Dynamic,
+            Op::DynamicQuantizeMatMul | Op::DynamicQuantizeLSTM | Op::MatMulInteger16 => Form::Dynamic,
+            _ => Form::QOperator,
+        }
+    }
+
+    pub fn word(self) -> &'static str {
+        Form::WORDS[self as usize]
+    }
 }

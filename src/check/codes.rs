@@ -1,0 +1,96 @@
+//! Which values of a lifted model are codes, under which quantizer, and where their readers take them as codes.
+
+use crate::graph::{Flow, Graph, Model, Node, NodeId, Op, ValueId};
+use crate::quant::{Params, QuantizerId, Table, Zero, Zeros};
+use crate::target::Profile;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Codes of a model.
+pub struct Codes {
+    /// Values on a quantizer's grid.
+    of: BTreeMap<ValueId, QuantizerId>,
+    /// Values between a node and what is computed with it.
+    inner: BTreeSet<ValueId>,
+}
+
+impl Codes {
+    /// Follows codes through data movement.
+    pub fn of(model: &Model, profile: &Profile) -> Codes {
+        let g = &model.graph;
+        let mut codes = Codes { of: BTreeMap::new(), inner: BTreeSet::new() };
+        for (_, node) in g.nodes() {
+            let under = match node.quantizer() {
+                Some(q) => Some(model.quantizers.root(q)),
+                None if node.op.flow() == Flow::Move => codes.moved(g, &model.quantizers, node),
+                None => None,
+            };
+            for &v in node.outputs().iter().flatten().filter(|_| under.is_some()) {
+                codes.of.extend(under.map(|q| (v, q)));
+            }
+        }
+        for (_, node) in g.nodes() {
+            let Some(v) = node.output(0) else { continue };
+            let ([port], false) = (g.value(v).uses(), g.is_output(v) || codes.of.contains_key(&v)) else { continue };
+            let Some(follower) = g.get_node(port.node) else { continue };
+            if profile.fuse.iter().any(|f| f.producers.contains(&node.op) && f.followers.contains(&follower.op)) {
+                codes.inner.insert(v);
+            }
+        }
+        codes
+    }
+
+    /// The quantizer of what a node moves: that of all its operands.
+    fn moved(&self, g: &Graph, table: &Table, node: &Node) -> Option<QuantizerId> {
+        let mut operands = (0..node.inputs().len()).filter(|slot| node.flows(*slot)).filter_map(|slot| node.input(slot));
+        let first = *self.of.get(&operands.next()?)?;
+        operands.filter(|v| g.constant(*v).is_none()).all(|v| self.of.get(&v).is_some_and(|q| same(table, *q, first))).then_some(first)
+    }
+
+    /// The quantizer on whose grid a value lies.
+    pub fn get(&self, v: ValueId) -> Option<QuantizerId> {
+        self.of.get(&v).copied()
+    }
+
+    /// Whether a value is never stored: what is computed together hands it on.
+    pub fn is_inner(&self, v: ValueId) -> bool {
+        self.inner.contains(&v)
+    }
+
+    /// Whether everybody takes a value as codes.
+    pub fn is_stored(&self, g: &Graph, v: ValueId) -> bool {
+        !g.is_output(v) && !g.value(v).uses().is_empty() && g.value(v).uses().iter().all(|p| g.get_node(p.node).is_some_and(|n| n.op == Op::FakeQuant))
+    }
+
+    /// The quantizers under which a value is taken.
+    pub fn taken<'a>(&'a self, model: &'a Model, v: ValueId) -> impl Iterator<Item = (NodeId, QuantizerId)> + 'a {
+        let g = &model.graph;
+        g.value(v).uses().iter().filter_map(move |p| Some((p.node, model.quantizers.root(g.get_node(p.node)?.quantizer()?))))
+    }
+}
+
+/// Whether two quantizers give every number the same code.
+pub fn same(table: &Table, a: QuantizerId, b: QuantizerId) -> bool {
+    let parts = |q: QuantizerId| table[q].params.as_ref().map(|p| (&p.scale, &p.zero));
+    a == b || table[a].scheme.format == table[b].scheme.format && parts(a) == parts(b)
+}
+
+/// Whether a quantizer has no zero point, or one in the middle of an unsigned format.
+pub fn is_symmetric(table: &Table, q: QuantizerId) -> bool {
+    let scheme = &table[q].scheme;
+    let middle = match scheme.format.code_range() {
+        Some((0, most)) => most / 2 + 1,
+        _ => 0,
+    };
+    match (&table[q].params, scheme.zero) {
+        (Some(Params { zero: Zeros::Integer(z), .. }), _) => z.iter().all(|z| *z == middle),
+        (Some(Params { zero: Zeros::Real(_), .. }), _) => false,
+        (_, Zero::Fixed(z)) => z == middle,
+        (Some(_), _) => middle == 0,
+        (None, zero) => zero == Zero::None,
+    }
+}
+
+/// Whether all scales are powers of two.
+pub fn is_pow2(table: &Table, q: QuantizerId) -> bool {
+    table[q].params.as_ref().is_none_or(|p| p.scale.iter().all(|s| *s > 0.0 && s.log2().fract() == 0.0))
+}

@@ -1,0 +1,275 @@
+//! One verdict a node: by the profile's lists and limits, then by what stands around it.
+
+use super::codes::{Codes, is_pow2, is_symmetric, same};
+use super::{Row, Verdict};
+use crate::graph::{Flow, Graph, Inferred, InputShapes, Linear, Model, Node, NodeId, Op, Recurrent, Role, ValueId, infer};
+use crate::quant::QuantizerId;
+use crate::target::{Fate, Granularity, Limit, Profile, Slot, name_of};
+use crate::tensor::DType;
+use std::collections::BTreeMap;
+
+/// What is to be said of a node.
+struct Word {
+    verdict: Verdict,
+    rule: &'static str,
+    reason: String,
+    remedy: String,
+}
+
+impl Word {
+    fn new(verdict: impl Into<Verdict>, rule: &'static str, reason: impl Into<String>, remedy: impl Into<String>) -> Word {
+        Word { verdict: verdict.into(), rule, reason: reason.into(), remedy: remedy.into() }
+    }
+
+    fn fine(verdict: Verdict, rule: &'static str) -> Word {
+        Word::new(verdict, rule, "", "")
+    }
+}
+
+fn row_of(g: &Graph, node: &Node, word: Word) -> Row {
+    let made = || node.outputs().iter().flatten().next().map(|v| g.value(*v).name.clone()).unwrap_or_default();
+    Row {
+        node: if node.name.is_empty() { made() } else { node.name.clone() },
+        op: node.op_type.to_string(),
+        verdict: word.verdict,
+        rule: word.rule.to_string(),
+        reason: word.reason,
+        remedy: word.remedy,
+    }
+}
+
+/// A model of which only the ops are looked at.
+pub fn by_op(model: &Model, profile: &Profile, inferred: &Inferred) -> Vec<Row> {
+    let barred = profile.barred(model, inferred);
+    let speaks = model.graph.nodes().filter(|(_, n)| n.op.flow() != Flow::Quantize);
+    let word = |id, node: &Node| by_lists(profile, inferred, node, barred.get(&id).copied()).unwrap_or(Word::fine(Verdict::Integer, "quantize"));
+    speaks.map(|(id, node)| row_of(&model.graph, node, word(id, node))).collect()
+}
+
+/// What lists and limits say of a node, wherever it stands; `None`: it can run on codes.
+fn by_lists(profile: &Profile, inferred: &Inferred, node: &Node, barred: Option<&Limit>) -> Option<Word> {
+    if let Some(limit) = barred {
+        return Some(Word::new(limit.then, "limits", limit.why.clone(), limit.remedy.clone()));
+    }
+    let reals = node.outputs().iter().flatten().next().is_some_and(|v| inferred.get(*v).dtype.is_none_or(DType::is_float));
+    if node.op.flow() == Flow::Meta || node.op != Op::Other && !reals {
+        return Some(Word::fine(Verdict::Exact, "exact"));
+    }
+    if profile.float.contains(&node.op) {
+        let reason = if profile.quantize.is_empty() { String::new() } else { format!("the target runs {} in float", node.op_type) };
+        return Some(Word::new(Verdict::Float, "float", reason, ""));
+    }
+    if [&profile.quantize, &profile.moves, &profile.weights_only].iter().any(|l| l.contains(&node.op)) {
+        return None;
+    }
+    let reason = match profile.others {
+        Fate::Float => format!("the target does not run {} on codes", node.op_type),
+        Fate::Split => format!("the target does not run {}: the graph is split around it", node.op_type),
+        Fate::Refused => format!("the target does not know {}", node.op_type),
+    };
+    Some(Word::new(profile.others, "others", reason, "rewrite the model without it, or cut the model there"))
+}
+
+/// Rows of a lifted model. Constants that are codes are given a tensor, so that weights are seen as such.
+pub fn rows(model: &mut Model, profile: &Profile, quantized: bool) -> Vec<Row> {
+    let inferred = infer(model, &InputShapes::new());
+    let sites: Vec<(NodeId, crate::tensor::Tensor)> = model.codes.iter().filter(|(s, _)| s.path.is_empty()).map(|(s, c)| (s.node, c.0.clone())).collect();
+    for (id, tensor) in sites {
+        if model.graph.get_node(id).is_some_and(|n| n.input(0).is_none()) {
+            let v = model.graph.add_constant("codes", tensor);
+            model.graph.set_input(id, 0, Some(v));
+        }
+    }
+    if !quantized {
+        return by_op(model, profile, &inferred);
+    }
+    let judge = Judge { model, profile, inferred: &inferred, codes: Codes::of(model, profile), barred: profile.barred(model, &inferred) };
+    let mut words: BTreeMap<NodeId, Word> = BTreeMap::new();
+    for (id, node) in model.graph.nodes().filter(|(_, n)| n.op != Op::FakeQuant) {
+        let word = judge.word(id, node, &words);
+        words.insert(id, word);
+    }
+    judge.unfuse(&mut words);
+    model.graph.nodes().filter_map(|(id, node)| Some(row_of(&model.graph, node, words.remove(&id)?))).collect()
+}
+
+struct Judge<'a> {
+    model: &'a Model,
+    profile: &'a Profile,
+    inferred: &'a Inferred,
+    codes: Codes,
+    barred: BTreeMap<NodeId, &'a Limit>,
+}
+
+const CONVERT: &str = "convert the float model for this target";
+
+impl Judge<'_> {
+    fn name(&self, v: ValueId) -> &str {
+        &self.model.graph.value(v).name
+    }
+
+    /// The verdict on a node, after those on the nodes before it.
+    fn word(&self, id: NodeId, node: &Node, before: &BTreeMap<NodeId, Word>) -> Word {
+        if let Some(word) = by_lists(self.profile, self.inferred, node, self.barred.get(&id).copied()) {
+            return word;
+        }
+        if self.profile.weights_only.contains(&node.op) {
+            return self.illegal(id, node).unwrap_or(Word::new(Verdict::Float, "weights_only", "only its weights are codes", ""));
+        }
+        self.operands(node, before).or_else(|| self.illegal(id, node)).or_else(|| self.result(node)).unwrap_or_else(|| self.shared(node))
+    }
+
+    /// An operand that is no codes.
+    fn operands(&self, node: &Node, before: &BTreeMap<NodeId, Word>) -> Option<Word> {
+        let g = &self.model.graph;
+        for (slot, v) in node.inputs().iter().enumerate().filter_map(|(s, v)| Some((s, (*v)?))) {
+            let all = self.profile.code_constants.contains(&node.op);
+            let counts = node.flows(slot) || all && node.op.role(slot) == Role::Constant;
+            if !counts || self.codes.get(v).is_some() || self.inferred.get(v).dtype.is_some_and(|t| !t.is_float()) {
+                continue;
+            }
+            if let Some(c) = g.constant(v) {
+                let one = c.tensor.len() <= 1 && node.op.flow() == Flow::Arithmetic || node.op.flow() == Flow::Move;
+                if !all && (one || self.profile.float_constants.contains(&node.op)) {
+                    continue;
+                }
+                return Some(Word::new(Verdict::Float, "operands", format!("its constant {} is float", self.name(v)), CONVERT));
+            }
+            let maker = g.value(v).producer().and_then(|(n, _)| before.get(&n));
+            match maker {
+                Some(w) if self.codes.is_inner(v) && w.verdict == Verdict::Integer => continue,
+                Some(w) if self.codes.is_inner(v) => return Some(Word::new(w.verdict, w.rule, w.reason.clone(), w.remedy.clone())),
+                _ => {}
+            }
+            return Some(Word::new(Verdict::Float, "operands", format!("its operand {} is float", self.name(v)), CONVERT));
+        }
+        None
+    }
+
+    /// A result that somebody takes as float.
+    fn result(&self, node: &Node) -> Option<Word> {
+        let g = &self.model.graph;
+        if self.profile.float_results.contains(&node.op) || node.op.flow() == Flow::Recurrent {
+            return None;
+        }
+        let v = node.outputs().iter().flatten().copied().find(|v| !g.value(*v).uses().is_empty() || g.is_output(*v))?;
+        let fine = self.codes.is_inner(v) || self.codes.is_stored(g, v) || self.codes.get(v).is_some() && !g.is_output(v);
+        if fine {
+            return None;
+        }
+        let who = if g.is_output(v) { "leaves the model".to_string() } else { "is read".to_string() };
+        Some(Word::new(Verdict::Float, "results", format!("its result {} {who} as float", self.name(v)), CONVERT))
+    }
+
+    /// Codes that the target does not hold at one of the node's slots.
+    fn illegal(&self, id: NodeId, node: &Node) -> Option<Word> {
+        let g = &self.model.graph;
+        let linear = Linear::of(g, id);
+        let recurrent = Recurrent::of(g, id);
+        for (slot, v) in node.inputs().iter().enumerate().filter_map(|(s, v)| Some((s, (*v)?))) {
+            let is_weight = linear.as_ref().is_some_and(|l| l.constant && l.weight_slot == slot) || recurrent.is_some() && Recurrent::WEIGHTS.contains(&slot);
+            let kind = match node.op.role(slot) {
+                Role::Bias => Slot::Bias,
+                _ if is_weight => Slot::Weights,
+                Role::Activation | Role::Weight => Slot::Activations,
+                _ => continue,
+            };
+            let word = match self.codes.get(v) {
+                Some(q) => self.held(q, kind, v),
+                None if kind == Slot::Bias => self.format(Slot::Bias, "none", v),
+                None => None,
+            };
+            let granular = || linear.as_ref().filter(|_| is_weight).and_then(|l| self.granular(node, l, self.codes.get(v)?));
+            if let Some(word) = word.or_else(granular) {
+                return Some(word);
+            }
+        }
+        let out = node.output(0)?;
+        self.codes.taken(self.model, out).find_map(|(_, q)| self.held(q, Slot::Activations, out))
+    }
+
+    fn format(&self, kind: Slot, format: &str, v: ValueId) -> Option<Word> {
+        let legal = self.profile.legal.formats(kind);
+        if legal.is_empty() || legal.iter().any(|f| f == format) {
+            return None;
+        }
+        let is = if format == "none" { "is float".to_string() } else { format!("is {format}") };
+        let reason = format!("{} {is}; of {} the target holds {}", self.name(v), kind.word(), legal.join(", ").replace("none", "float"));
+        Some(Word::new(self.profile.legal.otherwise, "legal", reason, CONVERT))
+    }
+
+    /// Whether the target holds a quantizer at a kind of slot.
+    fn held(&self, q: QuantizerId, kind: Slot, v: ValueId) -> Option<Word> {
+        let (legal, table) = (&self.profile.legal, &self.model.quantizers);
+        let format = name_of(table[q].scheme.format).unwrap_or("a codebook");
+        if let Some(word) = self.format(kind, format, v) {
+            return Some(word);
+        }
+        let fail = |why: &str| Some(Word::new(legal.otherwise, "legal", format!("{} {why}", self.name(v)), CONVERT));
+        if legal.symmetric.contains(&kind) && !is_symmetric(table, q) {
+            return fail("has a zero point; the target wants it symmetric");
+        }
+        if legal.pow2.contains(&kind) && !is_pow2(table, q) {
+            return fail("has a scale that is no power of two");
+        }
+        None
+    }
+
+    /// Whether a weight's scales lie as the target wants them: along output channels, if not one a tensor.
+    fn granular(&self, node: &Node, linear: &Linear, q: QuantizerId) -> Option<Word> {
+        let blocks = &self.model.quantizers[q].scheme.blocks;
+        let name = self.name(linear.weight);
+        let rank = self.inferred.get(linear.weight).shape.as_ref().map_or(0, Vec::len) as i32;
+        let (held, limit) = self.profile.granularities(node.op);
+        let otherwise = limit.map_or(self.profile.legal.otherwise, |l| l.then);
+        let (why, remedy) = limit.map_or((String::new(), CONVERT), |l| (format!(": {}", l.why), if l.remedy.is_empty() { CONVERT } else { &l.remedy }));
+        let (own, word) = match (blocks.is_tensor(), blocks.channel_axis()) {
+            (true, _) => (Granularity::Tensor, "one scale"),
+            (_, Some(axis)) => {
+                let axis = if axis < 0 { axis + rank } else { axis };
+                if axis != linear.out_axis as i32 {
+                    let reason = format!("{name} has scales along axis {axis}, and output channels lie along axis {}", linear.out_axis);
+                    return Some(Word::new(self.profile.legal.otherwise, "axis", reason, CONVERT));
+                }
+                (Granularity::Channel, "a scale a channel")
+            }
+            _ => (Granularity::Block, "a scale a block"),
+        };
+        let bad = !held.is_empty() && !held.contains(&own);
+        bad.then(|| Word::new(otherwise, if limit.is_some() { "limits" } else { "legal" }, format!("{name} has {word}{why}"), remedy))
+    }
+
+    /// Whether what is moved or joined keeps its quantizer.
+    fn shared(&self, node: &Node) -> Word {
+        let moves = self.profile.moves.contains(&node.op) && node.op.flow() == Flow::Move;
+        let joins = self.profile.join.contains(&node.op);
+        let (Some(out), true) = (node.output(0), moves || joins) else { return Word::fine(Verdict::Integer, "quantize") };
+        let table = &self.model.quantizers;
+        let operands = || (0..node.inputs().len()).filter(|s| node.flows(*s)).filter_map(|s| node.input(s));
+        for (_, q) in self.codes.taken(self.model, out) {
+            for v in operands() {
+                let Some(own) = self.codes.get(v).filter(|own| !same(table, *own, q)) else { continue };
+                // Another format is asked for, not stumbled into.
+                if table[own].scheme.format == table[q].scheme.format {
+                    let reason = format!("{} and {} have scales of their own", self.name(v), self.name(out));
+                    return Word::new(Verdict::Requantizes, if moves { "moves" } else { "join" }, reason, "give input and output one scale and zero point");
+                }
+            }
+        }
+        Word::fine(Verdict::Integer, if moves { "moves" } else { "quantize" })
+    }
+
+    /// A follower that does not run on codes takes its producer with it: together they are one.
+    fn unfuse(&self, words: &mut BTreeMap<NodeId, Word>) {
+        let g = &self.model.graph;
+        for (id, node) in g.nodes().rev() {
+            let Some(v) = node.output(0).filter(|v| self.codes.is_inner(*v)) else { continue };
+            let follower = g.value(v).uses().first().and_then(|p| words.get(&p.node));
+            let Some(f) = follower.filter(|f| f.verdict > Verdict::Requantizes) else { continue };
+            if words.get(&id).is_some_and(|w| w.verdict == Verdict::Integer) {
+                let word = Word::new(Verdict::Float, f.rule, format!("what is computed with it is not on codes: {}", f.reason), f.remedy.clone());
+                words.insert(id, word);
+            }
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Each rule on a small model that breaks it.
+
+use super::*;
+use crate::graph::{Dim, Graph, Model, Node, Op, Type, ValueId};
+use crate::target::{Form, Fuse, Granularity, Limit, Must, Slot};
+use crate::tensor::{DType, Tensor, pack};
+
+fn profile() -> Profile {
+    Profile {
+        name: "test".into(),
+        quantize: vec![Op::Conv, Op::MatMul, Op::Add, Op::Relu, Op::Mul],
+        moves: vec![Op::Reshape, Op::MaxPool, Op::Concat],
+        fuse: vec![Fuse { producers: vec![Op::Conv], followers: vec![Op::Relu], last: false }],
+        ..Profile::default()
+    }
+}
+
+/// How a file is quantized.
+#[derive(Clone)]
+struct Spelled {
+    /// Type and zero point of activations.
+    activations: (DType, i32),
+    /// Type, zero point, and the axis of scales.
+    weights: (DType, i32, Option<i64>),
+    /// Scale of what the pool makes; that of what it reads is 0.5.
+    pooled: f32,
+    bias: Option<DType>,
+    /// Whether the last result is quantized.
+    closed: bool,
+}
+
+const GOOD: Spelled = Spelled { activations: (DType::U8, 3), weights: (DType::I8, 0, Some(0)), pooled: 0.5, bias: Some(DType::I32), closed: true };
+
+struct Built(Model);
+
+impl Built {
+    fn g(&mut self) -> &mut Graph {
+        &mut self.0.graph
+    }
+
+    fn value(&mut self, name: &str, shape: &[usize]) -> ValueId {
+        let v = self.g().add_value(name);
+        self.g().value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(shape.iter().map(|d| Dim::Known(*d)).collect()) };
+        v
+    }
+
+    fn pair(&mut self, name: &str, scales: Tensor, dtype: DType, zero: i32) -> [ValueId; 2] {
+        let (shape, n) = (scales.shape().to_vec(), scales.len());
+        let scale = self.g().add_constant(&format!("{name}_scale"), scales);
+        let zeros = Tensor::new(dtype, shape, pack::pack(&vec![zero; n], dtype).into()).unwrap();
+        [scale, self.g().add_constant(&format!("{name}_zero"), zeros)]
+    }
+
+    /// x → Q → DQ
+    fn qdq(&mut self, x: ValueId, name: &str, scale: f32, (dtype, zero): (DType, i32)) -> ValueId {
+        let [s, z] = self.pair(name, Tensor::scalar(scale), dtype, zero);
+        let [q, y] = ["q", "dq"].map(|n| self.g().add_value(&format!("{name}_{n}")));
+        self.g().add_node(Node::new(Op::QuantizeLinear, format!("{name}_Q")), &[Some(x), Some(s), Some(z)], &[Some(q)]);
+        self.g().add_node(Node::new(Op::DequantizeLinear, format!("{name}_DQ")), &[Some(q), Some(s), Some(z)], &[Some(y)]);
+        y
+    }
+
+    fn codes(&mut self, name: &str, shape: &[usize], dtype: DType, zero: i32, axis: Option<i64>) -> ValueId {
+        let n = axis.map(|a| shape[a as usize]);
+        let scales = n.map_or(Tensor::scalar(0.25), |n| Tensor::of_f32(&[n], (1..=n).map(|i| i as f32).collect()));
+        let [s, z] = self.pair(name, scales, dtype, zero);
+        let codes = pack::pack(&vec![1; shape.iter().product()], dtype);
+        let c = self.g().add_constant(&format!("{name}_codes"), Tensor::new(dtype, shape.to_vec(), codes.into()).unwrap());
+        let y = self.g().add_value(name);
+        let node = Node::new(Op::DequantizeLinear, format!("{name}_DQ"));
+        let node = axis.map_or(node.clone(), |a| node.with("axis", a));
+        self.g().add_node(node, &[Some(c), Some(s), Some(z)], &[Some(y)]);
+        y
+    }
+}
+
+/// x → Conv → Relu → MaxPool → y, quantized before, between and behind.
+fn file(how: &Spelled) -> Model {
+    let mut b = Built(Model { ir_version: 8, opsets: vec![(String::new(), 17)], ..Model::default() });
+    let shape = [1, 2, 4, 4];
+    let [x, c, r, p] = ["x", "c", "r", "p"].map(|n| b.value(n, &shape));
+    b.g().inputs.push(x);
+    let xq = b.qdq(x, "x", 0.5, how.activations);
+    let (dtype, zero, axis) = how.weights;
+    let w = b.codes("w", &[2, 2, 1, 1], dtype, zero, axis);
+    let bias = match how.bias {
+        Some(dtype) => b.codes("b", &[2], dtype, 0, axis.map(|_| 0)),
+        None => b.g().add_constant("b", Tensor::of_f32(&[2], vec![0.0; 2])),
+    };
+    b.g().add_node(Node::new(Op::Conv, "conv"), &[Some(xq), Some(w), Some(bias)], &[Some(c)]);
+    b.g().add_node(Node::new(Op::Relu, "relu"), &[Some(c)], &[Some(r)]);
+    let rq = b.qdq(r, "r", 0.5, how.activations);
+    b.g().add_node(Node::new(Op::MaxPool, "pool").with("kernel_shape", vec![1, 1]), &[Some(rq)], &[Some(p)]);
+    let y = if how.closed { b.qdq(p, "p", how.pooled, how.activations) } else { p };
+    b.g().outputs.push(y);
+    b.0
+}
+
+/// Verdict and rule of each node, the model's rows first.
+fn verdicts(m: &Model, p: &Profile) -> Vec<(String, Verdict, String)> {
+    check(m, p).nodes.into_iter().map(|r| (r.node, r.verdict, r.rule)).collect()
+}
+
+fn all_integer(m: &Model, p: &Profile) -> bool {
+    let c = check(m, p);
+    (c.integer, c.nodes.len(), c.findings().count()) == (3, 3, 0)
+}
+
+/// The one finding, by node.
+fn finding(m: &Model, p: &Profile) -> (String, Verdict, String, String) {
+    let c = check(m, p);
+    let found: Vec<&Row> = c.findings().collect();
+    // A follower repeats its producer's reason.
+    let first = found.first().unwrap_or_else(|| panic!("nothing is found"));
+    (first.node.clone(), first.verdict, first.rule.clone(), first.reason.clone())
+}
+
+#[test]
+fn what_is_quantized_throughout_runs_on_codes() {
+    assert!(all_integer(&file(&GOOD), &profile()));
+    let c = check(&file(&GOOD), &profile());
+    assert!(c.quantized && c.line() == "3 nodes run on codes");
+}
+
+#[test]
+fn a_float_model_is_judged_by_its_ops() {
+    let mut m = file(&GOOD);
+    for id in m.graph.order().to_vec() {
+        if matches!(m.graph.node(id).op, Op::QuantizeLinear | Op::DequantizeLinear) && m.graph.node(id).input(0).is_some_and(|v| m.graph.constant(v).is_none())
+        {
+            m.graph.bypass(id);
+        } else if m.graph.node(id).op == Op::DequantizeLinear {
+            let y = m.graph.node(id).output(0).unwrap();
+            m.graph.remove_node(id);
+            m.graph.value_mut(y).constant = Some(Tensor::of_f32(&[2, 2, 1, 1], vec![1.0; 4]).into());
+        }
+    }
+    let c = check(&m, &profile());
+    assert!(!c.quantized && c.line() == "3 nodes could run on codes", "{c:?}");
+    let p = Profile { float: vec![Op::Relu], others: Fate::Split, moves: vec![], ..profile() };
+    assert_eq!(
+        verdicts(&m, &p),
+        [("conv", Verdict::Integer, "quantize"), ("relu", Verdict::Float, "float"), ("pool", Verdict::Split, "others")].map(|(n, v, r)| (
+            n.into(),
+            v,
+            r.into()
+        ))
+    );
+}
+
+#[test]
+fn lists_and_limits_decide_first() {
+    let m = file(&GOOD);
+    for (fate, verdict) in [(Fate::Float, Verdict::Float), (Fate::Split, Verdict::Split), (Fate::Refused, Verdict::Refused)] {
+        let p = Profile { quantize: vec![Op::Conv, Op::Relu], moves: vec![], others: fate, ..profile() };
+        assert_eq!(finding(&m, &p).1, verdict);
+        let limit = Limit { ops: vec![Op::MaxPool], must: Must::Rank(3), then: fate, why: "three dimensions only".into(), ..Limit::default() };
+        let p = Profile { limits: vec![limit], ..profile() };
+        assert_eq!(finding(&m, &p), ("pool".into(), verdict, "limits".into(), "three dimensions only".into()));
+    }
+}
+
+#[test]
+fn operands_and_results_must_be_codes() {
+    let m = file(&Spelled { closed: false, ..GOOD });
+    assert_eq!(finding(&m, &profile()), ("pool".into(), Verdict::Float, "results".into(), "its result p leaves the model as float".into()));
+    let p = Profile { float_results: vec![Op::MaxPool], ..profile() };
+    assert!(all_integer(&m, &p));
+    // Without its first pair, the convolution and what is computed with it are float.
+    let mut m = file(&GOOD);
+    let first: Vec<_> = m.graph.nodes().filter(|(_, n)| n.name.starts_with("x_")).map(|(id, _)| id).collect();
+    first.into_iter().for_each(|id| assert!(m.graph.bypass(id)));
+    let found = verdicts(&m, &profile());
+    assert_eq!(found.iter().map(|f| f.1).collect::<Vec<_>>(), [Verdict::Float, Verdict::Float, Verdict::Integer]);
+    // Without the one in the middle, all three.
+    let mut m = file(&GOOD);
+    let middle: Vec<_> = m.graph.nodes().filter(|(_, n)| n.name.starts_with("r_")).map(|(id, _)| id).collect();
+    middle.into_iter().for_each(|id| assert!(m.graph.bypass(id)));
+    assert_eq!(check(&m, &profile()).float, 3);
+}
+
+#[test]
+fn codes_must_be_legal_at_their_slot() {
+    let with = |how: Spelled, set: &dyn Fn(&mut Profile)| {
+        let mut p = profile();
+        p.legal.otherwise = Fate::Refused;
+        set(&mut p);
+        (file(&how), p)
+    };
+    let texts = |t: &[&str]| t.iter().map(|t| t.to_string()).collect::<Vec<_>>();
+    let refused = |(m, p): (Model, Profile), rule: &str, words: &str| {
+        let (node, verdict, by, reason) = finding(&m, &p);
+        assert_eq!((node.as_str(), verdict, by.as_str()), ("conv", Verdict::Refused, rule), "{reason}");
+        assert!(reason.contains(words), "{reason}");
+    };
+    refused(with(GOOD, &|p| p.legal.activations = texts(&["int8"])), "legal", "is uint8; of activations the target holds int8");
+    refused(with(GOOD, &|p| p.legal.weights = texts(&["int4"])), "legal", "w is int8");
+    refused(with(GOOD, &|p| p.legal.bias = texts(&["none"])), "legal", "b is int32; of bias the target holds float");
+    refused(with(Spelled { bias: None, ..GOOD }, &|p| p.legal.bias = texts(&["int32"])), "legal", "b is float");
+    refused(with(GOOD, &|p| p.legal.symmetric = vec![Slot::Activations]), "legal", "has a zero point");
+    refused(with(Spelled { weights: (DType::U8, 7, None), ..GOOD }, &|p| p.legal.symmetric = vec![Slot::Weights]), "legal", "has a zero point");
+    assert!(all_integer(&file(&Spelled { weights: (DType::U8, 128, None), ..GOOD }), &with(GOOD, &|p| p.legal.symmetric = vec![Slot::Weights]).1));
+    let pow2 = with(Spelled { pooled: 0.75, ..GOOD }, &|p| p.legal.pow2 = vec![Slot::Weights, Slot::Activations]);
+    assert!(finding(&pow2.0, &pow2.1).3.contains("no power of two"));
+    assert!(all_integer(&file(&GOOD), &pow2.1));
+    refused(with(GOOD, &|p| p.legal.granularity = vec![Granularity::Tensor]), "legal", "a scale a channel");
+    refused(with(Spelled { weights: (DType::I8, 0, Some(1)), ..GOOD }, &|_| ()), "axis", "scales along axis 1");
+    let limit =
+        Limit { ops: vec![Op::Conv], must: Must::Granularity(vec![Granularity::Tensor]), then: Fate::Refused, why: "axis 0".into(), ..Limit::default() };
+    refused(with(GOOD, &|p| p.limits = vec![limit.clone()]), "limits", "a scale a channel: axis 0");
+}
+
+#[test]
+fn what_moves_codes_keeps_their_scale() {
+    let m = file(&Spelled { pooled: 0.75, ..GOOD });
+    let (node, verdict, rule, reason) = finding(&m, &profile());
+    assert_eq!((node.as_str(), verdict, rule.as_str()), ("pool", Verdict::Requantizes, "moves"), "{reason}");
+    let mut joins = Profile { quantize: vec![Op::Conv, Op::Relu, Op::MaxPool], moves: vec![], join: vec![Op::MaxPool], ..profile() };
+    assert_eq!(finding(&m, &joins).2, "join");
+    joins.join.clear();
+    assert!(all_integer(&m, &joins));
+}
+
+#[test]
+fn the_file_itself_must_be_readable() {
+    let m = file(&GOOD);
+    let refused = |m: &Model, p: Profile, rule: &str, words: &str| {
+        let (node, verdict, by, reason) = finding(m, &p);
+        assert_eq!((node.as_str(), verdict, by.as_str()), ("", Verdict::Refused, rule), "{reason}");
+        assert!(reason.contains(words), "{reason}");
+    };
+    refused(&m, Profile { opset: Some(13), ..profile() }, "opset", "opset 17");
+    refused(&m, Profile { ir: Some(7), ..profile() }, "ir", "IR version 8");
+    refused(&m, Profile { forms: Some(vec![Form::QOperator]), ..profile() }, "forms", "spelled as qdq, and the target reads qoperator");
+    let mut open = m.clone();
+    let x = open.graph.inputs[0];
+    open.graph.value_mut(x).ty =
+        Type::Tensor { dtype: Some(DType::F32), shape: Some(vec![Dim::Symbol("N".into()), Dim::Known(2), Dim::Known(4), Dim::Known(4)]) };
+    refused(&open, Profile { static_shapes: true, ..profile() }, "static", "dimension N of input x");
+    refused(&m, Profile { batch: Some(4), ..profile() }, "batch", "input x has batch 1");
+    let all = Profile { opset: Some(17), ir: Some(8), forms: Some(vec![Form::Qdq]), static_shapes: true, batch: Some(1), ..profile() };
+    assert!(all_integer(&m, &all));
+}
+
+#[test]
+fn what_cannot_be_lifted_is_refused_and_the_rest_judged_by_its_ops() {
+    let mut m = file(&GOOD);
+    let y = m.graph.add_value("attended");
+    let x = m.graph.inputs[0];
+    m.graph.add_node(Node::new(Op::QAttention, "attention"), &[Some(x)], &[Some(y)]);
+    let c = check(&m, &profile());
+    assert_eq!((c.refused, c.integer), (1, 3));
+    assert!(c.nodes[0].reason.contains("attention"), "{}", c.nodes[0].reason);
+}

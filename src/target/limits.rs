@@ -1,0 +1,149 @@
+//! What a target does not run although its lists name the op: by attribute, place, rank or granularity. Asked before placing, and of finished files.
+
+use super::{Fate, Granularity, Place, Profile, Select};
+use crate::graph::{AttrValue, Flow, Inferred, Model, Node, NodeId, Op};
+use std::collections::BTreeMap;
+
+/// What must hold of some nodes, and what becomes of those of which it does not.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Limit {
+    /// Empty: every op.
+    pub ops: Vec<Op>,
+    pub place: Option<Place>,
+    pub must: Must,
+    pub then: Fate,
+    pub why: String,
+    pub remedy: String,
+}
+
+/// What must hold.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Must {
+    /// Nothing helps: the nodes are not run.
+    #[default]
+    Never,
+    /// An attribute, where it is given, is one of these words or numbers; of a list, each is.
+    Attribute { name: String, values: Vec<String> },
+    /// … is not above this.
+    AtMost { name: String, most: i64 },
+    /// Operands and results have at most so many dimensions.
+    Rank(usize),
+    /// The input at this slot is a constant.
+    Constant(usize),
+    /// The weight's scales are one of these. Placing obeys it by itself.
+    Granularity(Vec<Granularity>),
+}
+
+impl Profile {
+    /// Nodes that a limit keeps from running as they stand. Those about granularity are no matter of the node: [`Profile::granularities`].
+    pub fn barred(&self, model: &Model, inferred: &Inferred) -> BTreeMap<NodeId, &Limit> {
+        let mut barred = BTreeMap::new();
+        for limit in &self.limits {
+            let select = Select { ops: (!limit.ops.is_empty()).then(|| limit.ops.clone()), place: limit.place, ..Select::default() };
+            // Neither names nor patterns are asked for: nothing can be wrong with them.
+            let nodes = if select == Select::default() { model.graph.order().iter().copied().collect() } else { select.nodes(model).unwrap_or_default() };
+            for id in nodes {
+                let node = model.graph.node(id);
+                let speaks = !matches!(node.op.flow(), Flow::Meta | Flow::Quantize) || limit.ops.contains(&node.op);
+                if speaks && !limit.must.holds(model, node, inferred) {
+                    barred.entry(id).or_insert(limit);
+                }
+            }
+        }
+        barred
+    }
+
+    /// Granularities that an op's weight may have, with the limit that says so; empty: any.
+    pub fn granularities(&self, op: Op) -> (&[Granularity], Option<&Limit>) {
+        let own = self.limits.iter().find_map(|l| match &l.must {
+            Must::Granularity(list) if l.ops.contains(&op) => Some((&list[..], Some(l))),
+            _ => None,
+        });
+        own.unwrap_or((&self.legal.granularity, None))
+    }
+}
+
+impl Must {
+    fn holds(&self, model: &Model, node: &Node, inferred: &Inferred) -> bool {
+        match self {
+            Must::Never => false,
+            Must::Granularity(_) => true,
+            Must::Attribute { name, values } => node.attr(name).is_none_or(|a| words(a).iter().all(|w| values.contains(w))),
+            Must::AtMost { name, most } => node.attr(name).is_none_or(|a| match a {
+                AttrValue::Int(i) => i <= most,
+                AttrValue::Ints(list) => list.iter().all(|i| i <= most),
+                _ => true,
+            }),
+            Must::Rank(most) => {
+                let rank = |v: &crate::graph::ValueId| inferred.get(*v).shape.as_ref().map_or(0, Vec::len);
+                node.inputs().iter().chain(node.outputs()).flatten().all(|v| rank(v) <= *most)
+            }
+            Must::Constant(slot) => node.input(*slot).is_none_or(|v| crate::graph::constant_behind(&model.graph, v).is_some()),
+        }
+    }
+}
+
+/// An attribute's value or values, as profiles write them.
+fn words(a: &AttrValue) -> Vec<String> {
+    match a {
+        AttrValue::Int(i) => vec![i.to_string()],
+        AttrValue::Ints(list) => list.iter().map(i64::to_string).collect(),
+        AttrValue::String(s) => vec![String::from_utf8_lossy(s).into_owned()],
+        AttrValue::Float(f) => vec![f.to_string()],
+        _ => vec![],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{InputShapes, infer};
+    use crate::tensor::Tensor;
+
+    /// x[1,2] → Gemm(w, transB=1) → MaxPool(kernel 5) → MatMul(itself) → y
+    fn model() -> Model {
+        let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+        let g = &mut m.graph;
+        let [x, a, b, y] = ["x", "a", "b", "y"].map(|n| g.add_value(n));
+        let w = g.add_constant("w", Tensor::of_f32(&[2, 2], vec![1.0; 4]));
+        g.inputs.push(x);
+        g.outputs.push(y);
+        g.add_node(Node::new(Op::Gemm, "gemm").with("transB", 1), &[Some(x), Some(w)], &[Some(a)]);
+        g.add_node(Node::new(Op::MaxPool, "pool").with("kernel_shape", vec![3, 5]).with("auto_pad", "VALID"), &[Some(a)], &[Some(b)]);
+        g.add_node(Node::new(Op::MatMul, "matmul"), &[Some(b), Some(b)], &[Some(y)]);
+        m
+    }
+
+    fn barred(limits: Vec<Limit>) -> Vec<String> {
+        let m = model();
+        let p = Profile { limits, ..Profile::default() };
+        let found = p.barred(&m, &infer(&m, &InputShapes::new()));
+        found.keys().map(|id| m.graph.node(*id).name.clone()).collect()
+    }
+
+    #[test]
+    fn each_condition_bars_what_breaks_it() {
+        let on = |ops: &[Op], must: Must| barred(vec![Limit { ops: ops.to_vec(), must, ..Limit::default() }]);
+        let attribute = |name: &str, values: &[&str]| Must::Attribute { name: name.into(), values: values.iter().map(|v| v.to_string()).collect() };
+        assert_eq!(on(&[Op::Gemm], attribute("transB", &["0"])), ["gemm"]);
+        assert!(on(&[Op::Gemm], attribute("transA", &["0"])).is_empty(), "an attribute that is not given is at its default");
+        assert_eq!(on(&[Op::MaxPool], attribute("auto_pad", &["NOTSET"])), ["pool"]);
+        assert_eq!(on(&[Op::MaxPool], Must::AtMost { name: "kernel_shape".into(), most: 4 }), ["pool"]);
+        assert!(on(&[Op::MaxPool], Must::AtMost { name: "kernel_shape".into(), most: 5 }).is_empty());
+        assert_eq!(on(&[Op::MatMul], Must::Constant(1)), ["matmul"]);
+        assert!(on(&[Op::Gemm], Must::Constant(1)).is_empty());
+        assert_eq!(on(&[], Must::Rank(1)), ["gemm"], "of the others no rank is known");
+        assert_eq!(on(&[Op::MaxPool, Op::Gemm], Must::Never), ["gemm", "pool"]);
+        let here = Limit { place: Some(Place::DynamicOperands), ..Limit::default() };
+        assert_eq!(barred(vec![here]), ["matmul"]);
+    }
+
+    #[test]
+    fn granularity_is_that_of_the_op_or_of_all() {
+        let limit = Limit { ops: vec![Op::Gemm], must: Must::Granularity(vec![Granularity::Tensor]), ..Limit::default() };
+        let mut p = Profile { limits: vec![limit], ..Profile::default() };
+        p.legal.granularity = vec![Granularity::Channel];
+        assert_eq!(p.granularities(Op::Gemm).0, [Granularity::Tensor]);
+        assert_eq!(p.granularities(Op::Conv).0, [Granularity::Channel]);
+    }
+}

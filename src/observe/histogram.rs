@@ -104,6 +104,18 @@ impl Histogram {
         *self = moved;
     }
 
+    /// Forgets what lies more than `deviations` standard deviations from the mean (z-score).
+    pub fn drop_beyond(&mut self, deviations: f64) {
+        let (sum, squares) = self.points().fold((0.0, 0.0), |(sum, squares), (x, n)| (sum + x as f64 * n as f64, squares + (x as f64).powi(2) * n as f64));
+        let mean = sum / self.total.max(1) as f64;
+        let reach = deviations * (squares / self.total.max(1) as f64 - mean * mean).max(0.0).sqrt();
+        let near: Vec<(f32, u64, u16)> = self.points().zip(&self.counts).map(|((x, n), (b, _))| (x, n, *b)).filter(|(x, ..)| (*x as f64 - mean).abs() <= reach).collect();
+        let (Some(first), Some(last)) = (near.first(), near.last()) else { return };
+        self.extremes = self.extremes.within(&Extremes { lo: first.0, hi: last.0 });
+        self.counts = near.iter().map(|(_, n, b)| (*b, *n)).collect();
+        self.total = self.counts.iter().map(|(_, n)| n).sum();
+    }
+
     /// Buckets that hold something and how much, ascending.
     pub fn counts(&self) -> &[(u16, u64)] {
         &self.counts
@@ -203,6 +215,20 @@ mod tests {
         want.observe(&[-20.0, -20.0, -20.0, -1.0, 0.0]);
         h.saturate(&Extremes { lo: -20.0, hi: f32::INFINITY });
         assert_eq!(h, want);
+    }
+
+    #[test]
+    fn outliers_are_forgotten_by_their_distance_from_the_mean() {
+        let mut h = Histogram::default();
+        h.observe(&(0..1000).map(|i| (i % 10) as f32 - 5.0).collect::<Vec<_>>());
+        let plain = h.clone();
+        h.observe(&[100.0, -100.0]);
+        let mut all = h.clone();
+        all.drop_beyond(1e6);
+        assert_eq!(all, h);
+        h.drop_beyond(8.0);
+        assert_eq!((h.counts(), h.total()), (plain.counts(), 1000));
+        assert!(h.extremes.lo <= -5.0 && h.extremes.lo > -5.1 && h.extremes.hi >= 4.0 && h.extremes.hi < 4.1, "{:?}", h.extremes);
     }
 
     #[test]

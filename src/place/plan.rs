@@ -412,7 +412,8 @@ impl Planner<'_> {
             if axis.is_none() {
                 scheme.blocks = crate::quant::Blocks::tensor();
             }
-            let q = match made.iter().find(|(v, i, w, _)| (*v, *i, *w) == (bias, input, weight)) {
+            let own = scheme.has_own_bias_scale();
+            let q = match made.iter().find(|(v, i, w, _)| *v == bias && (own || (*i, *w) == (input, weight))) {
                 Some((.., q)) => *q,
                 None => {
                     let q = self.quantizer(name, scheme, None);
@@ -420,7 +421,7 @@ impl Planner<'_> {
                     q
                 }
             };
-            self.plan.ports.insert((id, slot), PortPlan::Product { bias: q, input, weight });
+            self.plan.ports.insert((id, slot), if own { PortPlan::Own(q) } else { PortPlan::Product { bias: q, input, weight } });
         }
         Ok(())
     }

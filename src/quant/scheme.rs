@@ -106,6 +106,11 @@ impl Scheme {
             rounding: Rounding::HalfEven,
         }
     }
+
+    /// Whether a bias of this scheme has a scale of its own: one of 32 bits has the product of its input's and its weight's.
+    pub fn has_own_bias_scale(&self) -> bool {
+        self.format.bits() <= 16
+    }
 }
 
 impl Format {

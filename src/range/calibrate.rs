@@ -3,19 +3,19 @@
 //! Needs: a placed model; data as soon as an activation has no fixed range. Declines: a tensor that never carried a value.
 
 use super::Method;
+use super::choose::{Found, best_of, fitted, measured};
 use super::mask::{self, Masks};
 use super::saved::{Ranges, Row, Seen};
 use super::tails::Tails;
 use super::weights::fit_weights;
 use crate::data::Dataset;
-use crate::engine::{Plans, RunnerOptions, Running, Trial, over_samples};
+use crate::engine::{Plans, RunnerOptions, Running, over_samples};
 use crate::error::{At, Error, Result};
-use crate::graph::{Flow, Model, NodeId, ValueId, constant_behind};
+use crate::graph::{Model, ValueId};
 use crate::note::Notes;
 use crate::observe::{Extremes, Histogram};
 use crate::pass::Progress;
-use crate::quant::{self, QuantizerId, Scheme, Timing};
-use rayon::prelude::*;
+use crate::quant::{self, QuantizerId, Timing};
 use std::collections::BTreeMap;
 
 /// What the `calibrate` step was asked for.
@@ -23,6 +23,8 @@ use std::collections::BTreeMap;
 pub struct Calibrate {
     pub activations: Method,
     pub weights: Method,
+    /// Standard deviations from the mean beyond which values count for nothing.
+    pub outliers: Option<f64>,
     pub threads: usize,
 }
 
@@ -62,16 +64,20 @@ pub fn calibrate(
             }
         }
         let kept = saturate(model, &watched, &masks, &mut seen, &mut notes);
+        if let Some(deviations) = how.outliers {
+            seen.iter_mut().for_each(|s| if let Seen::Histogram(h) = s { h.drop_beyond(deviations) });
+        }
+        let found = Found { watched: &watched, seen: &seen, kept: &kept, samples: ranges.samples };
         let (method, best, said) = match (how.activations, data) {
-            (Method::Auto, Some((data, samples))) => best_of(model, &watched, &kept, &seen, ranges.samples, data, samples, how.threads, progress)?,
+            (Method::Auto, Some(data)) => best_of(model, &found, data, how.threads, progress)?,
             (Method::Auto, None) => {
                 let method = chosen_before(saved)?;
-                let (model, mut said) = fitted(model, &measured(method, ranges.samples), &watched, &kept, &seen)?;
+                let (model, mut said) = fitted(model, &measured(method, ranges.samples), &found)?;
                 said.changed("", format!("ranges by {method}, as chosen when they were saved"));
                 (method, model, said)
             }
             (method, _) => {
-                let (model, said) = fitted(model, &|h, scheme| method.range(h, scheme), &watched, &kept, &seen)?;
+                let (model, said) = fitted(model, &|h, scheme| method.range(h, scheme), &found)?;
                 (method, model, said)
             }
         };
@@ -236,128 +242,10 @@ fn saturate(model: &Model, watched: &[(ValueId, QuantizerId)], masks: &Masks, se
     kept
 }
 
-/// Fewer values than this say little of the ends that cost the least: a normal distribution's in 8 bits lie where one value in 16 384 is beyond, and four
-/// should be.
-const FEW: u64 = 4 * 16_384;
-/// Fewer samples than this say nothing of such ends either when methods are compared on them: what was seen in them all was seen by the ranges.
-const FEW_SAMPLES: usize = 32;
-
-/// How a range is taken from what was seen of a tensor.
-type Range<'a> = &'a (dyn Fn(&Histogram, &Scheme) -> Result<Extremes> + Sync);
-
-/// A method chosen by comparison, as it is applied to what was seen in so many samples: where that is little, no comparison can tell whose ends are right,
-/// and the distribution must.
-fn measured(method: Method, samples: usize) -> impl Fn(&Histogram, &Scheme) -> Result<Extremes> + Sync {
-    move |h, scheme| if samples < FEW_SAMPLES && h.total() < FEW { Method::Tail } else { method }.range(h, scheme)
-}
-
-/// Samples on which methods are compared.
-pub const COMPARED_ON: usize = 8;
-
-/// The model under the method whose outputs come nearest to the float model's.
-#[allow(clippy::too_many_arguments)]
-fn best_of(
-    model: &Model,
-    watched: &[(ValueId, QuantizerId)],
-    kept: &BTreeMap<QuantizerId, Extremes>,
-    seen: &[Seen],
-    seen_samples: usize,
-    data: &Dataset,
-    samples: &[usize],
-    threads: usize,
-    progress: &dyn Progress,
-) -> Result<(Method, Model, Notes)> {
-    progress.begin("compare ranges", Method::COMPARED.len() as u64);
-    let few = samples.iter().take(COMPARED_ON).map(|&i| data.sample(i)).collect::<Result<Vec<_>>>()?;
-    let trial = Trial::new(model, few, threads)?;
-    let mut best: Option<(f64, Method, Model, Notes)> = None;
-    let mut figures = Vec::new();
-    for method in Method::COMPARED {
-        let (candidate, notes) = fitted(model, &measured(method, seen_samples), watched, kept, seen)?;
-        // Weights stay float here: what their rounding shifts is not the ranges' fault, and may be corrected later.
-        let mut activations = candidate.clone();
-        candidate.constant_sites().into_iter().for_each(|(node, _)| {
-            activations.graph.bypass(node);
-        });
-        let loss = trial.loss(&trial.plans(&activations), &activations.quantizers)?;
-        figures.push(format!("{method} {loss:.2e}"));
-        if best.as_ref().is_none_or(|b| loss < b.0) {
-            best = Some((loss, method, candidate, notes));
-        }
-        progress.tick(1);
-    }
-    progress.end();
-    let (_, method, model, mut notes) = best.expect("there are methods to compare");
-    notes.changed("", format!("ranges by {method}, which loses least: {}", figures.join(", ")));
-    Ok((method, model, notes))
-}
-
-/// The model with one range a quantizer, over all values and constants that share it, and with what follows from them.
-fn fitted(model: &Model, range: Range, watched: &[(ValueId, QuantizerId)], kept: &BTreeMap<QuantizerId, Extremes>, seen: &[Seen]) -> Result<(Model, Notes)> {
-    let (mut model, mut notes) = (model.clone(), Notes::of("calibrate"));
-    let ranges = watched.par_iter().zip(seen).map(|((_, id), seen)| match seen {
-        Seen::Extremes(e) | Seen::Average(e) => Ok(e.clone()),
-        Seen::Histogram(h) => {
-            let range = range(h, &model.quantizers[*id].scheme)?;
-            Ok(vec![kept.get(id).map_or(range, |i| range.within(i))])
-        }
-    });
-    let found = ranges.collect::<Result<Vec<_>>>()?;
-    let mut ranges: BTreeMap<QuantizerId, Vec<Extremes>> = BTreeMap::new();
-    for ((value, id), new) in watched.iter().zip(found) {
-        let name = &model.graph.value(*value).name;
-        match ranges.get_mut(id) {
-            None => {
-                ranges.insert(*id, new);
-            }
-            Some(have) if have.len() == new.len() => have.iter_mut().zip(&new).for_each(|(a, b)| a.merge(b)),
-            Some(_) => return Err(Error::failed("shares its quantizer with a tensor of another number of blocks").at(name)),
-        }
-    }
-    let mut tables: BTreeMap<QuantizerId, Extremes> = BTreeMap::new();
-    for (node, id) in model.constant_sites() {
-        let moved = model.graph.node(node).output(0).and_then(|v| model.moved_to(v));
-        let id = moved.unwrap_or_else(|| model.quantizers.root(id));
-        if let Some([have]) = ranges.get_mut(&id).map(Vec::as_mut_slice) {
-            let value = model.graph.node(node).input(0).expect("a FakeQuant reads something");
-            let mut own = Extremes::default();
-            own.observe(&model.graph.constant(value).expect("it is a constant site").tensor.to_f32()?);
-            let own = kept.get(&id).map_or(own, |i| own.within(i));
-            have.merge(&own);
-            if moved.is_some() {
-                tables.entry(id).or_default().merge(&own);
-            }
-        }
-    }
-    // Where nothing but rows of tables comes, whatever row may come, and nothing beyond.
-    for (id, table) in tables {
-        if watched.iter().filter(|(_, q)| *q == id).all(|(v, _)| is_row(model.graph.value(*v).producer().map(|(n, _)| n), &model)) {
-            ranges.insert(id, vec![table]);
-        }
-    }
-    for (id, mut range) in ranges {
-        let q = &mut model.quantizers[id];
-        if range.iter().any(|e| e.is_empty()) {
-            notes.declined(&q.name, "no sample put a value here; its range is taken as 0 … 0");
-            range.iter_mut().filter(|e| e.is_empty()).for_each(|e| *e = Extremes { lo: 0.0, hi: 0.0 });
-        }
-        let (lo, hi): (Vec<f32>, Vec<f32>) = range.iter().map(|e| (e.lo, e.hi)).unzip();
-        q.params = Some(quant::fit_range(&q.scheme, &lo, &hi).at(|| &q.name)?);
-    }
-    super::settle(&mut model, &mut notes)?;
-    Ok((model, notes))
-}
-
-/// Whether a node moves rows of a constant table.
-fn is_row(node: Option<NodeId>, model: &Model) -> bool {
-    let Some(node) = node.map(|n| model.graph.node(n)) else { return false };
-    let source = node.input(0).filter(|_| node.op.flow() == Flow::Move);
-    source.is_some_and(|v| constant_behind(&model.graph, v).is_some() || is_row(model.graph.value(v).producer().map(|(n, _)| n), model))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::Scheme;
     use crate::data::InputInfo;
     use crate::data::tests::npy;
     use crate::graph::{Dim, Node, Op, Type};
@@ -397,7 +285,7 @@ mod tests {
     }
 
     fn how(activations: Method, threads: usize) -> Calibrate {
-        Calibrate { activations, weights: Method::MinMax, threads }
+        Calibrate { activations, weights: Method::MinMax, outliers: None, threads }
     }
 
     #[test]
@@ -455,7 +343,7 @@ mod tests {
         let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
         for method in [Method::MinMax, Method::Percentile(90.0), Method::Tail, Method::Auto] {
             let mut m = m.clone();
-            let how = Calibrate { activations: method, weights: Method::MinMax, threads: 1 };
+            let how = Calibrate { activations: method, weights: Method::MinMax, outliers: None, threads: 1 };
             calibrate(&mut m, &how, Some((&data, &[0, 1, 2, 3])), None, &Silent).unwrap();
             let p = m.quantizers[out].params.as_ref().unwrap();
             assert_eq!((p.scale[0], p.zero_at(0)), (5.1 / 255.0, 50.0), "{method}");

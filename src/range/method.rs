@@ -1,8 +1,9 @@
 //! How a range is taken from the values seen: one function a method, from a histogram to an interval.
 
+use super::pow2;
 use crate::error::Result;
 use crate::observe::{Extremes, Histogram};
-use crate::quant::{self, Scheme};
+use crate::quant::{self, Params, Scheme};
 
 /// How a range is taken from the values seen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -17,6 +18,10 @@ pub enum Method {
     /// The interval whose codes lose the least squared error over the values seen, found by shrinking the extremes
     /// (Banner et al. 2019; searched over a histogram, whose buckets are one part in 128 wide).
     Mse,
+    /// The same by the mean absolute error.
+    Mae,
+    /// The same by the mean of the error's p-th power.
+    Lp(f64),
     /// The interval whose codes keep the distribution best, by Kullback-Leibler divergence (Migacz 2017, 8-bit inference with TensorRT).
     Entropy,
     /// All values seen, and half of what lies between them and the interval that loses the least squared error if the outermost values of each end belong
@@ -36,6 +41,8 @@ impl std::fmt::Display for Method {
             Method::MovingAverage { .. } => f.write_str("moving-average"),
             Method::Percentile(p) => write!(f, "percentile {p}"),
             Method::Mse => f.write_str("mse"),
+            Method::Mae => f.write_str("mae"),
+            Method::Lp(p) => write!(f, "lp {p}"),
             Method::Entropy => f.write_str("entropy"),
             Method::Tail => f.write_str("tail"),
             Method::NoClip => f.write_str("no-clip"),
@@ -55,35 +62,71 @@ impl Method {
 
     /// Whether it reads a histogram; otherwise the extremes do.
     pub fn wants_histogram(self) -> bool {
-        matches!(self, Method::Percentile(_) | Method::Mse | Method::Entropy | Method::Tail | Method::Auto)
+        self.power().is_some() || matches!(self, Method::Percentile(_) | Method::Entropy | Method::Tail | Method::Auto)
+    }
+
+    /// Of an error that is made least: the power it is taken to.
+    fn power(self) -> Option<f64> {
+        match self {
+            Method::Mse => Some(2.0),
+            Method::Mae => Some(1.0),
+            Method::Lp(p) => Some(p),
+            _ => None,
+        }
     }
 
     /// The range of values distributed so.
     pub fn range(self, seen: &Histogram, scheme: &Scheme) -> Result<Extremes> {
-        match self {
-            Method::Percentile(p) => Ok(seen.central(p / 100.0)),
-            Method::Mse => least_squares(seen, scheme),
-            Method::Entropy => least_divergence(seen, scheme),
-            Method::Tail => Ok(behind_tails(seen, scheme)),
-            Method::MinMax | Method::MovingAverage { .. } | Method::NoClip | Method::Auto => Ok(seen.extremes),
+        match (self, self.power()) {
+            (Method::Entropy, _) if pow2::applies(scheme) => pow2::threshold(seen, scheme, |params| divergence_under(seen, scheme, params)),
+            (_, Some(p)) if pow2::applies(scheme) => {
+                let mut loss = Loss::over(seen, p);
+                pow2::threshold(seen, scheme, |params| loss.under(scheme, params))
+            }
+            (Method::Tail, _) if pow2::applies(scheme) => Ok(pow2::nearest(seen, scheme, behind_tails(seen, scheme))),
+            (_, Some(p)) => least_error(seen, scheme, p),
+            (Method::Percentile(p), _) => Ok(seen.central(p / 100.0)),
+            (Method::Entropy, _) => least_divergence(seen, scheme),
+            (Method::Tail, _) => Ok(behind_tails(seen, scheme)),
+            _ => Ok(seen.extremes),
         }
     }
 }
 
+/// What the values of a distribution lose under parameters: the sum of the errors' p-th powers.
+struct Loss {
+    x: Vec<f32>,
+    weight: Vec<f64>,
+    y: Vec<f32>,
+    power: f64,
+}
+
+impl Loss {
+    fn over(seen: &Histogram, power: f64) -> Loss {
+        let (x, weight): (Vec<f32>, Vec<f64>) = seen.points().map(|(x, n)| (x, n as f64)).unzip();
+        Loss { y: x.clone(), x, weight, power }
+    }
+
+    fn under(&mut self, scheme: &Scheme, params: &Params) -> Result<f64> {
+        self.y.copy_from_slice(&self.x);
+        quant::fake_quantize(&mut self.y, &[self.x.len()], scheme, Some(params))?;
+        let errors = self.x.iter().zip(&self.y).map(|(x, y)| (x - y).abs() as f64);
+        let powers: &mut dyn Iterator<Item = f64> = match self.power {
+            2.0 => &mut errors.map(|e| e * e),
+            p => &mut errors.map(move |e| e.powf(p)),
+        };
+        Ok(powers.zip(&self.weight).map(|(e, w)| e * w).sum())
+    }
+}
+
 /// Searches both ends together in steps of 2 %, then each alone around the best.
-fn least_squares(seen: &Histogram, scheme: &Scheme) -> Result<Extremes> {
+fn least_error(seen: &Histogram, scheme: &Scheme, power: f64) -> Result<Extremes> {
     let all = seen.extremes;
     if all.is_empty() {
         return Ok(all);
     }
-    let (x, weight): (Vec<f32>, Vec<f64>) = seen.points().map(|(x, n)| (x, n as f64)).unzip();
-    let mut y = x.clone();
-    let mut loss = |a: f32, b: f32| -> Result<f64> {
-        let params = quant::fit_range(scheme, &[all.lo * a], &[all.hi * b])?;
-        y.copy_from_slice(&x);
-        quant::fake_quantize(&mut y, &[x.len()], scheme, Some(&params))?;
-        Ok(x.iter().zip(&y).zip(&weight).map(|((x, y), w)| ((x - y) as f64).powi(2) * w).sum())
-    };
+    let mut errors = Loss::over(seen, power);
+    let mut loss = |a: f32, b: f32| errors.under(scheme, &quant::fit_range(scheme, &[all.lo * a], &[all.hi * b])?);
     let mut best = (loss(1.0, 1.0)?, 1.0f32, 1.0f32);
     let mut consider = |a: f32, b: f32, best: &mut (f64, f32, f32)| -> Result<()> {
         let l = loss(a, b)?;
@@ -189,33 +232,62 @@ impl End {
 /// Bins of the distribution whose divergence is taken.
 const BINS: usize = 2048;
 
+/// The distribution in bins of one width from the lowest to the highest value, 0 among them.
+struct Bins {
+    lo: f64,
+    width: f64,
+    counts: [f64; BINS],
+}
+
+impl Bins {
+    /// `None` where there is but one value.
+    fn of(seen: &Histogram) -> Option<Bins> {
+        let (lo, hi) = (seen.extremes.lo.min(0.0) as f64, seen.extremes.hi.max(0.0) as f64);
+        let mut bins = Bins { lo, width: (hi - lo) / BINS as f64, counts: [0.0; BINS] };
+        if seen.extremes.is_empty() || lo == hi {
+            return None;
+        }
+        seen.points().for_each(|(x, n)| bins.counts[bins.at(x)] += n as f64);
+        Some(bins)
+    }
+
+    fn at(&self, x: f32) -> usize {
+        (((x as f64 - self.lo) / self.width) as usize).min(BINS - 1)
+    }
+
+    fn edge(&self, bin: usize) -> f32 {
+        (self.lo + self.width * bin as f64) as f32
+    }
+}
+
+/// What the distribution loses under parameters: the divergence between it and what the codes make of it.
+fn divergence_under(seen: &Histogram, scheme: &Scheme, params: &Params) -> Result<f64> {
+    let (Some(bins), Some((first, last))) = (Bins::of(seen), scheme.format.code_range()) else { return Ok(0.0) };
+    let end = |code: i32| (code as f32 - params.zero_at(0)) * params.scale_at(0);
+    let (from, to) = (bins.at(end(first).max(bins.edge(0))), bins.at(end(last).min(bins.edge(BINS))) + 1);
+    let codes = ((to - from) as f64 * bins.width / params.scale_at(0) as f64).ceil() as usize;
+    Ok(divergence(&bins.counts, from, to, codes.clamp(1, to - from)))
+}
+
 /// Shrinks the end farther from zero, then the other, each for as long as the range has a bin a code.
 fn least_divergence(seen: &Histogram, scheme: &Scheme) -> Result<Extremes> {
-    let all = Extremes { lo: seen.extremes.lo.min(0.0), hi: seen.extremes.hi.max(0.0) };
-    if seen.extremes.is_empty() || all.lo == all.hi {
-        return Ok(all);
-    }
-    let width = (all.hi as f64 - all.lo as f64) / BINS as f64;
-    let bin_of = |x: f32| (((x as f64 - all.lo as f64) / width) as usize).min(BINS - 1);
-    let mut bins = [0.0f64; BINS];
-    seen.points().for_each(|(x, n)| bins[bin_of(x)] += n as f64);
+    let Some(bins) = Bins::of(seen) else { return Ok(Extremes { lo: seen.extremes.lo.min(0.0), hi: seen.extremes.hi.max(0.0) }) };
     let codes = 1usize << scheme.format.bits().min(10);
-    let zero = bin_of(0.0);
-    let mut best = (divergence(&bins, 0, BINS, codes), 0, BINS);
+    let zero = bins.at(0.0);
+    let mut best = (divergence(&bins.counts, 0, BINS, codes), 0, BINS);
     let upper_first = BINS - zero > zero;
     for upper in [upper_first, !upper_first] {
         let (_, low, high) = best;
         let ends: Vec<(usize, usize)> =
             if upper { (zero + 1..high).rev().map(|to| (low, to)).collect() } else { (low + 1..=zero).map(|from| (from, high)).collect() };
         for (from, to) in ends.into_iter().filter(|(from, to)| to - from >= codes.min(BINS)).step_by(4) {
-            let d = divergence(&bins, from, to, codes);
+            let d = divergence(&bins.counts, from, to, codes);
             if d < best.0 {
                 best = (d, from, to);
             }
         }
     }
-    let edge = |bin: usize| (all.lo as f64 + width * bin as f64) as f32;
-    Ok(Extremes { lo: edge(best.1).min(0.0), hi: edge(best.2).max(0.0) })
+    Ok(Extremes { lo: bins.edge(best.1).min(0.0), hi: bins.edge(best.2).max(0.0) })
 }
 
 /// KL(P‖Q): P is the distribution with what lies outside `from..to` moved to the nearest bin inside, Q what `codes` codes make of the bins inside.

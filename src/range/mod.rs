@@ -1,14 +1,17 @@
 //! Which scale and zero point: from the ranges that values take to parameters.
 
 mod calibrate;
+mod choose;
 mod mask;
 mod method;
+mod pow2;
 mod saved;
 mod settle;
 mod tails;
 mod weights;
 
-pub use calibrate::{COMPARED_ON, Calibrate, Calibrated, calibrate};
+pub use calibrate::{Calibrate, Calibrated, calibrate};
+pub use choose::COMPARED_ON;
 pub use mask::Masks;
 pub use method::Method;
 pub use saved::{Ranges, Source};

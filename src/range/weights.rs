@@ -1,6 +1,6 @@
 //! Ranges of weights: from their values alone. The entries of a codebook that is learnt come from the values too.
 
-use super::Method;
+use super::{Method, pow2};
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, NodeId};
 use crate::quant::{self, Format, Params, QuantizerId, Scheme};
@@ -84,10 +84,11 @@ fn weight_ranges(model: &Model, node: NodeId, id: QuantizerId, method: Method) -
     if method != Method::Mse {
         return Ok(blocks);
     }
-    // Every block is shrunk in steps of 2 %, all at once, and keeps the step that lost least.
+    // Every block is shrunk in steps of 2 %, or of one power of two, all at once, and keeps the step that lost least.
     let mut best = vec![(f64::INFINITY, 1.0f32); layout.len()];
-    for i in 0..=30 {
-        let share = 1.0 - 0.02 * i as f32;
+    let halved = pow2::applies(&quantizer.scheme);
+    for i in 0..if halved { pow2::HALVINGS.1 } else { 31 } {
+        let share = if halved { 0.5f32.powi(i as i32) } else { 1.0 - 0.02 * i as f32 };
         let params = blocks.params(&quantizer.scheme, share).at(|| &quantizer.name)?;
         let mut y = x.to_vec();
         quant::fake_quantize(&mut y, tensor.shape(), &quantizer.scheme, Some(&params)).at(|| &quantizer.name)?;

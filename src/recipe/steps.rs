@@ -162,7 +162,12 @@ fn place(w: &mut Work, _: &Args) -> Result<Notes> {
 }
 
 fn calibrate(w: &mut Work, args: &Args) -> Result<Notes> {
-    let how = Calibrate { activations: method(args, "activations")?, weights: method(args, "weights")?, threads: w.threads };
+    let how = Calibrate {
+        activations: method(args, "activations")?,
+        weights: method(args, "weights")?,
+        outliers: args.number("activations.outliers"),
+        threads: w.threads,
+    };
     let Calibrated { notes, ranges } = range::calibrate(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.saved, w.progress)?;
     match &mut w.ranges {
         // A step that stands twice watches what the first left.
@@ -178,6 +183,8 @@ fn method(args: &Args, of: &str) -> Result<Method> {
         "minmax" => Method::MinMax,
         "auto" => Method::Auto,
         "mse" => Method::Mse,
+        "mae" => Method::Mae,
+        "lp" => Method::Lp(args.number(&key("power")).unwrap_or(2.0)),
         "entropy" => Method::Entropy,
         "tail" => Method::Tail,
         "no-clip" => Method::NoClip,
@@ -204,7 +211,8 @@ fn widen(w: &mut Work, args: &Args) -> Result<Notes> {
 
 fn correct_bias(w: &mut Work, args: &Args) -> Result<Notes> {
     let samples = args.int("samples").map_or(32, |n| n as usize);
-    let how = CorrectBias { samples, memory: w.recipe.memory, threads: w.threads };
+    let bias = w.recipe.bias.scheme(None).ok();
+    let how = CorrectBias { samples, bias: bias.as_ref(), memory: w.recipe.memory, threads: w.threads };
     round::correct_bias(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)
 }
 

@@ -25,6 +25,7 @@ use crate::onnx;
 use crate::tensor::{DType, Tensor};
 use sample::Part;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// What the model says of one of its inputs (`--fix-dim` and the recipe's `inputs.X.shape` already applied).
@@ -70,6 +71,8 @@ pub struct Dataset {
     inputs: Vec<InputInfo>,
     from: From,
     remarks: Vec<String>,
+    /// By sample: inputs that are not read but were found by running the model.
+    states: BTreeMap<usize, BTreeMap<String, Tensor>>,
 }
 
 #[derive(Debug)]
@@ -90,7 +93,7 @@ impl Dataset {
         if let Some(n) = spec.strip_prefix("random:") {
             let n = n.parse().ok().filter(|n| *n > 0).ok_or_else(|| Error::usage(format!("{spec}: say random:N with N at least 1, such as random:16")))?;
             let remarks = random::remarks(inputs);
-            return Ok(Dataset { inputs: inputs.to_vec(), from: From::Random { n, seed: settings.seed }, remarks });
+            return Ok(Dataset { inputs: inputs.to_vec(), from: From::Random { n, seed: settings.seed }, remarks, states: BTreeMap::new() });
         }
         let root = PathBuf::from(spec);
         if !root.exists() {
@@ -134,7 +137,7 @@ impl Dataset {
             }
         }
         remarks.dedup();
-        let data = Dataset { inputs: inputs.to_vec(), from: From::Files { parts, paths, root }, remarks };
+        let data = Dataset { inputs: inputs.to_vec(), from: From::Files { parts, paths, root }, remarks, states: BTreeMap::new() };
         match data.len() {
             0 => Err(Error::usage(format!("{spec} holds no sample"))),
             _ => Ok(data),
@@ -163,13 +166,31 @@ impl Dataset {
 
     /// Sample `i` by input name. Refuses NaN and infinity, naming file, sample and input.
     pub fn sample(&self, i: usize) -> Result<BTreeMap<String, Tensor>> {
-        match &self.from {
-            From::Random { seed, .. } => Ok(random::sample(&self.inputs, *seed, i)),
+        let mut sample = match &self.from {
+            From::Random { seed, .. } => random::sample(&self.inputs, *seed, i),
             From::Files { parts, .. } => {
                 let (part, k) = Self::locate(parts, i).ok_or_else(|| Error::failed(format!("there is no sample {i}")))?;
-                part.sample(k, &self.inputs).at(|| self.name(i))
+                part.sample(k, &self.inputs).at(|| self.name(i))?
             }
-        }
+        };
+        sample.extend(self.states.get(&i).into_iter().flatten().map(|(name, t)| (name.clone(), t.clone())));
+        Ok(sample)
+    }
+
+    /// The samples of each file, which follow each other in time; samples made up are one sequence.
+    pub fn sequences(&self) -> Vec<Range<usize>> {
+        let From::Files { parts, .. } = &self.from else { return vec![0..self.len()] };
+        let mut start = 0;
+        let one = |part: &Part| {
+            start += part.len();
+            start - part.len()..start
+        };
+        parts.iter().map(one).collect()
+    }
+
+    /// Gives samples, by number, inputs in the place of those that the data holds.
+    pub fn hold(&mut self, states: BTreeMap<usize, BTreeMap<String, Tensor>>) {
+        self.states = states;
     }
 
     /// For people: `calib.npz[12]`, `folder/a.npy[0]`.

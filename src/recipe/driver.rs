@@ -6,6 +6,7 @@ use super::ranges;
 use super::resolve::IMPLIED;
 use super::start::{self, Samples};
 use super::steps::{self, Work};
+use super::tie::tie;
 use super::{Recipe, Sources, Step, resolve};
 use crate::data::{self, Dataset};
 use crate::error::{At, Error, Result};
@@ -112,12 +113,15 @@ pub fn threads(asked: usize) -> usize {
 /// Converts as asked. The outputs are complete where this succeeds, or where `failures` says that only the gate was missed.
 pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     let started = Instant::now();
-    let Begun { recipe, source, samples, threads } = begin(request, progress)?;
+    let Begun { recipe, source, mut samples, threads } = begin(request, progress)?;
     let output = request.output.clone().unwrap_or_else(|| request.model.with_extension(format!("{}.onnx", recipe.name)));
     let report_path = request.report.clone().unwrap_or_else(|| output.with_extension("report.json"));
     output::check_destination(&output, &request.model, request.force)?;
     [Some(&report_path), request.html.as_ref()].into_iter().flatten().try_for_each(|path| output::check_text(path))?;
     request.eval.as_deref().map_or(Ok(()), eval::check)?;
+    if recipe.gate.eval_drop.is_some() && request.eval.is_none() {
+        return Err(Error::usage("gate.eval_drop compares what a command prints for both models: give --eval COMMAND"));
+    }
     if let Some(dir) = &request.dump {
         std::fs::create_dir_all(dir).map_err(|e| Error::usage(format!("--dump {}: {e}", dir.display())))?;
     }
@@ -134,6 +138,9 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     let lifted = lift(&mut reference).at(|| request.model.display());
     if let (Some(s), Ok(_)) = (&samples, &lifted) {
         start::check_engine(&reference, s).at(|| request.model.display())?;
+    }
+    if let (Some(s), Ok(_)) = (&mut samples, &lifted) {
+        tie(&reference, &recipe, s, progress).at(|| request.model.display())?;
     }
 
     // A command that fails does so before any work.

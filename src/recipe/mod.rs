@@ -21,6 +21,7 @@ mod steps;
 mod table;
 #[cfg(test)]
 mod tests;
+mod tie;
 
 pub use check::check;
 pub use configs::{recipe_text, recipes, scheme_text, schemes, target_text, targets};
@@ -87,6 +88,8 @@ pub struct InputRecipe {
     pub from: Option<String>,
     pub fill: Option<Fill>,
     pub preprocess: Option<Preprocess>,
+    /// State: the output whose result of the run before this input takes.
+    pub tie: Option<String>,
 }
 
 /// `data:`

@@ -112,6 +112,7 @@ fn assemble(name: String, target: Profile, target_from: String, layers: Vec<Laye
         input.fix = keys.get("fix").and_then(Tree::flag).unwrap_or(input.fix);
         input.from = keys.get("from").and_then(Tree::text).map(str::to_string).or(input.from.take());
         input.fill = keys.get("fill").map(fill).or(input.fill);
+        input.tie = keys.get("tie").and_then(Tree::text).map(str::to_string).or(input.tie.take());
         if let Some(tree) = keys.get("preprocess") {
             input.preprocess = Some(preprocess::preprocess(tree).at(|| format!("inputs.{name}.preprocess"))?);
         }
@@ -279,6 +280,7 @@ fn text_of(r: &Recipe, sources: &Sources, steps: &[Tree], overrides: &[Tree]) ->
             Fill::Positions => "fill: arange".to_string(),
             Fill::Value(v) => format!("fill: {v:?}"),
         }));
+        keys.extend(i.tie.as_ref().map(|t| format!("tie: {}", Tree::Text(t.clone()).show())));
         keys.extend(i.preprocess.as_ref().map(|p| format!("preprocess: {}", preprocess::show(p))));
         let first = r.inputs.keys().next() == Some(name);
         lines.push(format!("{}  {}: {{ {} }}", if first { "inputs:\n" } else { "" }, Tree::Text(name.clone()).show(), keys.join(", ")));

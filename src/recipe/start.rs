@@ -1,7 +1,7 @@
 //! What a conversion starts from: the model as the recipe wants its inputs, and the samples.
 
 use super::Recipe;
-use crate::data::{self, DataSettings, Dataset, InputInfo, InputSettings, Split};
+use crate::data::{self, DataSettings, Dataset, Fill, InputInfo, InputSettings, Split};
 use crate::engine;
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Graph, Model, Type, ValueId, shape_text, specialize};
@@ -167,7 +167,7 @@ fn substitute(g: &mut Graph, sizes: &BTreeMap<Arc<str>, usize>) {
 
 /// What the recipe says of the data.
 pub fn settings(recipe: &Recipe) -> DataSettings {
-    let of = |i: &super::InputRecipe| InputSettings { from: i.from.clone(), fill: i.fill, preprocess: i.preprocess.clone() };
+    let of = |i: &super::InputRecipe| InputSettings { from: i.from.clone(), fill: i.fill.or(i.tie.is_some().then_some(Fill::Zeros)), preprocess: i.preprocess.clone() };
     DataSettings { inputs: recipe.inputs.iter().map(|(name, i)| (name.clone(), of(i))).collect(), seed: recipe.seed }
 }
 

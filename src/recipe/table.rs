@@ -175,6 +175,7 @@ static INPUT: &[Key] = &[
     Key::new("fix", FLAG, "write the shape into the model too"),
     Key::new("from", Shape::Text, "name of the array that holds this input's samples"),
     Key::new("fill", Shape::Any(&[Shape::OneOf(&["zeros", "ones", "arange"]), Shape::Fraction]), "what the input is where the data lacks it"),
+    Key::new("tie", Shape::Text, "state: zeros at the first sample of a file, or what the data holds, then what this output gave at the sample before"),
     Key::new(
         "preprocess",
         Shape::Any(&[Shape::Name(configs::check_preset, "a preset's name, or the path of its file or of a preprocessor_config.json"), Shape::Map(PREPROCESS)]),

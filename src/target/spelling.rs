@@ -25,7 +25,7 @@ pub fn qdq_opset(scheme: &Scheme, constant: Option<&[usize]>) -> Result<i64, Str
         return Err("a dynamic quantizer has no static Q/DQ spelling".into());
     }
     if scheme.zero == Zero::Real {
-        return Err("DequantizeLinear has no real zero point".into());
+        return Err("DequantizeLinear has no real zero point; weights in blocks of 2 or 4 bits have with `lower: matmul-nbits`".into());
     }
     if constant.is_none() {
         if scheme.rounding != crate::quant::Rounding::HalfEven {

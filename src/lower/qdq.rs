@@ -3,7 +3,7 @@
 //! Source: ONNX operators QuantizeLinear and DequantizeLinear.
 //! Needs: parameters for every quantizer, codes for every constant. Declines: nothing; a scheme that Q/DQ cannot say is an error.
 
-use super::codebook;
+use super::spelled;
 use crate::error::{At, Error, Result};
 use crate::graph::{Constant, Graph, Model, Node, NodeId, Op, Site, ValueId};
 use crate::note::Notes;
@@ -129,9 +129,9 @@ fn lower_node(
     let at = g.position(id);
     let name = g.value(x).name.clone();
     g.remove_node(id);
-    if let Format::Codebook { .. } = scheme.format {
+    if spelling::is_spelled_out(scheme) {
         let codes = codes.ok_or_else(no_codes)?;
-        codebook::write(g, at, &name, codes, scheme, params, y)?;
+        spelled::write(g, at, &name, codes, scheme, params, y)?;
         remove_idle(g, x);
         return Ok(());
     }
@@ -353,10 +353,8 @@ mod tests {
     #[test]
     fn narrow_and_nested_scales_read_back_as_they_were() {
         use crate::quant::{self, Specials, Timing, Zero};
-        let scheme = |format, scale, axis| {
-            let (zero, blocks) = (Zero::None, axis);
-            Scheme { format, scale, zero, blocks, timing: Timing::Static, rounding: quant::Rounding::HalfEven }
-        };
+        let scheme = |format, scale, blocks| Scheme { format, scale, zero: Zero::None, blocks, timing: Timing::Static, rounding: quant::Rounding::HalfEven };
+        let real = |format, blocks| Scheme { zero: Zero::Real, ..scheme(format, ScaleKind::Exact(DType::F32), blocks) };
         let (tensor, blocks) = (Blocks::tensor, || Blocks::block(0, 16));
         let (e2m1, e4m3) =
             (Format::Float { exponent: 2, mantissa: 1, specials: Specials::None }, Format::Float { exponent: 4, mantissa: 3, specials: Specials::Fn });
@@ -374,6 +372,9 @@ mod tests {
             (scheme(Format::codebook(4), ScaleKind::Exact(DType::F16), blocks()), vec![Op::Cast, Op::Gather, Op::Cast, Op::Gather, Op::Mul]),
             (scheme(Format::NF4, f32s(), Blocks::channel(1)), vec![Op::Cast, Op::Gather, Op::Mul]),
             (scheme(Format::codebook(2), f32s(), tensor()), vec![Op::Cast, Op::Gather, Op::Mul]),
+            (real(uint4, blocks()), vec![Op::Cast, Op::Gather, Op::Sub, Op::Gather, Op::Mul]),
+            (real(int4, Blocks::channel(1)), vec![Op::Cast, Op::Sub, Op::Mul]),
+            (real(Scheme::int(8, false).format, tensor()), vec![Op::Cast, Op::Sub, Op::Mul]),
         ] {
             let mut m = Model { opsets: vec![(String::new(), 28)], ir_version: 14, ..Model::default() };
             let (shape, q) = ([70, 3], m.quantizers.add("w", case.clone()));
@@ -392,7 +393,7 @@ mod tests {
             let (id, _) = m.graph.nodes().next().unwrap();
             let back = &m.quantizers[m.quantizer_of(id).unwrap()];
             let p = back.params.as_ref().unwrap();
-            assert_eq!((&m.codes[&Site::of(id)], &p.scale, &p.curve), (&codes, &params.scale, &params.curve), "{case}");
+            assert_eq!((&m.codes[&Site::of(id)], &p.scale, &p.curve, &p.zero), (&codes, &params.scale, &params.curve, &params.zero), "{case}");
             assert_eq!((back.scheme.format, &back.scheme.blocks), (case.format, &case.blocks), "{case}");
             match (&back.scheme.scale, &case.scale) {
                 (ScaleKind::Nested(_), ScaleKind::Nested(_)) => {

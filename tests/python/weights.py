@@ -158,9 +158,8 @@ for name, dtype, top in [("mxfp4", E2M1, 6), ("mxfp6", E2M3, 7.5), ("mxfp6e3m2",
 case("mxfp4_16", "format: mxfp4, block_size: 16", lambda w: mx(w, 16, E2M1, 6))
 case("nvfp4", "format: nvfp4", lambda w: nvfp4(w, 16))
 case("lpbq4", "format: lpbq4, block_size: 16", lambda w: lpbq4(w, 16))
-for bits in (2, 4):
-    # A table cannot have real zero points: it is kept float.
-    case(f"real_uint{bits}", f"format: uint{bits}, granularity: block, block_size: 32, zero_point: real", lambda w, b=bits: real_zero(w, 32, b), ["matmul-nbits"])
+for bits in (2, 4, 8):
+    case(f"real_uint{bits}", f"format: uint{bits}, granularity: block, block_size: 32, zero_point: real", lambda w, b=bits: real_zero(w, 32, b))
 case("nf4", "format: nf4", nf4)
 case("nf4_16", "format: nf4, block_size: 16", lambda w: nf4(w, 16))
 case("codebook4", "format: codebook4", None)
@@ -183,8 +182,6 @@ def make():
     onnx.save(model, os.path.join(FOLDER, "model.onnx"))
     for name, (keys, form, _) in CASES.items():
         text = f"activations: none\nweights: {{ {keys} }}\nsteps: [ {{ round: nearest }}, {{ lower: {{ form: {form} }} }} ]\n"
-        if name.startswith("real"):
-            text += "overrides: [ { ops: [Gather], keep: float } ]\n"
         with open(os.path.join(FOLDER, name + ".yaml"), "w") as f:
             f.write(text)
     with open(os.path.join(FOLDER, "cases.json"), "w") as f:
@@ -216,7 +213,7 @@ def judge(name, rule):
     w = weights()
     feeds = {"x": np.eye(K, dtype=F)[None], "g": np.eye(K, dtype=F), "ids": np.arange(V)}
     own = lambda w: rule(w) if rule else None
-    want = [own(w["w"]), own(w["gt"].T), own(w["gn"]), w["table"].T if name.startswith("real") else own(w["table"].T)]
+    want = [own(w["w"]), own(w["gt"].T), own(w["gn"]), own(w["table"].T)]
     two_bits = {T.INT2, T.UINT2} & stored
     for runtime, (y, yt, yn, e) in answers(model, feeds).items():
         if runtime == "optimized" and two_bits:

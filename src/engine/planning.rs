@@ -10,6 +10,7 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Once};
 use tract_onnx::prelude::{InferenceModelExt, IntoArcTensor, TractResult, TypedModel};
+use tract_onnx::tract_core::ops::dummy::Dummy;
 use tract_onnx::tract_hir::internal::{InferenceFact, InferenceModel, InferenceOp, SimplePlan, TypedFact, TypedOp};
 
 pub type Plan = SimplePlan<TypedFact, Box<dyn TypedOp>>;
@@ -71,9 +72,16 @@ fn attempt(model: &Model, given: &[Source], wanted: &[ValueId]) -> Result<Result
             m.inputs.retain(|o| *o != outlet);
         }
         m.select_output_outlets(&wanted.iter().map(|&v| parsed.outlets_by_name[name(v)]).collect::<Vec<_>>())?;
-        let optimized: TypedModel = m.into_optimized()?;
-        SimplePlan::new(optimized)
+        let typed: TypedModel = m.into_typed()?;
+        let optimized = typed.clone().into_optimized()?;
+        // tract 0.23's optimizer may leave a hole where a wanted value was fused away.
+        SimplePlan::new(if has_holes(&optimized)? { typed } else { optimized })
     }))
+}
+
+/// Whether a node that is run is one that tract took out.
+fn has_holes(m: &TypedModel) -> TractResult<bool> {
+    Ok(m.eval_order()?.into_iter().any(|n| m.node(n).op_is::<Dummy>()))
 }
 
 /// The nodes that tract cannot plan even alone, and its complaints.

@@ -13,7 +13,6 @@
 //! Source: ONNX operators QuantizeLinear, DequantizeLinear, QLinear…, …Integer; com.microsoft's as ONNX Runtime documents them.
 
 mod bodies;
-mod codebook;
 mod dynamic;
 mod held;
 mod moves;
@@ -21,6 +20,7 @@ mod packed;
 mod params;
 mod qdq;
 mod qlinear;
+mod spelled;
 mod work;
 
 use crate::error::{At, Error, Result};
@@ -37,10 +37,10 @@ use work::{Shared, Work};
 /// The first node that cannot be lifted, by name, and why. The model is then of no more use.
 pub fn lift(model: &mut Model) -> Result<Notes> {
     let mut notes = Notes::of("lift");
-    if count(&model.graph, &|_| true) == 0 && !codebook::any(&model.graph) {
+    if count(&model.graph, &|_| true) == 0 && !spelled::any(&model.graph) {
         return Ok(notes);
     }
-    let found = count(&model.graph, &|op| op != Op::FakeQuant) + model.graph.nodes().filter(|(id, _)| codebook::is_at(&model.graph, *id)).count();
+    let found = count(&model.graph, &|op| op != Op::FakeQuant) + model.graph.nodes().filter(|(id, _)| spelled::is_at(&model.graph, *id)).count();
     let inferred = infer(model, &InputShapes::new());
     let mut all = Shared::new(std::mem::take(&mut model.quantizers), std::mem::take(&mut model.codes), model.opset("").unwrap_or(0));
     lift_graph(&mut model.graph, &mut all, Vec::new(), inferred, &Outer::default())?;
@@ -100,7 +100,7 @@ fn lift_node(w: &mut Work, id: NodeId) -> Result<()> {
         Op::MatMulNBits => packed::mat_mul_n_bits(w, id),
         Op::MatMulBnb4 => packed::mat_mul_bnb4(w, id),
         Op::GatherBlockQuantized => packed::gather_block_quantized(w, id),
-        Op::Mul if codebook::is_at(w.g, id) => codebook::mul(w, id),
+        Op::Mul if spelled::is_at(w.g, id) => spelled::mul(w, id),
         _ if op.flow() == Flow::Quantize => {
             Err(Error::usage("this quantized operator cannot be read yet; write the model with QuantizeLinear and DequantizeLinear instead"))
         }

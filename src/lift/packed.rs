@@ -36,6 +36,23 @@ fn unpack_rows(bytes: &[u8], rows: usize, columns: usize, stride: usize, bits: u
     bytes.chunks_exact(stride).take(rows).flat_map(|row| (0..columns).map(move |c| code(row, c))).collect()
 }
 
+/// The same codes as `[columns, rows]`, a square of them at a time.
+fn unpack_turned(bytes: &[u8], rows: usize, columns: usize, stride: usize, bits: usize) -> Vec<u8> {
+    const SIDE: usize = 64;
+    let (each, mask) = (8 / bits, ((1u16 << bits) - 1) as u8);
+    let mut out = vec![0; rows * columns];
+    for first in (0..rows).step_by(SIDE) {
+        let rows_here = SIDE.min(rows - first);
+        let square = &bytes[first * stride..];
+        for c in 0..columns {
+            let (byte, shift) = (c / each, c % each * bits);
+            let line = &mut out[c * rows + first..][..rows_here];
+            line.iter_mut().zip(square[byte..].iter().step_by(stride)).for_each(|(o, b)| *o = b >> shift & mask);
+        }
+    }
+    out
+}
+
 /// `[rows, columns]` as `[columns, rows]`.
 fn transposed<T: Copy>(x: &[T], rows: usize, columns: usize) -> Vec<T> {
     (0..columns).flat_map(|c| (0..rows).map(move |r| x[r * columns + c])).collect()
@@ -79,7 +96,7 @@ pub fn mat_mul_n_bits(w: &mut Work, id: NodeId) -> Result<()> {
     let blob = blob.ok_or_else(|| Error::usage(format!("its blocks of {block} do not fill whole bytes")))?;
     let want = blocks.checked_mul(blob).and_then(|s| s.checked_mul(columns));
     let bytes = bytes_of(&constant(w, b)?, want, "weights")?;
-    let codes = transposed(&unpack_rows(&bytes, columns, k, blocks * blob, bits), columns, k);
+    let codes = unpack_turned(&bytes, columns, k, blocks * blob, bits);
     let scale = constant(w, need(&n, 2)?)?;
     let (scales, kind) = scale_numbers(&scale)?;
     if Some(scales.len()) != blocks.checked_mul(columns) {
@@ -248,6 +265,10 @@ mod tests {
         assert_eq!(unpack_rows(&[0b11_10_01_00], 1, 4, 1, 2), [0, 1, 2, 3]);
         assert_eq!(unpack_rows(&[7, 9], 2, 1, 1, 8), [7, 9]);
         assert_eq!(transposed(&[1, 2, 3, 4, 5, 6], 2, 3), [1, 4, 2, 5, 3, 6]);
+        let bytes: Vec<u8> = (0..70 * 40u32).map(|i| (i * 37 % 251) as u8).collect();
+        for bits in [2, 4, 8] {
+            assert_eq!(unpack_turned(&bytes, 70, 37, 40, bits), transposed(&unpack_rows(&bytes, 70, 37, 40, bits), 70, 37));
+        }
     }
 
     fn n_bits(constants: &[(&str, Tensor)], reads: &'static [&'static str], attrs: &[(&str, i64)]) -> Result<Model> {

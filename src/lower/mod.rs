@@ -1,12 +1,12 @@
 //! How a quantized model is written in ONNX. A lowering never alters a number; whether its spelling can hold a scheme was asked when quantizers were placed.
 
-mod codebook;
 mod coded;
 mod moves;
 mod packed;
 mod qdq;
 mod qoperator;
 mod shield;
+mod spelled;
 
 pub use qdq::{lower_qdq, qdq_opset};
 pub use qoperator::qoperator;

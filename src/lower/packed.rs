@@ -16,7 +16,7 @@ const DOMAIN: &str = "com.microsoft";
 /// Blocks of MatMulBnb4.
 const BNB4_BLOCKS: [usize; 5] = [16, 32, 64, 128, 256];
 /// Rows that are packed together, so that what is read and written stays in the cache.
-const TILE: usize = 64;
+const TILE: usize = 32;
 
 /// Rewrites every product and Gather whose constant operand the operators can hold. `accuracy`: MatMulNBits' accuracy_level.
 pub fn lower_packed(model: &mut Model, accuracy: Option<i64>) -> Result<Notes> {
@@ -358,11 +358,15 @@ fn pack_rows(codes: &[u8], [rows, length]: [usize; 2], turned: bool, bits: usize
     out.par_chunks_mut(stride * TILE).zip(tail.par_chunks(TILE)).enumerate().for_each(|(tile, (out, tail))| {
         let first = tile * TILE;
         if turned {
-            for from in (0..length).step_by(TILE) {
-                for i in from..length.min(from + TILE) {
-                    let (byte, shift) = (i / each, i % each * bits);
-                    let line = &codes[i * rows + first..][..tail.len()];
-                    out[byte..].iter_mut().step_by(stride).zip(line).for_each(|(o, c)| *o |= c << shift);
+            let line = |i: usize| &codes[i * rows + first..][..tail.len()];
+            for i in (0..length).step_by(each) {
+                let column = &mut out[i / each..];
+                if each == 2 && i + 1 < length {
+                    column.iter_mut().step_by(stride).zip(line(i)).zip(line(i + 1)).for_each(|((o, a), b)| *o = a | b << 4);
+                    continue;
+                }
+                for j in i..length.min(i + each) {
+                    column.iter_mut().step_by(stride).zip(line(j)).for_each(|(o, c)| *o |= c << (j % each * bits));
                 }
             }
         } else {

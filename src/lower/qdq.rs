@@ -3,7 +3,7 @@
 //! Source: ONNX operators QuantizeLinear and DequantizeLinear.
 //! Needs: parameters for every quantizer, codes for every constant. Declines: nothing; a scheme that Q/DQ cannot say is an error.
 
-use super::codebook;
+use super::spelled;
 use crate::error::{At, Error, Result};
 use crate::graph::{Constant, Graph, Model, Node, NodeId, Op, Site, ValueId};
 use crate::note::Notes;
@@ -129,9 +129,9 @@ fn lower_node(
     let at = g.position(id);
     let name = g.value(x).name.clone();
     g.remove_node(id);
-    if let Format::Codebook { .. } = scheme.format {
+    if spelling::is_spelled_out(scheme) {
         let codes = codes.ok_or_else(no_codes)?;
-        codebook::write(g, at, &name, codes, scheme, params, y)?;
+        spelled::write(g, at, &name, codes, scheme, params, y)?;
         remove_idle(g, x);
         return Ok(());
     }
@@ -347,6 +347,62 @@ mod tests {
         assert_eq!(scale_of(1), (Some(1), None, vec![4], vec![1.0, 1.0, 2.0, 2.0]));
         let each = [1.0, 2.0, 3.0, 4.0].iter().flat_map(|s| [*s; 3]).collect();
         assert_eq!(scale_of(2), (Some(1), Some(2), vec![2, 2, 3], each));
+    }
+
+    /// Scales in their own types, and as codes, read back bit for bit; the last block is short.
+    #[test]
+    fn narrow_and_nested_scales_read_back_as_they_were() {
+        use crate::quant::{self, Specials, Timing, Zero};
+        let scheme = |format, scale, blocks| Scheme { format, scale, zero: Zero::None, blocks, timing: Timing::Static, rounding: quant::Rounding::HalfEven };
+        let real = |format, blocks| Scheme { zero: Zero::Real, ..scheme(format, ScaleKind::Exact(DType::F32), blocks) };
+        let (tensor, blocks) = (Blocks::tensor, || Blocks::block(0, 16));
+        let (e2m1, e4m3) =
+            (Format::Float { exponent: 2, mantissa: 1, specials: Specials::None }, Format::Float { exponent: 4, mantissa: 3, specials: Specials::Fn });
+        let (int4, uint4) = (Scheme::int(4, true).format, Scheme::int(4, false).format);
+        let f32s = || ScaleKind::Exact(DType::F32);
+        let nested = |format, blocks| ScaleKind::Nested(Box::new(scheme(format, ScaleKind::Exact(DType::F32), blocks)));
+        for (case, ops) in [
+            (scheme(int4, f32s(), blocks()), vec![Op::DequantizeLinear]),
+            (scheme(int4, ScaleKind::Exact(DType::F16), blocks()), vec![Op::Cast, Op::DequantizeLinear]),
+            (scheme(int4, ScaleKind::Exact(DType::BF16), Blocks::channel(1)), vec![Op::Cast, Op::DequantizeLinear]),
+            (scheme(e2m1, ScaleKind::Pow2(DType::F8E8M0), blocks()), vec![Op::DequantizeLinear]),
+            (scheme(e2m1, nested(e4m3, tensor()), blocks()), vec![Op::DequantizeLinear; 2]),
+            (scheme(int4, nested(uint4, Blocks::channel(1)), blocks()), vec![Op::DequantizeLinear; 2]),
+            (scheme(int4, nested(Scheme::int(8, false).format, Blocks::block(0, 2)), blocks()), vec![Op::DequantizeLinear; 2]),
+            (scheme(Format::codebook(4), ScaleKind::Exact(DType::F16), blocks()), vec![Op::Cast, Op::Gather, Op::Cast, Op::Gather, Op::Mul]),
+            (scheme(Format::NF4, f32s(), Blocks::channel(1)), vec![Op::Cast, Op::Gather, Op::Mul]),
+            (scheme(Format::codebook(2), f32s(), tensor()), vec![Op::Cast, Op::Gather, Op::Mul]),
+            (real(uint4, blocks()), vec![Op::Cast, Op::Gather, Op::Sub, Op::Gather, Op::Mul]),
+            (real(int4, Blocks::channel(1)), vec![Op::Cast, Op::Sub, Op::Mul]),
+            (real(Scheme::int(8, false).format, tensor()), vec![Op::Cast, Op::Sub, Op::Mul]),
+        ] {
+            let mut m = Model { opsets: vec![(String::new(), 28)], ir_version: 14, ..Model::default() };
+            let (shape, q) = ([70, 3], m.quantizers.add("w", case.clone()));
+            let w: Vec<f32> = (0..210).map(|i| ((i as f32 * 0.618_034).fract() - 0.4) * (1.0 + (i % 3) as f32)).collect();
+            let params = quant::fit(&w, &shape, &case).unwrap();
+            let codes = quant::quantize(&w, &shape, &case, &params).unwrap();
+            m.quantizers[q].params = Some(params.clone());
+            let w = m.graph.add_constant("w", Tensor::of_f32(&shape, w));
+            let y = m.graph.add_value("y");
+            m.graph.outputs.push(y);
+            let f = m.graph.add_node(Node::fake_quant(q, "f"), &[Some(w)], &[Some(y)]);
+            m.codes.insert(Site::of(f), codes.clone());
+            lower_qdq(&mut m).unwrap();
+            assert_eq!(m.graph.nodes().map(|(_, n)| n.op).collect::<Vec<_>>(), ops, "{case}");
+            crate::lift::lift(&mut m).unwrap();
+            let (id, _) = m.graph.nodes().next().unwrap();
+            let back = &m.quantizers[m.quantizer_of(id).unwrap()];
+            let p = back.params.as_ref().unwrap();
+            assert_eq!((&m.codes[&Site::of(id)], &p.scale, &p.curve, &p.zero), (&codes, &params.scale, &params.curve, &params.zero), "{case}");
+            assert_eq!((back.scheme.format, &back.scheme.blocks), (case.format, &case.blocks), "{case}");
+            match (&back.scheme.scale, &case.scale) {
+                (ScaleKind::Nested(_), ScaleKind::Nested(_)) => {
+                    let (a, b) = (p.nested.as_ref().unwrap(), params.nested.as_ref().unwrap());
+                    assert_eq!((a.codes.unpack(), &a.params.scale), (b.codes.unpack(), &b.params.scale), "{case}");
+                }
+                (a, b) => assert_eq!(a, b, "{case}"),
+            }
+        }
     }
 
     #[test]

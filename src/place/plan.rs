@@ -433,6 +433,7 @@ impl Planner<'_> {
             let name =
                 if node.name.is_empty() { node.output(0).map(|v| self.model.graph.value(v).name.clone()).unwrap_or_default() } else { node.name.clone() };
             let (what, rule) = match &self.plan.kinds[&id] {
+                Kind::Quantized if self.rules.activations.is_none() => ("computes in float".to_string(), "activations: none".to_string()),
                 Kind::Quantized => ("runs on codes".to_string(), format!("target {} quantizes {}", self.rules.profile.name, node.op_type)),
                 Kind::Weights => (
                     "has weights that are codes, and computes in float".to_string(),

@@ -30,13 +30,7 @@ pub static STEPS: &[StepRow] = &[
         run: steps::FOLD_CONSTANTS,
     },
     StepRow { name: "fold-batch-norm", doc: "fold batch normalisation into its neighbours", keys: &[], scalar: None, run: steps::FOLD_BATCH_NORM },
-    StepRow {
-        name: "fuse",
-        doc: "write functions that stand spelled out as one operator, where the target has it",
-        keys: &[],
-        scalar: None,
-        run: steps::FUSE,
-    },
+    StepRow { name: "fuse", doc: "write functions that stand spelled out as one operator, where the target has it", keys: &[], scalar: None, run: steps::FUSE },
     StepRow {
         name: "equalize",
         doc: "give channels that one layer makes and another reads like ranges in both",
@@ -261,7 +255,11 @@ pub static PROFILE: &[Key] = &[
     Key::new("quantize", OPS, "operators that run on codes"),
     Key::new("weights_only", OPS, "operators whose constant weights are codes and whose other operands and results stay float"),
     Key::new("moves", OPS, "operators that hand codes on: output and input share one quantizer"),
-    Key::new("fused", OPS, "operators that the step `fuse` makes of what stands spelled out: Gelu, Swish, HardSwish, Mish, LayerNormalization, RMSNormalization"),
+    Key::new(
+        "fused",
+        OPS,
+        "operators that the step `fuse` makes of what stands spelled out: Gelu, Swish, HardSwish, Mish, LayerNormalization, RMSNormalization",
+    ),
     Key::new("groups", OPS, "the same operators: within what stands spelled out nothing is quantized"),
     Key::new("join", OPS, "computing operators whose inputs and output share one quantizer"),
     Key::new("never_wide", OPS, "operators whose operands and results the step `widen` leaves as they are"),

@@ -18,14 +18,11 @@ pub fn qdq_blocks(scheme: &Scheme, shape: Option<&[usize]>) -> Blocks {
 /// Source: onnx 1.23 operator schemas (versions 10, 13, 19, 21, 23, 24, 25, 28).
 pub fn qdq_opset(scheme: &Scheme, constant: Option<&[usize]>) -> Result<i64, String> {
     let storage = match scheme.format {
-        Format::Codebook { .. } => return codebook_opset(scheme, constant),
+        _ if is_spelled_out(scheme) => return spelled_opset(scheme, constant),
         f => f.storage().ok_or("ONNX has no type for this format")?,
     };
     if scheme.timing == Timing::Dynamic {
         return Err("a dynamic quantizer has no static Q/DQ spelling".into());
-    }
-    if scheme.zero == Zero::Real {
-        return Err("DequantizeLinear has no real zero point".into());
     }
     if constant.is_none() {
         if scheme.rounding != crate::quant::Rounding::HalfEven {
@@ -70,18 +67,24 @@ pub fn qdq_opset(scheme: &Scheme, constant: Option<&[usize]>) -> Result<i64, Str
     Ok(of_type(storage).max(of_scale).max(of_blocks))
 }
 
-/// The same of a codebook, which is written as a table that is gathered from: codes are cast to indices.
-fn codebook_opset(scheme: &Scheme, constant: Option<&[usize]>) -> Result<i64, String> {
+/// Whether DequantizeLinear cannot say a scheme that Cast, Gather, Sub and Mul can: a codebook, or real zero points.
+pub fn is_spelled_out(scheme: &Scheme) -> bool {
+    matches!(scheme.format, Format::Codebook { .. }) || scheme.zero == Zero::Real
+}
+
+/// The lowest opset in which it is spelled out.
+fn spelled_opset(scheme: &Scheme, constant: Option<&[usize]>) -> Result<i64, String> {
     let b = &scheme.blocks;
-    let plain = matches!(scheme.scale, ScaleKind::Exact(_) | ScaleKind::Pow2(DType::F32)) && matches!(scheme.zero, Zero::None);
+    let plain = matches!(scheme.scale, ScaleKind::Exact(_) | ScaleKind::Pow2(DType::F32)) && matches!(scheme.zero, Zero::None | Zero::Real);
     match constant {
-        None => Err("a codebook can only be written of constants".into()),
-        Some(_) if !plain || !(b.is_tensor() || b.channel_axis().is_some() || b.block_axis().is_some()) => {
-            Err("a codebook is written with float scales per tensor, per channel or in blocks along one axis, and without zero points".into())
-        }
+        None => Err("codebooks and real zero points can only be written of constants".into()),
+        Some(_) if !plain || !(b.is_tensor() || b.channel_axis().is_some() || b.block_axis().is_some()) => Err(
+            "codebooks and real zero points are written with float scales per tensor, per channel or in blocks along one axis, codebooks without whole zero points"
+                .into(),
+        ),
         Some(_) => Ok(match scheme.format.storage() {
-            Some(DType::U2) => 25,
-            Some(DType::U4) => 21,
+            Some(DType::U2 | DType::I2) => 25,
+            Some(DType::U4 | DType::I4) => 21,
             _ => 13,
         }),
     }

@@ -37,8 +37,13 @@ pub fn pack_bytes(codes: Vec<u8>, dtype: DType) -> Vec<u8> {
     match dtype.bits() {
         8 => codes,
         4 => {
+            let mut out = vec![0; codes.len().div_ceil(2)];
             let (pairs, rest) = codes.as_chunks::<2>();
-            pairs.iter().map(|[a, b]| a & 15 | b << 4).chain(rest.iter().map(|a| a & 15)).collect()
+            out.iter_mut().zip(pairs).for_each(|(o, [a, b])| *o = a & 15 | b << 4);
+            if let ([a], Some(o)) = (rest, out.last_mut()) {
+                *o = a & 15;
+            }
+            out
         }
         _ => pack(&codes.iter().map(|&c| c as i32).collect::<Vec<_>>(), dtype),
     }

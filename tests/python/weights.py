@@ -119,6 +119,15 @@ def per_channel(w, bits):
     return integer(w, len(w), bits, True, True)
 
 
+def real_zero(w, size, bits):
+    b = blocks(w, size)
+    lo, hi = np.nanmin(b, 1), np.nanmax(b, 1)
+    s = np.where(lo == hi, np.abs(lo), (hi - lo) / F(2**bits - 1))
+    s = np.where(s > 0, s, F(1))
+    z = -lo / s
+    return whole((np.clip(np.round(b / s[:, None] + z[:, None]), 0, 2**bits - 1) - z[:, None]) * s[:, None], w)
+
+
 # ---- cases: name → (keys of weights, form, what numpy makes of a weight; None: only judged by its error)
 
 E2M1, E2M3, E3M2, E4M3, E5M2 = ml_dtypes.float4_e2m1fn, ml_dtypes.float6_e2m3fn, ml_dtypes.float6_e3m2fn, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
@@ -149,6 +158,8 @@ for name, dtype, top in [("mxfp4", E2M1, 6), ("mxfp6", E2M3, 7.5), ("mxfp6e3m2",
 case("mxfp4_16", "format: mxfp4, block_size: 16", lambda w: mx(w, 16, E2M1, 6))
 case("nvfp4", "format: nvfp4", lambda w: nvfp4(w, 16))
 case("lpbq4", "format: lpbq4, block_size: 16", lambda w: lpbq4(w, 16))
+for bits in (2, 4, 8):
+    case(f"real_uint{bits}", f"format: uint{bits}, granularity: block, block_size: 32, zero_point: real", lambda w, b=bits: real_zero(w, 32, b))
 case("nf4", "format: nf4", nf4)
 case("nf4_16", "format: nf4, block_size: 16", lambda w: nf4(w, 16))
 case("codebook4", "format: codebook4", None)

@@ -2,6 +2,7 @@
 
 mod codebook;
 mod coded;
+mod dynamic;
 mod moves;
 mod packed;
 mod qdq;

@@ -188,7 +188,13 @@ impl Layer<'_> {
 
 fn zero_of(params: &Params, block: usize) -> i32 {
     match &params.zero {
-        Zeros::Integer(z) => if z.len() == 1 { z[0] } else { z[block] },
+        Zeros::Integer(z) => {
+            if z.len() == 1 {
+                z[0]
+            } else {
+                z[block]
+            }
+        }
         _ => 0,
     }
 }
@@ -264,4 +270,107 @@ fn per_token(g: &mut Graph, x: ValueId, opset: i64) -> Found {
     let cut = op(g, Op::Clip, &format!("{name}_cut"), &[rounded, bottom, top]);
     let codes = emit(g, Node::new(Op::Cast, "").with("to", DType::I8.onnx() as i64), &format!("{name}_quantized"), &[Some(cut)]);
     Found { codes, scale, zero: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Dim, Type};
+    use crate::lift::lift;
+    use crate::quant::{Blocks, Format};
+
+    /// x → FakeQuant (dynamic) → `node` with a weight of `shape`, codes 1, 2, 3 …, under `scales` along `axis`, and perhaps a bias → y.
+    fn layer(node: Node, input: Scheme, shape: &[usize], axis: i32, bias: bool, opset: i64) -> Model {
+        let mut m = Model { opsets: vec![(String::new(), opset)], ir_version: 7, ..Model::default() };
+        let a = m.quantizers.add("x", Scheme { timing: Timing::Dynamic, ..input });
+        let n = shape[axis as usize];
+        let w = m.quantizers.add("w", Scheme { blocks: Blocks::channel(axis), ..Scheme::int(8, true) });
+        m.quantizers[w].params = Some(Params { scale: (1..=n).map(|i| i as f32 / 8.0).collect(), ..Params::tensor(1.0, None) });
+        let g = &mut m.graph;
+        let [x, xq, wq, y] = ["x", "xq", "wq", "y"].map(|n| g.add_value(n));
+        let rank = if node.op == Op::Conv { 4 } else { 2 };
+        g.value_mut(x).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(vec![Dim::Known(3); rank]) };
+        let size: usize = shape.iter().product();
+        let wv = g.add_constant("w", Tensor::of_f32(shape, vec![1.0; size]));
+        let c = bias.then(|| g.add_constant("c", Tensor::of_f32(&[n], vec![0.5; n])));
+        (g.inputs, g.outputs) = (vec![x], vec![y]);
+        g.add_node(Node::fake_quant(a, "fx"), &[Some(x)], &[Some(xq)]);
+        let f = g.add_node(Node::fake_quant(w, "fw"), &[Some(wv)], &[Some(wq)]);
+        g.add_node(node, &[&[Some(xq), Some(wq)][..], c.map(Some).as_slice()].concat(), &[Some(y)]);
+        m.codes.insert(Site::of(f), Codes(Tensor::of(DType::I8, shape, (1..=size as i8).collect())));
+        m
+    }
+
+    fn ops(m: &Model) -> Vec<Op> {
+        m.graph.nodes().map(|(_, n)| n.op).collect()
+    }
+
+    #[test]
+    fn a_layer_is_an_integer_product_and_reads_back_as_it_was() {
+        let gemm = Node::new(Op::Gemm, "gemm").with("transB", 1i64);
+        let mut m = layer(gemm, Scheme::int(8, false), &[2, 3], 0, true, 13);
+        super::super::lower_qdq(&mut m).unwrap();
+        assert_eq!(ops(&m), [Op::DynamicQuantizeLinear, Op::MatMulInteger, Op::Cast, Op::Mul, Op::Mul, Op::Add]);
+        let (_, product) = m.graph.nodes().nth(1).unwrap();
+        let codes = &m.graph.constant(product.input(1).unwrap()).unwrap().tensor;
+        assert_eq!((product.name.as_str(), codes.shape(), codes.bytes().to_vec()), ("gemm", &[3, 2][..], vec![1, 4, 2, 5, 3, 6]));
+        assert!(m.graph.find_value("w").is_none(), "the float weight is gone");
+        lift(&mut m).unwrap();
+        assert_eq!(ops(&m), [Op::FakeQuant, Op::FakeQuant, Op::MatMul, Op::Add]);
+        let of = |name: &str| m.quantizers.ids().map(|q| &m.quantizers[q]).find(|q| q.name == name).unwrap();
+        assert_eq!(of("x").scheme.timing, Timing::Dynamic);
+        assert_eq!(of("w_quantized").params.as_ref().unwrap().scale, [0.125, 0.25]);
+    }
+
+    #[test]
+    fn a_convolution_scales_its_second_dimension() {
+        let mut m = layer(Node::new(Op::Conv, "conv").with("group", 1i64), Scheme::int(8, false), &[2, 3, 1, 1], 0, true, 13);
+        dynamic(&mut m).unwrap();
+        assert_eq!(ops(&m), [Op::DynamicQuantizeLinear, Op::ConvInteger, Op::Cast, Op::Mul, Op::Mul, Op::Add]);
+        let constants: Vec<(String, Vec<usize>)> =
+            m.graph.initializers.iter().map(|v| (m.graph.value(*v).name.clone(), m.graph.value(*v).known_shape().unwrap())).collect();
+        let shape = |name: &str| constants.iter().find(|c| c.0 == name).map(|c| c.1.clone());
+        assert_eq!((shape("w_scale"), shape("c_along"), shape("w_zero_point")), (Some(vec![1, 2, 1, 1]), Some(vec![1, 2, 1, 1]), Some(vec![])));
+        lift(&mut m).unwrap();
+        assert_eq!(ops(&m), [Op::FakeQuant, Op::FakeQuant, Op::Conv, Op::Add]);
+    }
+
+    #[test]
+    fn tokens_have_scales_of_their_own() {
+        let token = Scheme { blocks: Blocks::token(), ..Scheme::int(8, true) };
+        for (opset, inputs) in [(13, 1), (18, 2)] {
+            let mut m = layer(Node::new(Op::MatMul, "p"), token.clone(), &[3, 2], 1, false, opset);
+            dynamic(&mut m).unwrap();
+            let want = [Op::Abs, Op::ReduceMax, Op::Div, Op::Max, Op::Div, Op::Round, Op::Clip, Op::Cast, Op::MatMulInteger, Op::Cast, Op::Mul, Op::Mul];
+            assert_eq!(ops(&m), want);
+            assert_eq!(m.graph.nodes().nth(1).unwrap().1.inputs().len(), inputs);
+            lift(&mut m).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_recurrent_layer_has_its_weights_turned_and_a_scale_each_row() {
+        let mut m = Model { opsets: vec![(String::new(), 14)], ..Model::default() };
+        let a = m.quantizers.add("x", Scheme { timing: Timing::Dynamic, ..Scheme::int(8, false) });
+        let q = m.quantizers.add("w", Scheme { blocks: Blocks::gate(4), ..Scheme::int(8, true) });
+        m.quantizers[q].params = Some(Params { scale: vec![1.0, 2.0, 3.0, 4.0], ..Params::tensor(1.0, None) });
+        let g = &mut m.graph;
+        let [x, xq, wq, rq, y] = ["x", "xq", "wq", "rq", "y"].map(|n| g.add_value(n));
+        (g.inputs, g.outputs) = (vec![x], vec![y]);
+        g.add_node(Node::fake_quant(a, "fx"), &[Some(x)], &[Some(xq)]);
+        for (name, out) in [("w", wq), ("r", rq)] {
+            let v = g.add_constant(name, Tensor::of_f32(&[1, 8, 2], vec![1.0; 16]));
+            let f = g.add_node(Node::fake_quant(q, name), &[Some(v)], &[Some(out)]);
+            m.codes.insert(Site::of(f), Codes(Tensor::of(DType::I8, &[1, 8, 2], (0..16i8).collect())));
+        }
+        g.add_node(Node::new(Op::LSTM, "lstm").with("hidden_size", 2i64).with("layout", 0i64), &[Some(xq), Some(wq), Some(rq)], &[Some(y)]);
+        dynamic(&mut m).unwrap();
+        assert_eq!((ops(&m), m.opset("com.microsoft")), (vec![Op::DynamicQuantizeLSTM], Some(1)));
+        let (_, n) = m.graph.nodes().next().unwrap();
+        let tensor = |slot: usize| m.graph.constant(n.input(slot).unwrap()).unwrap().tensor.clone();
+        assert_eq!((tensor(1).shape().to_vec(), tensor(1).bytes()[..3].to_vec()), (vec![1, 2, 8], vec![0, 2, 4]));
+        assert_eq!(tensor(8), Tensor::of_f32(&[1, 8], vec![1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0]));
+        assert_eq!((n.input(0), tensor(9).shape().to_vec(), n.attr("layout")), (Some(x), vec![1, 8], None));
+        assert_eq!(Format::of_dtype(tensor(9).dtype()), Format::of_dtype(DType::I8));
+    }
 }

@@ -8,7 +8,7 @@ use super::kind::Kind;
 use super::plan::{Planner, PortPlan};
 use crate::error::{At, Error, Result};
 use crate::graph::{Flow, Graph, Linear, Model, Node, NodeId, Op, Recurrent, ValueId};
-use crate::quant::{Scheme, Timing};
+use crate::quant::{Blocks, Scheme, Timing};
 use crate::target::{SchemeKeys, spelling};
 use std::collections::BTreeMap;
 
@@ -17,7 +17,8 @@ pub fn is_asked(rules: &Rules) -> Result<bool> {
     let dynamic = |keys: &SchemeKeys| keys.timing == Some(Timing::Dynamic);
     if rules.activations.is_some_and(dynamic) {
         let weights = rules.weights.map(|_| true);
-        return weights.ok_or_else(|| Error::usage("dynamic activations are multiplied with weights that are codes, and `weights` says none: give them a format"));
+        return weights
+            .ok_or_else(|| Error::usage("dynamic activations are multiplied with weights that are codes, and `weights` says none: give them a format"));
     }
     for o in rules.overrides {
         if o.set.activations.iter().chain(o.set.inputs.values()).chain(o.set.outputs.values()).any(dynamic) {
@@ -81,6 +82,12 @@ impl Planner<'_> {
             };
             let name = &self.model.graph.value(v).name;
             let scheme = keys.scheme(None).at(|| name)?;
+            if scheme.blocks == Blocks::token() && !matches!(node.op, Op::MatMul | Op::Gemm) {
+                let why = format!("activations have a scale a token, which {} has no integer operator for", node.op_type);
+                slots.iter().for_each(|slot| drop(self.plan.ports.remove(&(id, *slot))));
+                self.plan.kinds.insert(id, Kind::Float(why));
+                continue;
+            }
             if scheme.timing == Timing::Dynamic {
                 for (slot, weight) in &weights {
                     let shape = node.input(*slot).and_then(|w| self.model.graph.value(w).known_shape()).unwrap_or_default();

@@ -30,13 +30,7 @@ pub static STEPS: &[StepRow] = &[
         run: steps::FOLD_CONSTANTS,
     },
     StepRow { name: "fold-batch-norm", doc: "fold batch normalisation into its neighbours", keys: &[], scalar: None, run: steps::FOLD_BATCH_NORM },
-    StepRow {
-        name: "fuse",
-        doc: "write functions that stand spelled out as one operator, where the target has it",
-        keys: &[],
-        scalar: None,
-        run: steps::FUSE,
-    },
+    StepRow { name: "fuse", doc: "write functions that stand spelled out as one operator, where the target has it", keys: &[], scalar: None, run: steps::FUSE },
     StepRow {
         name: "equalize",
         doc: "give channels that one layer makes and another reads like ranges in both",
@@ -138,7 +132,11 @@ pub static SCHEME: &[Key] = &[
         "the type that scales are rounded to, or this scale, or the scheme under which scales are codes themselves",
     ),
     Key::new("range", Shape::Range, "the interval that the codes cover, whatever the data"),
-    Key::new("timing", Shape::OneOf(&["static", "dynamic"]), "static: scales are stored; dynamic: found at inference, before layers with constant weights, whose results stay float: uint8 per tensor, or symmetric int8 per token"),
+    Key::new(
+        "timing",
+        Shape::OneOf(&["static", "dynamic"]),
+        "static: scales are stored; dynamic: found at inference, before layers with constant weights, whose results stay float: uint8 per tensor, or symmetric int8 per token",
+    ),
     Key::new("rounding", Shape::OneOf(&["half-even", "half-up", "half-away", "floor"]), "ties; ONNX rounds half-even"),
 ];
 
@@ -260,7 +258,11 @@ pub static PROFILE: &[Key] = &[
     Key::new("quantize", OPS, "operators that run on codes"),
     Key::new("weights_only", OPS, "operators whose constant weights are codes and whose other operands and results stay float"),
     Key::new("moves", OPS, "operators that hand codes on: output and input share one quantizer"),
-    Key::new("fused", OPS, "operators that the step `fuse` makes of what stands spelled out: Gelu, Swish, HardSwish, Mish, LayerNormalization, RMSNormalization"),
+    Key::new(
+        "fused",
+        OPS,
+        "operators that the step `fuse` makes of what stands spelled out: Gelu, Swish, HardSwish, Mish, LayerNormalization, RMSNormalization",
+    ),
     Key::new("groups", OPS, "the same operators: within what stands spelled out nothing is quantized"),
     Key::new("join", OPS, "computing operators whose inputs and output share one quantizer"),
     Key::new("never_wide", OPS, "operators whose operands and results the step `widen` leaves as they are"),

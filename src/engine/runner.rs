@@ -7,7 +7,7 @@ use super::tensors::{of_tract, to_tract};
 use super::weights::{self, Row, Weight};
 use super::{prepare, support};
 use crate::error::{Error, Result};
-use crate::graph::{Flow, InputShapes, Model, ValueId, specialize};
+use crate::graph::{Flow, InputShapes, Model, Op, ValueId, specialize};
 use crate::quant::{QuantizerId, Table};
 use crate::tensor::{DType, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
@@ -178,10 +178,14 @@ fn build(mut model: Model, outputs: &[ValueId], options: RunnerOptions) -> Resul
         // What constants share with values that flow (a Concat's operands) changes with these.
         let flowing: BTreeSet<QuantizerId> = model.graph.nodes().filter_map(|(_, n)| Some(table.root(n.quantizer()?))).collect();
         for w in taken {
-            if options.live_weights || flowing.contains(&table.root(w.id)) {
+            // Zero is zero under every quantizer, and tract wants to know with what it pads.
+            let row = weights::row(&table, w.id)?;
+            let fills = |p: &crate::graph::Port| p.slot == 2 && model.graph.node(p.node).op == Op::Pad;
+            if model.graph.value(w.value).uses().iter().all(fills) && w.tensor(&row)?.to_f32()?.iter().all(|x| *x == 0.0) {
+                model.graph.value_mut(w.value).constant = Some(w.tensor(&row)?.into());
+            } else if options.live_weights || flowing.contains(&table.root(w.id)) {
                 sources.push((w.value, w.dtype, w.shape.clone(), Source::Weight(Box::new(w))));
             } else {
-                let row = weights::row(&table, w.id)?;
                 model.graph.value_mut(w.value).constant = Some(w.tensor(&row)?.into());
                 baked.push((w.id, row));
             }

@@ -144,6 +144,26 @@ fn a_constant_that_shares_a_quantizer_with_what_flows_changes_with_it() {
     }
 }
 
+/// Pad(FakeQuant(x), FakeQuant(0)) under one quantizer.
+#[test]
+fn zeros_that_fill_share_a_quantizer_with_what_flows() {
+    let mut b = Built::new();
+    let x = b.input("x", &[2, 8]);
+    let c = b.m.graph.add_constant("c", Tensor::scalar(0.0));
+    let pads = b.m.graph.add_constant("pads", Tensor::of_i64(&[4], vec![0, 1, 0, 1]));
+    let (xq, q) = b.fake(x, 0.05, "xq", &[2, 8]);
+    let cq = b.node(Node::fake_quant(q, "cq"), &[c], "cq", &[]);
+    let y = b.node(Node::new(Op::Pad, "pad"), &[xq, pads, cq], "y", &[2, 10]);
+    let sample = feed("x", Tensor::of_f32(&[2, 8], numbers(16)));
+    let r = Runner::new(&b.m, &shapes_of(&sample), &[y]).unwrap();
+    let mut table = b.m.quantizers.clone();
+    for scale in [0.05, 0.4] {
+        table[q].params = Some(Params::tensor(scale, None));
+        let y = r.run(&mut r.spawn(), &sample, &table).unwrap();
+        assert_eq!((y[0].to_f32().unwrap()[0], y[0].len()), (0.0, 20));
+    }
+}
+
 #[test]
 fn float_passes_every_quantizer() {
     let (m, [xq, ..], _) = net();

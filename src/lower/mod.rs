@@ -1,6 +1,7 @@
 //! How a quantized model is written in ONNX. A lowering never alters a number; whether its spelling can hold a scheme was asked when quantizers were placed.
 
 mod coded;
+mod dynamic;
 mod moves;
 mod packed;
 mod qdq;

@@ -7,7 +7,7 @@ use super::spelled;
 use crate::error::{At, Error, Result};
 use crate::graph::{Constant, Graph, Model, Node, NodeId, Op, Site, ValueId};
 use crate::note::Notes;
-use crate::quant::{Blocks, Codes, Format, NestedScale, Params, Quantizer, QuantizerId, ScaleKind, Scheme, Table, Zeros, e8m0_code};
+use crate::quant::{Blocks, Codes, Format, NestedScale, Params, Quantizer, QuantizerId, ScaleKind, Scheme, Table, Timing, Zeros, e8m0_code};
 use crate::target::spelling;
 use crate::tensor::{DType, Tensor, pack};
 use std::collections::{BTreeMap, HashMap};
@@ -19,9 +19,9 @@ struct Pair {
     zero: Option<ValueId>,
 }
 
-/// Rewrites every FakeQuant of the model. Afterwards the table and the codes are empty: the file says it all.
+/// Rewrites every FakeQuant of the model, those of dynamic quantizers as integer products. Afterwards the table and the codes are empty: the file says it all.
 pub fn lower_qdq(model: &mut Model) -> Result<Notes> {
-    let mut notes = Notes::of("lower");
+    let mut notes = super::dynamic::dynamic(model)?;
     let table = std::mem::take(&mut model.quantizers);
     let codes = std::mem::take(&mut model.codes);
     let mut need = Need { opset: 0, ir: 0 };
@@ -51,6 +51,10 @@ fn graph_opset(g: &Graph, table: &Table) -> Result<i64> {
         }
         let Some(id) = node.quantizer() else { continue };
         let quantizer = &table[table.root(id)];
+        if quantizer.scheme.timing == Timing::Dynamic {
+            need = need.max(spelling::DYNAMIC_OPSET);
+            continue;
+        }
         let constant = node.input(0).and_then(|v| g.constant(v)).map(|c| c.tensor.shape());
         need = need.max(spelling::qdq_opset(&quantizer.scheme, constant).map_err(Error::failed).at(|| &quantizer.name)?);
     }

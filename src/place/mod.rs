@@ -1,6 +1,7 @@
 //! Where quantizers stand, and under which scheme: the target's rules, then the recipe's wishes, applied to every node.
 //! Nothing is deleted from the graph here. Every decision is kept with its rule, so that it can be explained.
 
+mod dynamic;
 mod exact;
 mod heads;
 mod insert;

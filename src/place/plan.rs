@@ -75,11 +75,17 @@ pub fn plan(model: &Model, rules: &Rules) -> Result<Plan> {
     }
     keep_heads_apart(&model.graph, rules.profile, &mut plan.kinds);
     plan.exact = exact_ports(&model.graph, &inferred, &mut plan.kinds);
+    let dynamic = super::dynamic::is_asked(rules)?;
+    if dynamic {
+        super::dynamic::keep_to_layers(model, &mut plan.kinds);
+    }
     let mut groups = graph::forms(&model.graph, &inferred);
     groups.retain(|f| rules.profile.groups.contains(&f.op) && f.nodes.iter().all(|n| plan.kinds[n] == Kind::Quantized));
     let mut p = Planner { model, rules, inferred: &inferred, wishes: &wishes, groups, plan };
     p.weights()?;
-    if rules.activations.is_some() {
+    if dynamic {
+        p.dynamic_inputs()?;
+    } else if rules.activations.is_some() {
         let inner = p.inner_values();
         let coded = p.coded_values(&inner);
         p.activations(&coded)?;
@@ -89,14 +95,14 @@ pub fn plan(model: &Model, rules: &Rules) -> Result<Plan> {
     Ok(p.plan)
 }
 
-struct Planner<'a> {
-    model: &'a Model,
-    rules: &'a Rules<'a>,
+pub(super) struct Planner<'a> {
+    pub(super) model: &'a Model,
+    pub(super) rules: &'a Rules<'a>,
     inferred: &'a Inferred,
-    wishes: &'a Wishes<'a>,
+    pub(super) wishes: &'a Wishes<'a>,
     /// Functions that stand spelled out, and that the target computes as one.
     groups: Vec<Form>,
-    plan: Plan,
+    pub(super) plan: Plan,
 }
 
 /// The axis along which a constant's numbers lie, if all others have one index.
@@ -200,7 +206,7 @@ impl Planner<'_> {
         SchemeKeys { granularity, ..keys.clone() }
     }
 
-    fn quantizer(&mut self, name: String, scheme: Scheme, params: Option<Params>) -> usize {
+    pub(super) fn quantizer(&mut self, name: String, scheme: Scheme, params: Option<Params>) -> usize {
         self.plan.quantizers.push(Planned { name, scheme, params });
         self.plan.quantizers.len() - 1
     }

@@ -101,7 +101,7 @@ static LOWER: &[Key] = &[
     Key::new(
         "form",
         Shape::OneOf(lower::FORMS),
-        "qdq: QuantizeLinear and DequantizeLinear; qoperator: operators on codes (QLinearConv …, for ONNX Runtime also those of com.microsoft) wherever there are any; matmul-nbits: com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized for weights in blocks, qdq for the rest",
+        "qdq: QuantizeLinear and DequantizeLinear, and, in any form, DynamicQuantizeLinear and integer products where scales are found at inference; qoperator: operators on codes (QLinearConv …, for ONNX Runtime also those of com.microsoft) wherever there are any; matmul-nbits: com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized for weights in blocks, qdq for the rest",
     ),
     Key::new(
         "accuracy_level",
@@ -132,7 +132,11 @@ pub static SCHEME: &[Key] = &[
         "the type that scales are rounded to, or this scale, or the scheme under which scales are codes themselves",
     ),
     Key::new("range", Shape::Range, "the interval that the codes cover, whatever the data"),
-    Key::new("timing", Shape::OneOf(&["static", "dynamic"]), "static: scales are stored; dynamic: found at inference"),
+    Key::new(
+        "timing",
+        Shape::OneOf(&["static", "dynamic"]),
+        "static: scales are stored; dynamic: found at inference, before layers with constant weights, whose results stay float: uint8 per tensor, or symmetric int8 per token",
+    ),
     Key::new("rounding", Shape::OneOf(&["half-even", "half-up", "half-away", "floor"]), "ties; ONNX rounds half-even"),
 ];
 

@@ -216,6 +216,15 @@ fn beside(prepared: &Model, quantized: &Model) -> (Model, Vec<Probe>) {
             (None, _, Some(constant)) => Some(c.add_constant(&format!("{} (own)", q.value(v).name), constant.clone())),
             _ => None,
         };
+        // What reads float values alone and has no quantizers is the float graph's own node: its copy would be computed twice.
+        let as_in_float = |v: &ValueId| match &q.value(*v).constant {
+            Some(c) => f.find_value(&q.value(*v).name).and_then(|t| f.constant(t)).is_some_and(|t| t.tensor == c.tensor),
+            None => twins.contains_key(v),
+        };
+        if n.op != Op::FakeQuant && n.inputs().iter().chain(n.outputs()).flatten().all(as_in_float) {
+            copy.extend(n.outputs().iter().flatten().map(|v| (*v, twins[v])));
+            continue;
+        }
         let c = &mut copies.graph;
         let inputs: Vec<Option<Option<ValueId>>> = n.inputs().iter().map(|v| v.map(|v| reads(c, v))).collect();
         if inputs.iter().any(|v| matches!(v, Some(None))) {

@@ -1,5 +1,6 @@
 //! What each ONNX spelling can hold, asked before anything is fitted.
 
+use crate::graph::Op;
 use crate::quant::{Blocks, Format, ScaleKind, Scheme, Timing, Zero};
 use crate::tensor::DType;
 
@@ -90,6 +91,41 @@ fn spelled_opset(scheme: &Scheme, constant: Option<&[usize]>) -> Result<i64, Str
     }
 }
 
+/// The lowest opset in which scales are found when the model runs: that of DynamicQuantizeLinear, and of Round and Clip as used per token.
+pub const DYNAMIC_OPSET: i64 = 11;
+
+/// Why no integer operator computes a layer of `op` whose input's scale is found when the model runs, if none does. `shape`: the weight's, `axis`: that of
+/// its output channels.
+/// Source: ONNX operators DynamicQuantizeLinear, MatMulInteger, ConvInteger; kernels of ONNX Runtime 1.31 on a CPU, also com.microsoft's DynamicQuantizeLSTM.
+pub fn dynamic(op: Op, input: &Scheme, weight: &Scheme, shape: &[usize], axis: usize) -> Result<(), String> {
+    let recurrent = op == Op::LSTM;
+    let eight = |signed| matches!(input.format, Format::Int { bits: 8, signed: s, .. } if s == signed);
+    let tensor = input.blocks.is_tensor() && eight(false) && input.zero == Zero::Integer;
+    let token = input.blocks == Blocks::token() && eight(true) && input.zero == Zero::None;
+    if input.scale != ScaleKind::Exact(DType::F32) || input.rounding != crate::quant::Rounding::HalfEven || !(tensor || token) {
+        let forms = "uint8 with a zero point, one scale a tensor, or symmetric int8, one scale a token";
+        return Err(format!("{input} has no operators that find its scale when the model runs; these do: {forms}"));
+    }
+    if token && !matches!(op, Op::MatMul | Op::Gemm) {
+        return Err("scales a token are for MatMul and Gemm: keep the layer float, or ask for `granularity: tensor`".into());
+    }
+    let channels = match weight.blocks.channel_axis() {
+        Some(a) => a == axis as i32 || a + shape.len() as i32 == axis as i32,
+        None => recurrent && weight.blocks.gates().is_some(),
+    };
+    let types = matches!(weight.format.storage(), Some(DType::I8 | DType::U8)) && matches!(weight.format, Format::Int { .. });
+    if !types || !(channels || weight.blocks.is_tensor()) || !matches!(weight.scale, ScaleKind::Exact(DType::F32) | ScaleKind::Pow2(DType::F32)) {
+        return Err(format!("a weight of {weight} is in no integer operator; 8-bit weights per tensor or channel are"));
+    }
+    match weight.zero {
+        Zero::Real => Err("integer operators have no real zero point: ask for `symmetric: true` weights".into()),
+        Zero::Integer if channels && !recurrent && (op == Op::Conv || shape.len() != 2) => {
+            Err("its integer operator has one zero point for the whole weight: ask for `symmetric: true` weights, or one scale a tensor".into())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The lowest IR version for a model that imports `opset` of ONNX's own domain, as onnx's own table pairs them.
 pub fn ir_of_opset(opset: i64) -> i64 {
     match opset {
@@ -124,6 +160,29 @@ mod tests {
         let gates = Scheme { blocks: Blocks::gate(4), ..Scheme::int(8, true) };
         assert_eq!([1, 2].map(|directions| qdq_opset(&gates, Some(&[directions, 8, 3]))), [Ok(13), Ok(21)]);
         assert!(qdq_opset(&gates, None).is_err());
+    }
+
+    #[test]
+    fn integer_operators_take_what_their_kernels_do() {
+        let channel = |axis, zero| Scheme { blocks: Blocks::channel(axis), zero, ..Scheme::int(8, true) };
+        let tensor = Scheme { timing: Timing::Dynamic, ..Scheme::int(8, false) };
+        let token = Scheme { timing: Timing::Dynamic, blocks: Blocks::token(), ..Scheme::int(8, true) };
+        let (conv, matrix) = (&[4, 3, 1, 1][..], &[8, 4][..]);
+        for (op, input, weight, shape, axis, fits) in [
+            (Op::MatMul, &tensor, channel(1, Zero::None), matrix, 1, true),
+            (Op::MatMul, &tensor, channel(-1, Zero::Integer), matrix, 1, true),
+            (Op::MatMul, &tensor, channel(0, Zero::None), matrix, 1, false),
+            (Op::MatMul, &tensor, Scheme::int(4, true), matrix, 1, false),
+            (Op::MatMul, &tensor, channel(1, Zero::Real), matrix, 1, false),
+            (Op::MatMul, &token, channel(1, Zero::None), matrix, 1, true),
+            (Op::MatMul, &Scheme::int(8, true), channel(1, Zero::None), matrix, 1, false),
+            (Op::Conv, &tensor, channel(0, Zero::None), conv, 0, true),
+            (Op::Conv, &tensor, channel(0, Zero::Integer), conv, 0, false),
+            (Op::Conv, &token, channel(0, Zero::None), conv, 0, false),
+            (Op::LSTM, &tensor, Scheme { blocks: Blocks::gate(4), ..Scheme::int(8, true) }, &[1, 8, 3], 1, true),
+        ] {
+            assert_eq!(dynamic(op, input, &weight, shape, axis).is_ok(), fits, "{op:?} {input} {weight}");
+        }
     }
 
     #[test]

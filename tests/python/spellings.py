@@ -2,10 +2,14 @@
 
 spellings.py compare DIR: DIR/NAME.qdq.onnx beside DIR/NAME.qoperator.onnx in ONNX Runtime with its optimisations off, on other samples.
 Prints {NAME: {"steps": largest distance of the outputs, in steps of the output's scale, "ops": {OP: count}, "left": [ops between codes that stayed in QDQ]} …}.
+
+spellings.py dynamic DIR TAG: DIR/NAME.TAG.onnx beside the float model, and beside what ONNX Runtime's own dynamic quantizer makes of it, weights per channel.
+Prints {NAME: {"sqnr_db", "rival": its, "ops": {OP: count}, "fused": {OP: count} of the operators after optimisation} …}.
 """
 
 import collections
 import json
+import logging
 import pathlib
 import sys
 
@@ -15,6 +19,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto as T
 from onnx import numpy_helper
+from onnxruntime.quantization import quantize_dynamic
+
+logging.disable(logging.WARNING)
 
 
 def activations():
@@ -65,10 +72,12 @@ def towers():
 CASES = [*micro.CASES, activations, numbers, moves, lines, towers]
 
 
-def session(path):
+def session(path, optimized=None):
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED if optimized else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
+    if optimized:
+        options.optimized_model_filepath = str(optimized)
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -113,11 +122,36 @@ def compare(folder):
         rows[name] = {
             "steps": float(np.abs(a - b).max() / scale) if scale else None,
             "largest": float(np.abs(a - b).max()),
-            "ops": dict(sorted(collections.Counter(n.op_type for n in model.graph.node).items())),
+            "ops": counted(model),
             "left": left_between_codes(model),
         }
     print(json.dumps(rows))
 
 
+def counted(model):
+    return dict(sorted(collections.Counter(n.op_type for n in model.graph.node).items()))
+
+
+def dynamic(folder, tag):
+    rows = {}
+    for case in CASES:
+        name = case.__name__
+        plain, ours, rival, fused = (folder / f"{name}{end}.onnx" for end in ("", f".{tag}", ".rival", ".fused"))
+        onnx.checker.check_model(onnx.load(ours))
+        feeds = micro.samples(onnx.load(plain), *micro.JUDGE)
+        quantize_dynamic(str(plain), str(rival), per_channel=True)
+        run = lambda s: np.concatenate([s.run(None, f)[0].astype(np.float64).ravel() for f in feeds])
+        wanted = run(session(plain))
+        sqnr_db = lambda got: float(10 * np.log10((wanted**2).sum() / max(((wanted - got) ** 2).sum(), 1e-30)))
+        session(ours, fused)
+        rows[name] = {
+            "sqnr_db": round(sqnr_db(run(session(ours))), 2),
+            "rival": round(sqnr_db(run(session(rival))), 2),
+            "ops": counted(onnx.load(ours)),
+            "fused": counted(onnx.load(fused)),
+        }
+    print(json.dumps(rows))
+
+
 if __name__ == "__main__":
-    {"make": make, "compare": compare}[sys.argv[1]](pathlib.Path(sys.argv[2]))
+    {"make": make, "compare": compare, "dynamic": dynamic}[sys.argv[1]](pathlib.Path(sys.argv[2]), *sys.argv[3:])

@@ -47,8 +47,7 @@ use State::{Fitted, Float, Lowered, Placed, Rounded};
 
 pub const FOLD_CONSTANTS: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transform::fold_constants(&mut w.model) };
 pub const FOLD_BATCH_NORM: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transform::fold_batch_norm(&mut w.model) };
-pub const FUSE: Run =
-    Run { accepts: &[Float], leaves: None, run: |w, _| transform::fuse(&mut w.model, &w.recipe.target.fused, w.recipe.target.opset) };
+pub const FUSE: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transform::fuse(&mut w.model, &w.recipe.target.fused, w.recipe.target.opset) };
 pub const SMOOTH: Run = Run { accepts: &[Float], leaves: None, run: smooth };
 pub const EQUALIZE: Run = Run { accepts: &[Float], leaves: None, run: equalize };
 pub const PLACE: Run = Run { accepts: &[Float], leaves: Some(Placed), run: place };

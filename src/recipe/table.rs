@@ -4,7 +4,7 @@ use super::shape::{Key, Shape};
 use super::steps::{self, Run};
 use super::{configs, shape};
 use crate::lower;
-use crate::target::{Fate, Form, Place, Slot};
+use crate::target::{Fate, Place, Slot, Spelling};
 
 const COUNT: Shape = Shape::Int(1, i64::MAX);
 const FLAG: Shape = Shape::Bool;
@@ -30,13 +30,7 @@ pub static STEPS: &[StepRow] = &[
         run: steps::FOLD_CONSTANTS,
     },
     StepRow { name: "fold-batch-norm", doc: "fold batch normalisation into its neighbours", keys: &[], scalar: None, run: steps::FOLD_BATCH_NORM },
-    StepRow {
-        name: "fuse",
-        doc: "write functions that stand spelled out as one operator, where the target has it",
-        keys: &[],
-        scalar: None,
-        run: steps::FUSE,
-    },
+    StepRow { name: "fuse", doc: "write functions that stand spelled out as one operator, where the target has it", keys: &[], scalar: None, run: steps::FUSE },
     StepRow {
         name: "equalize",
         doc: "give channels that one layer makes and another reads like ranges in both",
@@ -251,7 +245,7 @@ pub static PROFILE: &[Key] = &[
     Key::new("ir", COUNT, "highest IR version that it reads"),
     Key::new("static", FLAG, "true: every shape is a number; a symbolic first dimension of an input becomes `batch`, or 1"),
     Key::new("batch", COUNT, "the one size that the first dimension of inputs may have"),
-    Key::new("forms", Shape::List(&Shape::OneOf(&Form::WORDS)), "spellings of codes that it reads; absent: any; []: it reads float models only"),
+    Key::new("forms", Shape::List(&Shape::OneOf(&Spelling::WORDS)), "spellings of codes that it reads; absent: any; []: it reads float models only"),
     Key::new("weights", SCHEME_OR_NONE, "scheme of weights where nobody asks for another"),
     Key::new("activations", SCHEME_OR_NONE, "scheme of activations where nobody asks for another"),
     Key::new("bias", SCHEME_OR_NONE, "scheme of biases where nobody asks for another"),
@@ -260,7 +254,11 @@ pub static PROFILE: &[Key] = &[
     Key::new("quantize", OPS, "operators that run on codes"),
     Key::new("weights_only", OPS, "operators whose constant weights are codes and whose other operands and results stay float"),
     Key::new("moves", OPS, "operators that hand codes on: output and input share one quantizer"),
-    Key::new("fused", OPS, "operators that the step `fuse` makes of what stands spelled out: Gelu, Swish, HardSwish, Mish, LayerNormalization, RMSNormalization"),
+    Key::new(
+        "fused",
+        OPS,
+        "operators that the step `fuse` makes of what stands spelled out: Gelu, Swish, HardSwish, Mish, LayerNormalization, RMSNormalization",
+    ),
     Key::new("groups", OPS, "the same operators: within what stands spelled out nothing is quantized"),
     Key::new("join", OPS, "computing operators whose inputs and output share one quantizer"),
     Key::new("never_wide", OPS, "operators whose operands and results the step `widen` leaves as they are"),

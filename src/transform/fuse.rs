@@ -61,7 +61,11 @@ fn write(model: &mut Model, form: Form) {
     for c in form.constants {
         // One axis, as these operators want it.
         let t = g.constant(c).expect("it is one").tensor.clone();
-        let flat = if t.rank() == 1 { c } else { g.add_constant(&g.value(c).name.clone(), Tensor::new(t.dtype(), vec![t.len()], t.bytes().clone()).expect("as long")) };
+        let flat = if t.rank() == 1 {
+            c
+        } else {
+            g.add_constant(&g.value(c).name.clone(), Tensor::new(t.dtype(), vec![t.len()], t.bytes().clone()).expect("as long"))
+        };
         inputs.push(Some(flat));
     }
     let at = g.position(last) + 1 - form.nodes.len();

@@ -178,7 +178,9 @@ fn build(mut model: Model, outputs: &[ValueId], options: RunnerOptions) -> Resul
         // What constants share with values that flow (a Concat's operands) changes with these.
         let flowing: BTreeSet<QuantizerId> = model.graph.nodes().filter_map(|(_, n)| Some(table.root(n.quantizer()?))).collect();
         for w in taken {
-            if options.live_weights || flowing.contains(&table.root(w.id)) {
+            if let Some(zeros) = w.zeros(&table)? {
+                model.graph.value_mut(w.value).constant = Some(zeros.into());
+            } else if options.live_weights || flowing.contains(&table.root(w.id)) {
                 sources.push((w.value, w.dtype, w.shape.clone(), Source::Weight(Box::new(w))));
             } else {
                 let row = weights::row(&table, w.id)?;

@@ -2,7 +2,7 @@
 
 use super::{Row, Verdict, row};
 use crate::graph::{Dim, Flow, Graph, Model, Node, Type};
-use crate::target::{Form, Profile};
+use crate::target::{Profile, Spelling};
 use std::collections::BTreeMap;
 
 /// Rows about the whole model, and about operators of a spelling that the target does not read.
@@ -32,7 +32,7 @@ pub fn rows(model: &Model, profile: &Profile) -> Vec<Row> {
             refuse("batch", format!("input {name} has batch {have}; the target wants {want}"), "export the model again with that batch");
         }
     }
-    let mut spelled: BTreeMap<Form, Vec<&Node>> = BTreeMap::new();
+    let mut spelled: BTreeMap<Spelling, Vec<&Node>> = BTreeMap::new();
     forms(&model.graph, &mut spelled);
     for (form, nodes) in spelled {
         let Some(read) = profile.forms.as_ref().filter(|f| !f.contains(&form)) else { continue };
@@ -55,10 +55,10 @@ fn inputs(g: &Graph) -> Vec<(&str, &[Dim])> {
     g.inputs.iter().filter_map(declared).collect()
 }
 
-fn forms<'a>(g: &'a Graph, found: &mut BTreeMap<Form, Vec<&'a Node>>) {
+fn forms<'a>(g: &'a Graph, found: &mut BTreeMap<Spelling, Vec<&'a Node>>) {
     for (_, n) in g.nodes() {
         if n.op.flow() == Flow::Quantize {
-            found.entry(Form::of(n.op)).or_default().push(n);
+            found.entry(Spelling::of(n.op)).or_default().push(n);
         }
         n.bodies().for_each(|(_, body)| forms(body, found));
     }

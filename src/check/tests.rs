@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::graph::{Dim, Graph, Model, Node, Op, Type, ValueId};
-use crate::target::{Form, Fuse, Granularity, Limit, Must, Slot};
+use crate::target::{Fuse, Granularity, Limit, Must, Slot, Spelling};
 use crate::tensor::{DType, Tensor, pack};
 
 fn profile() -> Profile {
@@ -231,14 +231,14 @@ fn the_file_itself_must_be_readable() {
     };
     refused(&m, Profile { opset: Some(13), ..profile() }, "opset", "opset 17");
     refused(&m, Profile { ir: Some(7), ..profile() }, "ir", "IR version 8");
-    refused(&m, Profile { forms: Some(vec![Form::QOperator]), ..profile() }, "forms", "spelled as qdq, and the target reads qoperator");
+    refused(&m, Profile { forms: Some(vec![Spelling::QOperator]), ..profile() }, "forms", "spelled as qdq, and the target reads qoperator");
     let mut open = m.clone();
     let x = open.graph.inputs[0];
     open.graph.value_mut(x).ty =
         Type::Tensor { dtype: Some(DType::F32), shape: Some(vec![Dim::Symbol("N".into()), Dim::Known(2), Dim::Known(4), Dim::Known(4)]) };
     refused(&open, Profile { static_shapes: true, ..profile() }, "static", "dimension N of input x");
     refused(&m, Profile { batch: Some(4), ..profile() }, "batch", "input x has batch 1");
-    let all = Profile { opset: Some(17), ir: Some(8), forms: Some(vec![Form::Qdq]), static_shapes: true, batch: Some(1), ..profile() };
+    let all = Profile { opset: Some(17), ir: Some(8), forms: Some(vec![Spelling::Qdq]), static_shapes: true, batch: Some(1), ..profile() };
     assert!(all_integer(&m, &all));
 }
 

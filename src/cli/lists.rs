@@ -16,7 +16,14 @@ pub fn recipes(name: Option<&str>) -> Result<()> {
 pub fn targets(name: Option<&str>) -> Result<()> {
     let known = recipe::targets();
     match name {
-        None => print::results(&page(&known)),
+        None => {
+            let row = |name: &String| {
+                let p = recipe::profile(name)?;
+                let proven = if p.proven == "no" { "—".to_string() } else { p.proven };
+                Ok(vec![name.clone(), p.doc, proven])
+            };
+            print::results(&print::table(&["target", "what it is", "proven by"], &known.iter().map(|(name, _)| row(name)).collect::<Result<Vec<_>>>()?))
+        }
         Some(name) => print::results(&recipe::target_text(name).ok_or_else(|| unknown("target", name, known.iter().map(|k| k.0.as_str())))?),
     }
 }

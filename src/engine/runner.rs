@@ -178,11 +178,8 @@ fn build(mut model: Model, outputs: &[ValueId], options: RunnerOptions) -> Resul
         // What constants share with values that flow (a Concat's operands) changes with these.
         let flowing: BTreeSet<QuantizerId> = model.graph.nodes().filter_map(|(_, n)| Some(table.root(n.quantizer()?))).collect();
         for w in taken {
-            // Zero is zero under every quantizer, and tract wants to know with what it pads.
-            let row = weights::row(&table, w.id)?;
-            let fills = |p: &crate::graph::Port| p.slot == 2 && model.graph.node(p.node).op == Op::Pad;
-            if model.graph.value(w.value).uses().iter().all(fills) && w.tensor(&row)?.to_f32()?.iter().all(|x| *x == 0.0) {
-                model.graph.value_mut(w.value).constant = Some(w.tensor(&row)?.into());
+            if let Some(zeros) = w.zeros(&table)? {
+                model.graph.value_mut(w.value).constant = Some(zeros.into());
             } else if options.live_weights || flowing.contains(&table.root(w.id)) {
                 sources.push((w.value, w.dtype, w.shape.clone(), Source::Weight(Box::new(w))));
             } else {

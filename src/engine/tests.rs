@@ -123,6 +123,20 @@ fn weights_are_baked_or_follow_the_table() {
     assert!(same(&second, &fresh.run(&mut fresh.spawn(), &sample, &table).unwrap()));
 }
 
+/// Pad(FakeQuant(x), pads, FakeQuant(0)) under one quantizer: the engine pads with constants alone.
+#[test]
+fn the_zero_that_pad_writes_stays_a_constant() {
+    let mut b = Built::new();
+    let x = b.input("x", &[1, 2]);
+    let (zero, pads) = (b.m.graph.add_constant("zero", Tensor::scalar(0.0)), b.m.graph.add_constant("pads", Tensor::of_i64(&[4], vec![0, 1, 0, 1])));
+    let (xq, q) = b.fake(x, 0.5, "xq", &[1, 2]);
+    let zq = b.node(Node::fake_quant(q, "zq"), &[zero], "zq", &[]);
+    let y = b.node(Node::new(Op::Pad, "pad"), &[xq, pads, zq], "y", &[1, 4]);
+    let sample = feed("x", Tensor::of_f32(&[1, 2], vec![1.0, 2.0]));
+    let r = Runner::new(&b.m, &shapes_of(&sample), &[y]).unwrap();
+    assert_eq!(r.run(&mut r.spawn(), &sample, &b.m.quantizers).unwrap()[0].to_f32().unwrap().to_vec(), [0.0, 1.0, 2.0, 0.0]);
+}
+
 /// Concat(FakeQuant(x), FakeQuant(c)) under one quantizer.
 #[test]
 fn a_constant_that_shares_a_quantizer_with_what_flows_changes_with_it() {

@@ -10,7 +10,7 @@ use crate::error::{At, Result};
 use crate::graph::{self, Flow, Form, Inferred, InputShapes, Linear, Model, Node, NodeId, Op, Port, Recurrent, Role, ValueId};
 use crate::note::Notes;
 use crate::quant::{Blocks, Params, Scheme};
-use crate::target::{Fuse, Granularity, SchemeKeys};
+use crate::target::{Fuse, Granularity, ScaleKey, SchemeKeys};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One decision about a node or value, and the rule behind it.
@@ -202,8 +202,11 @@ impl Planner<'_> {
     fn granular(&self, op: Op, keys: &SchemeKeys) -> SchemeKeys {
         let (held, _) = self.rules.profile.granularities(op);
         let asked = keys.granularity.unwrap_or(Granularity::Tensor);
-        let granularity = held.first().filter(|_| !held.contains(&asked)).copied().or(keys.granularity);
-        SchemeKeys { granularity, ..keys.clone() }
+        match held.first().filter(|_| !held.contains(&asked)) {
+            // Scales of scales belong to blocks.
+            Some(&other) => SchemeKeys { granularity: Some(other), scale: keys.scale.clone().filter(|s| !matches!(s, ScaleKey::Nested(_))), ..keys.clone() },
+            None => keys.clone(),
+        }
     }
 
     pub(super) fn quantizer(&mut self, name: String, scheme: Scheme, params: Option<Params>) -> usize {

@@ -6,7 +6,7 @@ use super::table::PROFILE;
 use super::{MAX_LAYERS, configs, read};
 use crate::error::{Error, Result};
 use crate::graph::{Op, since};
-use crate::target::{Fate, Fixed, Form, Fuse, Granularity, Legal, Limit, Must, Profile, SchemeKeys, Slot, spelling};
+use crate::target::{Fate, Fixed, Fuse, Granularity, Legal, Limit, Must, Profile, SchemeKeys, Slot, Spelling, spelling};
 
 /// One file.
 struct File {
@@ -37,7 +37,7 @@ pub fn profile(name: &str) -> Result<Profile> {
         files.push(File { place: found.place, name: found.name, bytes: found.bytes, tree });
     }
     let merged = files.iter().rev().fold(Tree::Map(vec![]), |base, f| merge(base, &f.tree));
-    let profile = own_lists(&files[0].tree).and_then(|()| typed(&files[0].name, &merged));
+    let profile = own_lists(&files[0].tree).and_then(|()| typed(&files[0], &merged));
     profile.map_err(|Wrong(paths, why)| {
         // Of the files that speak of it, the last written one is wrong.
         let found = files.iter().find_map(|f| paths.iter().find(|path| speaks(&f.tree, path)).and_then(|path| Some((f, locate(&f.bytes, path)?))));
@@ -98,13 +98,13 @@ fn granularities(t: Option<&Tree>) -> Vec<Granularity> {
     read::texts(t).iter().map(|w| read::granularity(w)).collect()
 }
 
-fn typed(name: &str, t: &Tree) -> Result<Profile, Wrong> {
+fn typed(file: &File, t: &Tree) -> Result<Profile, Wrong> {
     let of = |key: &str| t.get(key).map(read::scheme).unwrap_or_default();
     let text = |key: &str| t.get(key).and_then(Tree::text).unwrap_or_default().to_string();
     let ops = |key: &str| read::ops(t.get(key));
     let list = |key: &str| t.get(key).map_or(&[][..], Tree::list);
     let profile = Profile {
-        name: name.to_string(),
+        name: file.name.clone(),
         doc: text("doc"),
         source: text("source"),
         proven: text("proven"),
@@ -118,7 +118,7 @@ fn typed(name: &str, t: &Tree) -> Result<Profile, Wrong> {
         ir: t.get("ir").and_then(Tree::int),
         static_shapes: t.get("static").and_then(Tree::flag).unwrap_or(false),
         batch: t.get("batch").and_then(Tree::int).map(|n| n as usize),
-        forms: t.get("forms").map(|f| read::texts(Some(f)).iter().filter_map(|w| word_of(Some(w), &Form::WORDS, &Form::ALL)).collect()),
+        forms: t.get("forms").map(|f| read::texts(Some(f)).iter().filter_map(|w| word_of(Some(w), &Spelling::WORDS, &Spelling::ALL)).collect()),
         float: ops("float"),
         others: fate(t.get("others")),
         limits: list("limits").iter().enumerate().map(|(i, l)| limit(i, l)).collect::<Result<_, _>>()?,
@@ -143,7 +143,7 @@ fn typed(name: &str, t: &Tree) -> Result<Profile, Wrong> {
             .collect(),
         fixed: list("fixed").iter().map(|f| Fixed { ops: read::ops(f.get("ops")), output: f.get("output").map(read::scheme).unwrap_or_default() }).collect(),
     };
-    agrees(&profile)?;
+    agrees(&profile, &file.tree)?;
     Ok(profile)
 }
 
@@ -193,7 +193,7 @@ fn limit(i: usize, t: &Tree) -> Result<Limit, Wrong> {
 }
 
 /// Whether what the profile asks for is what it calls legal, and can be written.
-fn agrees(p: &Profile) -> Result<(), Wrong> {
+fn agrees(p: &Profile, own: &Tree) -> Result<(), Wrong> {
     if p.recipe.is_empty() {
         return wrong(&[&["recipe"]], "it names no `recipe`, the one to use where nobody asks for another");
     }
@@ -221,7 +221,7 @@ fn agrees(p: &Profile) -> Result<(), Wrong> {
         let scheme = keys.scheme(Some(0)).map_err(|e| Wrong(vec![vec![key.into()]], format!("{key}: {e}")))?;
         let constant = (slot != Slot::Activations).then_some(&[1, 1][..]);
         match (spelling::qdq_opset(&scheme, constant), p.opset) {
-            (Ok(need), Some(have)) if need > have && !p.forms.as_ref().is_some_and(|f| f.contains(&Form::MsQdq)) => {
+            (Ok(need), Some(have)) if need > have && !p.forms.as_ref().is_some_and(|f| f.contains(&Spelling::MsQdq)) => {
                 return wrong(&[&[key], &["opset"]], format!("{key} need opset {need}, and the target reads at most opset {have}"));
             }
             _ => {}
@@ -244,7 +244,8 @@ fn agrees(p: &Profile) -> Result<(), Wrong> {
     }
     let known = |op: &Op| [&p.quantize, &p.moves, &p.weights_only].iter().any(|l| l.contains(op));
     for (key, list) in [("join", &p.join), ("code_constants", &p.code_constants), ("float_results", &p.float_results)] {
-        if let Some(op) = list.iter().find(|op| !known(op)) {
+        // Of a list that is inherited, what is not run does not matter.
+        if let Some(op) = list.iter().find(|op| own.get(key).is_some() && !known(op)) {
             return wrong(&[&[key]], format!("`{key}` lists {}, which the target does not run on codes", op.spelling().1));
         }
     }

@@ -4,7 +4,7 @@ use super::shape::{Key, Shape};
 use super::steps::{self, Run};
 use super::{configs, shape};
 use crate::lower;
-use crate::target::{Fate, Form, Place, Slot};
+use crate::target::{Fate, Place, Slot, Spelling};
 
 const COUNT: Shape = Shape::Int(1, i64::MAX);
 const FLAG: Shape = Shape::Bool;
@@ -250,7 +250,7 @@ pub static PROFILE: &[Key] = &[
     Key::new("ir", COUNT, "highest IR version that it reads"),
     Key::new("static", FLAG, "true: every shape is a number; a symbolic first dimension of an input becomes `batch`, or 1"),
     Key::new("batch", COUNT, "the one size that the first dimension of inputs may have"),
-    Key::new("forms", Shape::List(&Shape::OneOf(&Form::WORDS)), "spellings of codes that it reads; absent: any; []: it reads float models only"),
+    Key::new("forms", Shape::List(&Shape::OneOf(&Spelling::WORDS)), "spellings of codes that it reads; absent: any; []: it reads float models only"),
     Key::new("weights", SCHEME_OR_NONE, "scheme of weights where nobody asks for another"),
     Key::new("activations", SCHEME_OR_NONE, "scheme of activations where nobody asks for another"),
     Key::new("bias", SCHEME_OR_NONE, "scheme of biases where nobody asks for another"),

@@ -405,8 +405,7 @@ fn every_target_takes_what_is_written_for_it() {
         assert!(refused.is_empty(), "{name}: {refused:?}");
         let found = check(&request.output.unwrap(), &name).unwrap();
         let layers: Vec<_> = found.nodes.iter().filter(|r| r.node.starts_with("conv") || r.node == "gemm").map(|r| (r.verdict, &r.reason)).collect();
-        let quantized = report.coverage.cov8 > 0.0;
-        assert_eq!(quantized, !name.ends_with("-float") && !name.starts_with("qnn-"), "{name}: {:?}", report.coverage);
+        assert_eq!(report.coverage.cov8 + report.coverage.cov16 == 1.0, !name.ends_with("-float"), "{name}: {:?}", report.coverage);
         assert!(!found.quantized || layers.iter().all(|(v, _)| *v == crate::check::Verdict::Integer), "{name}: {layers:?}");
     }
 }

@@ -32,7 +32,7 @@ pub struct Profile {
     /// The one size that the first dimension of inputs may have.
     pub batch: Option<usize>,
     /// Spellings of codes that it reads; `None`: any.
-    pub forms: Option<Vec<Form>>,
+    pub forms: Option<Vec<Spelling>>,
     /// Ops that it runs in float.
     pub float: Vec<Op>,
     /// What becomes of ops that no list here names.
@@ -150,7 +150,7 @@ impl Fate {
 
 /// Families of operators in which ONNX files speak of codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Form {
+pub enum Spelling {
     /// ONNX's QuantizeLinear and DequantizeLinear.
     Qdq,
     /// com.microsoft's.
@@ -163,24 +163,24 @@ pub enum Form {
     WeightOnly,
 }
 
-impl Form {
+impl Spelling {
     /// As profiles write them.
     pub const WORDS: [&'static str; 5] = ["qdq", "ms-qdq", "qoperator", "dynamic", "weight-only"];
-    pub const ALL: [Form; 5] = [Form::Qdq, Form::MsQdq, Form::QOperator, Form::Dynamic, Form::WeightOnly];
+    pub const ALL: [Spelling; 5] = [Spelling::Qdq, Spelling::MsQdq, Spelling::QOperator, Spelling::Dynamic, Spelling::WeightOnly];
 
     /// The family of an operator that speaks of codes.
-    pub fn of(op: Op) -> Form {
+    pub fn of(op: Op) -> Spelling {
         match op {
-            Op::QuantizeLinear | Op::DequantizeLinear => Form::Qdq,
-            Op::MsQuantizeLinear | Op::MsDequantizeLinear => Form::MsQdq,
-            Op::MatMulNBits | Op::MatMulBnb4 | Op::GatherBlockQuantized | Op::MatMulFpQ4 | Op::QMoE => Form::WeightOnly,
-            Op::DynamicQuantizeLinear | Op::MatMulInteger | Op::ConvInteger | Op::MatMulIntegerToFloat => Form::Dynamic,
-            Op::DynamicQuantizeMatMul | Op::DynamicQuantizeLSTM | Op::MatMulInteger16 => Form::Dynamic,
-            _ => Form::QOperator,
+            Op::QuantizeLinear | Op::DequantizeLinear => Spelling::Qdq,
+            Op::MsQuantizeLinear | Op::MsDequantizeLinear => Spelling::MsQdq,
+            Op::MatMulNBits | Op::MatMulBnb4 | Op::GatherBlockQuantized | Op::MatMulFpQ4 | Op::QMoE => Spelling::WeightOnly,
+            Op::DynamicQuantizeLinear | Op::MatMulInteger | Op::ConvInteger | Op::MatMulIntegerToFloat => Spelling::Dynamic,
+            Op::DynamicQuantizeMatMul | Op::DynamicQuantizeLSTM | Op::MatMulInteger16 => Spelling::Dynamic,
+            _ => Spelling::QOperator,
         }
     }
 
     pub fn word(self) -> &'static str {
-        Form::WORDS[self as usize]
+        Spelling::WORDS[self as usize]
     }
 }

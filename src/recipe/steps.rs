@@ -10,9 +10,10 @@ use crate::note::Notes;
 use crate::onnx;
 use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules};
+use crate::target::SchemeKeys;
 use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
 use crate::round::{self, CorrectBias};
-use crate::transform::{self, Equalize, Smooth};
+use crate::transform::{self, Balance, Equalize, Grid, Smooth};
 
 /// The model on its way, and what its steps may use.
 pub struct Work<'a> {
@@ -49,6 +50,7 @@ pub const FOLD_CONSTANTS: Run = Run { accepts: &[Float], leaves: None, run: |w, 
 pub const FOLD_BATCH_NORM: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transform::fold_batch_norm(&mut w.model) };
 pub const SMOOTH: Run = Run { accepts: &[Float], leaves: None, run: smooth };
 pub const EQUALIZE: Run = Run { accepts: &[Float], leaves: None, run: equalize };
+pub const BALANCE: Run = Run { accepts: &[Float], leaves: None, run: balance };
 pub const PLACE: Run = Run { accepts: &[Float], leaves: Some(Placed), run: place };
 pub const CALIBRATE: Run = Run { accepts: &[Placed, Fitted], leaves: Some(Fitted), run: calibrate };
 pub const WIDEN: Run = Run { accepts: &[Fitted], leaves: None, run: widen };
@@ -147,6 +149,17 @@ fn equalize(w: &mut Work, args: &Args) -> Result<Notes> {
 fn smooth(w: &mut Work, args: &Args) -> Result<Notes> {
     let how = Smooth { alpha: args.number("alpha"), samples: args.int("samples").map_or(16, |n| n as usize), threads: w.threads };
     transform::smooth(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
+}
+
+fn balance(w: &mut Work, args: &Args) -> Result<Notes> {
+    let scheme = |keys: Option<&SchemeKeys>| keys.ok_or_else(|| Error::usage("balance is for models whose weights and activations become codes")).and_then(|k| k.scheme(Some(0)));
+    let how = Balance {
+        grid: Grid::of(&scheme(w.recipe.weights.as_ref())?, &scheme(w.recipe.activations.as_ref())?),
+        sweeps: args.int("sweeps").map_or(8, |n| n as usize),
+        samples: args.int("samples").map_or(64, |n| n as usize),
+        threads: w.threads,
+    };
+    transform::balance(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
 }
 
 fn place(w: &mut Work, _: &Args) -> Result<Notes> {

@@ -38,6 +38,13 @@ pub static STEPS: &[StepRow] = &[
         run: steps::EQUALIZE,
     },
     StepRow {
+        name: "balance",
+        doc: "scale channels between layers so that rounding to the target's codes costs the outputs least",
+        keys: BALANCE,
+        scalar: None,
+        run: steps::BALANCE,
+    },
+    StepRow {
         name: "smooth",
         doc: "hand channels that stand out from activations over to the weights that read them",
         keys: SMOOTH,
@@ -66,6 +73,10 @@ static EQUALIZE: &[Key] = &[
     Key::new("absorb", FLAG, "move what a channel always carries into the biases behind; default true, with samples"),
     Key::new("sigmas", Shape::Number(0.0, 100.0), "standard deviations below the mean that a channel always carries; default 3"),
     Key::new("samples", COUNT, "samples for those means at most; default 32"),
+];
+static BALANCE: &[Key] = &[
+    Key::new("sweeps", COUNT, "times that all layers are visited at most; default 8"),
+    Key::new("samples", COUNT, "samples looked at at most; default 64"),
 ];
 static SMOOTH: &[Key] = &[
     Key::new("alpha", Shape::Number(0.0, 1.0), "share of a channel's range that moves into the weights; default: searched for each value"),

@@ -1,11 +1,13 @@
 //! Equivalent float graphs that quantize better.
 
+mod balance;
 mod equalize;
 mod fold_batch_norm;
 mod fold_constants;
 mod fold_forward;
 mod smooth;
 
+pub use balance::{Balance, Grid, balance};
 pub use equalize::{Equalize, equalize};
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_constants::fold_constants;

@@ -12,7 +12,7 @@ use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules};
 use crate::target::SchemeKeys;
 use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
-use crate::round::{self, CorrectBias};
+use crate::round::{self, CorrectBias, Gptq};
 use crate::transform::{self, Balance, Equalize, Grid, Smooth};
 
 /// The model on its way, and what its steps may use.
@@ -54,7 +54,7 @@ pub const BALANCE: Run = Run { accepts: &[Float], leaves: None, run: balance };
 pub const PLACE: Run = Run { accepts: &[Float], leaves: Some(Placed), run: place };
 pub const CALIBRATE: Run = Run { accepts: &[Placed, Fitted], leaves: Some(Fitted), run: calibrate };
 pub const WIDEN: Run = Run { accepts: &[Fitted], leaves: None, run: widen };
-pub const ROUND: Run = Run { accepts: &[Fitted], leaves: Some(Rounded), run: |w, _| round::round_nearest(&mut w.model) };
+pub const ROUND: Run = Run { accepts: &[Fitted], leaves: Some(Rounded), run: round };
 pub const CORRECT_BIAS: Run = Run { accepts: &[Rounded], leaves: None, run: correct_bias };
 pub const LOWER: Run = Run { accepts: &[Rounded], leaves: Some(Lowered), run: lower };
 
@@ -218,6 +218,16 @@ fn widen(w: &mut Work, args: &Args) -> Result<Notes> {
         threads: w.threads,
     };
     allocate::widen(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)
+}
+
+fn round(w: &mut Work, args: &Args) -> Result<Notes> {
+    let mut notes = Notes::of("round");
+    if args.text("method") == Some("gptq") {
+        let how = Gptq { damping: args.number("damping").unwrap_or(0.01), samples: args.int("samples").map_or(32, |n| n as usize), threads: w.threads };
+        notes.append(round::gptq(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?);
+    }
+    notes.append(round::round_nearest(&mut w.model)?);
+    Ok(notes)
 }
 
 fn correct_bias(w: &mut Work, args: &Args) -> Result<Notes> {

@@ -98,7 +98,11 @@ static CALIBRATE_ACTIVATIONS: &[Key] = &[
     Key::new("outliers", Shape::Number(0.0, f64::INFINITY), "standard deviations from the mean beyond which values count for nothing; default: all count"),
 ];
 static CALIBRATE_WEIGHTS: &[Key] = &[Key::new("method", Shape::OneOf(&["minmax", "mse"]), "minmax: all values; mse: least squared error")];
-static ROUND: &[Key] = &[Key::new("method", Shape::OneOf(&["nearest"]), "nearest: the code closest to each weight")];
+static ROUND: &[Key] = &[
+    Key::new("method", Shape::OneOf(&["nearest", "gptq"]), "nearest: the code closest to each weight; gptq: each weight makes up for what those before it lost"),
+    Key::new("damping", Shape::Number(0.0, 1.0), "gptq: of the inputs' mean energy, what is added to each; default 0.01"),
+    Key::new("samples", COUNT, "gptq: samples at most; default 32"),
+];
 static WIDEN: &[Key] = &[
     Key::new("share", Shape::Number(0.0, 1.0), "largest share of all activations that may be wider; default 0.08"),
     Key::new("macs", Shape::Number(0.0, 1.0), "largest share of the multiply-adds whose operand may be wider; default 0.02"),

@@ -16,6 +16,7 @@ pub mod graph;
 pub mod interrupt;
 pub mod lift;
 pub mod lower;
+pub mod math;
 pub mod note;
 pub mod observe;
 pub mod onnx;

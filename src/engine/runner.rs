@@ -7,7 +7,7 @@ use super::tensors::{of_tract, to_tract};
 use super::weights::{self, Row, Weight};
 use super::{prepare, support};
 use crate::error::{Error, Result};
-use crate::graph::{Flow, InputShapes, Model, Op, ValueId, specialize};
+use crate::graph::{Flow, InputShapes, Model, ValueId, specialize};
 use crate::quant::{QuantizerId, Table};
 use crate::tensor::{DType, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
@@ -183,6 +183,7 @@ fn build(mut model: Model, outputs: &[ValueId], options: RunnerOptions) -> Resul
             } else if options.live_weights || flowing.contains(&table.root(w.id)) {
                 sources.push((w.value, w.dtype, w.shape.clone(), Source::Weight(Box::new(w))));
             } else {
+                let row = weights::row(&table, w.id)?;
                 model.graph.value_mut(w.value).constant = Some(w.tensor(&row)?.into());
                 baked.push((w.id, row));
             }

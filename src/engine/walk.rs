@@ -59,6 +59,11 @@ impl Walk {
         Ok(at.into_values().max().unwrap_or(0))
     }
 
+    /// A value that later pieces read, of every sample.
+    pub fn kept(&self, value: ValueId) -> Option<&Vec<Tensor>> {
+        self.kept.get(&value)
+    }
+
     /// Runs all nodes up to and with `node`; the value `stop` of every sample, which may be changed before the walk goes on.
     ///
     /// # Errors

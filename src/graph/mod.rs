@@ -10,6 +10,7 @@ mod linear;
 mod model;
 mod node;
 mod op;
+mod sets;
 
 pub use attr::{Attr, AttrValue, Constant, Storage};
 pub use eval::eval;
@@ -20,3 +21,4 @@ pub use linear::{Linear, Recurrent, bias_behind, constant_behind};
 pub use model::{Model, Site};
 pub use node::Node;
 pub use op::{Facts, Flow, Op, Role};
+pub use sets::Sets;

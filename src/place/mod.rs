@@ -7,7 +7,6 @@ mod heads;
 mod insert;
 mod kind;
 mod plan;
-mod sets;
 #[cfg(test)]
 mod tests;
 mod wishes;

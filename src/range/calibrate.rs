@@ -253,8 +253,7 @@ mod tests {
     use crate::data::tests::npy;
     use crate::graph::{Dim, Node, Op, Type};
     use crate::pass::Silent;
-    use crate::quant::Blocks;
-    use crate::quant::Scheme;
+    use crate::quant::{Blocks, Scheme};
     use crate::tensor::{DType, Tensor};
 
     /// x[N,4] → FakeQuant → Relu → FakeQuant → y, and a constant under a quantizer of its own.

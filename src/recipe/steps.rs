@@ -10,9 +10,10 @@ use crate::note::Notes;
 use crate::onnx;
 use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules};
+use crate::target::SchemeKeys;
 use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
-use crate::round::{self, CorrectBias};
-use crate::transform::{self, Equalize, Smooth};
+use crate::round::{self, CorrectBias, Gptq};
+use crate::transform::{self, Balance, Equalize, Grid, Smooth};
 
 /// The model on its way, and what its steps may use.
 pub struct Work<'a> {
@@ -50,10 +51,11 @@ pub const FOLD_BATCH_NORM: Run = Run { accepts: &[Float], leaves: None, run: |w,
 pub const FUSE: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transform::fuse(&mut w.model, &w.recipe.target.fused, w.recipe.target.opset) };
 pub const SMOOTH: Run = Run { accepts: &[Float], leaves: None, run: smooth };
 pub const EQUALIZE: Run = Run { accepts: &[Float], leaves: None, run: equalize };
+pub const BALANCE: Run = Run { accepts: &[Float], leaves: None, run: balance };
 pub const PLACE: Run = Run { accepts: &[Float], leaves: Some(Placed), run: place };
 pub const CALIBRATE: Run = Run { accepts: &[Placed, Fitted], leaves: Some(Fitted), run: calibrate };
 pub const WIDEN: Run = Run { accepts: &[Fitted], leaves: None, run: widen };
-pub const ROUND: Run = Run { accepts: &[Fitted], leaves: Some(Rounded), run: |w, _| round::round_nearest(&mut w.model) };
+pub const ROUND: Run = Run { accepts: &[Fitted], leaves: Some(Rounded), run: round };
 pub const CORRECT_BIAS: Run = Run { accepts: &[Rounded], leaves: None, run: correct_bias };
 pub const LOWER: Run = Run { accepts: &[Rounded], leaves: Some(Lowered), run: lower };
 
@@ -150,6 +152,17 @@ fn smooth(w: &mut Work, args: &Args) -> Result<Notes> {
     transform::smooth(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
 }
 
+fn balance(w: &mut Work, args: &Args) -> Result<Notes> {
+    let scheme = |keys: Option<&SchemeKeys>| keys.ok_or_else(|| Error::usage("balance is for models whose weights and activations become codes")).and_then(|k| k.scheme(Some(0)));
+    let how = Balance {
+        grid: Grid::of(&scheme(w.recipe.weights.as_ref())?, &scheme(w.recipe.activations.as_ref())?),
+        sweeps: args.int("sweeps").map_or(8, |n| n as usize),
+        samples: args.int("samples").map_or(64, |n| n as usize),
+        threads: w.threads,
+    };
+    transform::balance(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
+}
+
 fn place(w: &mut Work, _: &Args) -> Result<Notes> {
     if let Some((_, node)) = w.model.graph.nodes().find(|(_, n)| n.op.flow() == Flow::Quantize) {
         return Err(Error::usage(format!("the model is quantized already (node {} is a {}): start from the float model", node.name, node.op_type)));
@@ -206,6 +219,16 @@ fn widen(w: &mut Work, args: &Args) -> Result<Notes> {
         threads: w.threads,
     };
     allocate::widen(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)
+}
+
+fn round(w: &mut Work, args: &Args) -> Result<Notes> {
+    let mut notes = Notes::of("round");
+    if args.text("method") == Some("gptq") {
+        let how = Gptq { damping: args.number("damping").unwrap_or(0.01), samples: args.int("samples").map_or(32, |n| n as usize), threads: w.threads };
+        notes.append(round::gptq(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?);
+    }
+    notes.append(round::round_nearest(&mut w.model)?);
+    Ok(notes)
 }
 
 fn correct_bias(w: &mut Work, args: &Args) -> Result<Notes> {

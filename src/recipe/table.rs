@@ -39,6 +39,13 @@ pub static STEPS: &[StepRow] = &[
         run: steps::EQUALIZE,
     },
     StepRow {
+        name: "balance",
+        doc: "scale channels between layers so that rounding to the target's codes costs the outputs least",
+        keys: BALANCE,
+        scalar: None,
+        run: steps::BALANCE,
+    },
+    StepRow {
         name: "smooth",
         doc: "hand channels that stand out from activations over to the weights that read them",
         keys: SMOOTH,
@@ -68,6 +75,10 @@ static EQUALIZE: &[Key] = &[
     Key::new("sigmas", Shape::Number(0.0, 100.0), "standard deviations below the mean that a channel always carries; default 3"),
     Key::new("samples", COUNT, "samples for those means at most; default 32"),
 ];
+static BALANCE: &[Key] = &[
+    Key::new("sweeps", COUNT, "times that all layers are visited at most; default 8"),
+    Key::new("samples", COUNT, "samples looked at at most; default 64"),
+];
 static SMOOTH: &[Key] = &[
     Key::new("alpha", Shape::Number(0.0, 1.0), "share of a channel's range that moves into the weights; default: searched for each value"),
     Key::new("samples", COUNT, "samples looked at at most; default 16"),
@@ -88,7 +99,11 @@ static CALIBRATE_ACTIVATIONS: &[Key] = &[
     Key::new("outliers", Shape::Number(0.0, f64::INFINITY), "standard deviations from the mean beyond which values count for nothing; default: all count"),
 ];
 static CALIBRATE_WEIGHTS: &[Key] = &[Key::new("method", Shape::OneOf(&["minmax", "mse"]), "minmax: all values; mse: least squared error")];
-static ROUND: &[Key] = &[Key::new("method", Shape::OneOf(&["nearest"]), "nearest: the code closest to each weight")];
+static ROUND: &[Key] = &[
+    Key::new("method", Shape::OneOf(&["nearest", "gptq"]), "nearest: the code closest to each weight; gptq: each weight makes up for what those before it lost"),
+    Key::new("damping", Shape::Number(0.0, 1.0), "gptq: of the inputs' mean energy, what is added to each; default 0.01"),
+    Key::new("samples", COUNT, "gptq: samples at most; default 32"),
+];
 static WIDEN: &[Key] = &[
     Key::new("share", Shape::Number(0.0, 1.0), "largest share of all activations that may be wider; default 0.08"),
     Key::new("macs", Shape::Number(0.0, 1.0), "largest share of the multiply-adds whose operand may be wider; default 0.02"),

@@ -168,7 +168,7 @@ fn layers(model: &Model, notes: &mut Notes) -> Vec<Layer> {
 }
 
 /// Samples by the shapes of their inputs, the commonest shapes first.
-fn same_shapes(data: &Dataset, samples: &[usize]) -> Result<Vec<Vec<usize>>> {
+pub(super) fn same_shapes(data: &Dataset, samples: &[usize]) -> Result<Vec<Vec<usize>>> {
     let mut groups: Vec<(InputShapes, Vec<usize>)> = Vec::new();
     for &i in samples {
         let shapes = shapes_of(&data.sample(i)?);

@@ -1,8 +1,11 @@
 //! Which code stands for each weight.
 
 mod correct_bias;
+mod gptq;
+mod patches;
 
 pub use correct_bias::{CorrectBias, correct_bias};
+pub use gptq::{Gptq, gptq};
 
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, NodeId, Op, Site};

@@ -166,7 +166,7 @@ fn follow(
 }
 
 /// The axis of the channels behind a node for which f(s·x) = s·f(x), channel by channel.
-fn passes(g: &Graph, inferred: &Inferred, node: &Node, axis: usize, channels: usize) -> Option<usize> {
+pub(super) fn passes(g: &Graph, inferred: &Inferred, node: &Node, axis: usize, channels: usize) -> Option<usize> {
     let shape = |v: ValueId| inferred.get(v).shape.clone();
     let (x, y) = (shape(node.input(0)?)?, shape(node.output(0)?)?);
     let spatial = |s: &[Dim]| s.iter().skip(2).all(|d| *d == Dim::Known(1));

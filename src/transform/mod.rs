@@ -1,5 +1,6 @@
 //! Equivalent float graphs that quantize better.
 
+mod balance;
 mod equalize;
 mod fold_batch_norm;
 mod fold_constants;
@@ -9,6 +10,7 @@ mod smooth;
 #[cfg(test)]
 mod testing;
 
+pub use balance::{Balance, Grid, balance};
 pub use equalize::{Equalize, equalize};
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_constants::fold_constants;

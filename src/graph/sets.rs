@@ -1,6 +1,6 @@
-//! Values that must share one quantizer.
+//! Disjoint sets of values: those that share a quantizer, or the scales of their channels.
 
-use crate::graph::ValueId;
+use super::ValueId;
 use std::collections::BTreeMap;
 
 /// Disjoint sets of values; the lowest id of a set stands for it.

@@ -1,0 +1,7 @@
+//! Linear algebra, without a word about models. Matrices are row-major.
+
+mod cholesky;
+mod gram;
+
+pub use cholesky::cholesky;
+pub use gram::add_gram;

@@ -1,0 +1,251 @@
+//! Rounds the weights of a layer one input after the other, and each makes up for what those before it lost: of `‖(W − Q)·X‖²` over the samples, with
+//! `H = X·Xᵀ = L·Lᵀ` and inputs in descending order of their energy, `Q_k = round(W_k + Σ_j (W_j − Q_j)·L_jk / L_kk)` over the `j` before.
+//! Source: Frantar et al. 2022, GPTQ; in the form of Chee et al. 2023, QuIP, section 3. Codes and scales stay those of the quantizer.
+//! Needs: samples; integer codes. Means count little, since biases can restore them. A row that nearest codes serve better keeps these.
+//! Declines, for nearest codes: weights that several layers read, ConvTranspose, formats other than integers.
+
+use super::patches::Patches;
+use super::correct_bias::same_shapes;
+use crate::data::Dataset;
+use crate::engine::{RunnerOptions, Walk};
+use crate::error::{At, Error, Result};
+use crate::graph::{Linear, Model, NodeId, Op, Site, ValueId};
+use crate::math::{add_gram, cholesky};
+use crate::note::Notes;
+use crate::pass::Progress;
+use crate::quant::{self, Codes, Curve, Format, Quantizer, Rounding};
+use crate::tensor::{Tensor, pack};
+use rayon::prelude::*;
+
+/// What the method was asked for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gptq {
+    /// Of the mean energy of the inputs, what is added to each.
+    pub damping: f64,
+    /// Samples at most.
+    pub samples: usize,
+    pub threads: usize,
+}
+
+/// What is left of the energy of means.
+const MEAN: f64 = 0.25;
+/// Places that are looked at for each number of a sum, at least in all, and multiply-adds that a layer's sums may take.
+const PLACES: (usize, usize, f64) = (4, 2048, 1e11);
+/// Rows that are rounded together.
+const ROWS: usize = 8;
+
+/// A layer and the FakeQuant that holds its weight.
+struct Layer {
+    node: NodeId,
+    fake: NodeId,
+    x: ValueId,
+    patches: Patches,
+    outs: usize,
+    /// Whether the numbers of one sum lie side by side.
+    by_row: bool,
+}
+
+/// Finds codes for all weights that allow it; the others are left for nearest codes.
+pub fn gptq(model: &mut Model, how: &Gptq, data: Option<(&Dataset, &[usize])>, progress: &dyn Progress) -> Result<Notes> {
+    let mut notes = Notes::of("round");
+    let (data, samples) = data.ok_or_else(|| Error::usage("gptq weighs errors by sample inputs: give --data"))?;
+    let mut layers = Vec::new();
+    for (id, node) in model.graph.nodes().filter(|(_, n)| matches!(n.op, Op::Conv | Op::ConvTranspose | Op::Gemm | Op::MatMul)) {
+        match layer(model, id) {
+            Some(Ok(layer)) => layers.push(layer),
+            Some(Err(why)) => notes.declined(&node.name, format!("nearest codes: {why}")),
+            None => {}
+        }
+    }
+    if layers.is_empty() {
+        return Ok(notes);
+    }
+    let group = same_shapes(data, &samples[..samples.len().min(how.samples)])?.into_iter().next().unwrap_or_default();
+    let inputs = group.iter().map(|&i| data.sample(i)).collect::<Result<Vec<_>>>()?;
+    let count = inputs.len();
+    progress.begin("round", layers.len() as u64);
+    let mut walk = Walk::new(model, inputs, RunnerOptions { float: true, ..RunnerOptions::default() }, how.threads)?;
+    let (mut kept, mut rows, mut found) = (0, 0, Vec::new());
+    for layer in &layers {
+        crate::interrupt::check()?;
+        let name = || model.graph.node(layer.node).name.clone();
+        let quantizer = &model.quantizers[model.quantizers.root(model.graph.node(layer.fake).quantizer().expect("it is a FakeQuant"))];
+        let x = match model.graph.value(layer.x).producer() {
+            Some((producer, _)) => &*walk.to(producer, layer.x).at(name)?,
+            None => walk.kept(layer.x).ok_or_else(|| Error::failed("reads nothing").at(name()))?,
+        };
+        let weight = &model.graph.node(layer.fake).input(0).and_then(|v| model.graph.constant(v)).expect("found before").tensor;
+        let grid = Grid::of(quantizer, weight.shape()).at(name)?;
+        let w = weight.to_f32()?;
+        let (values, better) = round_layer(layer, &w, &grid, x, count, how.damping)?;
+        (kept, rows) = (kept + layer.outs - better, rows + layer.outs);
+        let params = quantizer.params.as_ref().expect("a grid has parameters");
+        found.push((Site::of(layer.fake), quant::quantize(&values, weight.shape(), &quantizer.scheme, params).at(name)?));
+        progress.tick(1);
+    }
+    progress.end();
+    model.codes.extend(found);
+    notes.changed("", format!("the weights of {} layers rounded so that errors make up for each other, over {count} samples; {kept} of {rows} rows keep their nearest codes", layers.len()));
+    Ok(notes)
+}
+
+/// A layer whose weight is one constant under a quantizer that has no codes yet; or why it is not taken.
+fn layer(model: &Model, id: NodeId) -> Option<std::result::Result<Layer, &'static str>> {
+    let g = &model.graph;
+    let linear = Linear::of(g, id).filter(|l| l.constant)?;
+    let (fake, _) = g.value(linear.weight).producer()?;
+    let weight = g.constant(g.node(fake).input(0)?)?;
+    let quantizer = &model.quantizers[model.quantizers.root(g.node(fake).quantizer()?)];
+    if model.codes.contains_key(&Site::of(fake)) {
+        return None;
+    }
+    let integers = matches!(quantizer.scheme.format, Format::Int { bits, .. } if bits <= 16) && quantizer.scheme.rounding == Rounding::HalfEven;
+    let linear_curve = quantizer.params.as_ref().is_some_and(|p| p.curve == Curve::Linear);
+    if !integers || !linear_curve {
+        return Some(Err("its codes are no evenly spaced integers"));
+    }
+    if g.value(linear.weight).uses().len() != 1 {
+        return Some(Err("several layers read its weight"));
+    }
+    let shape = weight.tensor.shape();
+    let Some(patches) = Patches::of(g.node(id), &linear, shape) else { return Some(Err("its weights do not meet its input row by row")) };
+    let x = g.node(id).input(linear.input_slot)?;
+    Some(Ok(Layer { node: id, fake, x, patches, outs: shape[linear.out_axis], by_row: linear.out_axis == 0 }))
+}
+
+/// Where the codes of each weight lie: `value = offset + code · step`.
+struct Grid {
+    step: Vec<f32>,
+    offset: Vec<f32>,
+    codes: (f32, f32),
+}
+
+impl Grid {
+    fn of(q: &Quantizer, shape: &[usize]) -> Result<Grid> {
+        let (Some(params), Some((first, last)), Some(storage)) = (&q.params, q.scheme.format.code_range(), q.scheme.format.storage()) else {
+            return Err(Error::failed("has no scale yet; `calibrate` must stand before `round`"));
+        };
+        let all = |code: i32| {
+            let n = shape.iter().product();
+            quant::dequantize(&Codes(Tensor::new(storage, shape.to_vec(), pack::pack(&vec![code; n], storage).into())?), &q.scheme, params)
+        };
+        let offset = all(0)?;
+        let step = all(1)?.iter().zip(&offset).map(|(a, b)| a - b).collect();
+        Ok(Grid { step, offset, codes: (first as f32, last as f32) })
+    }
+
+    fn nearest(&self, at: usize, x: f32) -> f32 {
+        let (step, offset) = (self.step[at], self.offset[at]);
+        offset + ((x - offset) / step).round_ties_even().clamp(self.codes.0, self.codes.1) * step
+    }
+}
+
+/// The values that stand for a layer's weights, and how many rows are better so than under their nearest codes.
+fn round_layer(layer: &Layer, w: &[f32], grid: &Grid, x: &[Tensor], samples: usize, damping: f64) -> Result<(Vec<f32>, usize)> {
+    let n = layer.patches.width();
+    let all = (PLACES.0 * n).max(PLACES.1).min((PLACES.2 / (n * n) as f64) as usize);
+    let most = all.div_ceil(samples).max(8);
+    let per_group = layer.outs / layer.patches.groups;
+    let x: Vec<_> = x.iter().map(|t| Ok((t.to_f32()?, t.shape()))).collect::<Result<_>>()?;
+    let one = |group: usize| {
+        let (mut sums, mut means, mut count) = (vec![0f64; n * n], vec![0f64; n], 0);
+        for (x, shape) in &x {
+            let (columns, rows) = layer.patches.columns(x, shape, group, most);
+            add_gram(&mut sums, &columns, n, rows);
+            means.iter_mut().zip(columns.chunks(rows.max(1))).for_each(|(m, c)| *m += c.iter().map(|v| *v as f64).sum::<f64>());
+            count += rows;
+        }
+        let factor = Factor::of(sums, &means, count, damping);
+        let rows: Vec<usize> = (group * per_group..(group + 1) * per_group).collect();
+        let at = |o: usize, c: usize| if layer.by_row { o * n + c } else { c * layer.outs + o };
+        rows.par_chunks(ROWS).map(|rows| round_rows(rows, &factor, w, grid, &at)).collect::<Vec<_>>()
+    };
+    let found: Vec<_> = if layer.patches.groups > 1 { (0..layer.patches.groups).into_par_iter().map(one).collect() } else { vec![one(0)] };
+    let (mut values, mut better) = (w.to_vec(), 0);
+    for (o, row, won) in found.into_iter().flatten().flatten() {
+        better += won as usize;
+        for (c, v) in row.into_iter().enumerate() {
+            values[if layer.by_row { o * n + c } else { c * layer.outs + o }] = v;
+        }
+    }
+    Ok((values, better))
+}
+
+/// The factor of a layer's second moments.
+struct Factor {
+    /// Inputs in ascending order of their energy: the last is rounded first.
+    order: Vec<usize>,
+    /// By column `k`: `L_jk / L_kk` for `j` from `k` on; and `L_kk²`.
+    columns: Vec<f32>,
+    pivots: Vec<f64>,
+}
+
+impl Factor {
+    fn of(mut sums: Vec<f64>, means: &[f64], count: usize, damping: f64) -> Factor {
+        let n = means.len();
+        let rows = count.max(1) as f64;
+        for i in 0..n {
+            for j in 0..=i {
+                sums[i * n + j] = sums[i * n + j] / rows - (1.0 - MEAN) * (means[i] / rows) * (means[j] / rows);
+            }
+        }
+        let energy = |i: usize| sums[i * n + i];
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|a, b| energy(*a).total_cmp(&energy(*b)).then(b.cmp(a)));
+        let mean = (0..n).map(energy).sum::<f64>() / n as f64;
+        let mut damping = damping * mean.max(f64::MIN_POSITIVE);
+        let (mut pivots, mut columns) = (vec![1.0; n], vec![0f32; n * n]);
+        for _ in 0..6 {
+            let mut l = vec![0f64; n * n];
+            for (i, &a) in order.iter().enumerate() {
+                for (j, &b) in order[..=i].iter().enumerate() {
+                    l[i * n + j] = sums[a.max(b) * n + a.min(b)] + if i == j { damping } else { 0.0 };
+                }
+            }
+            if cholesky(&mut l, n) {
+                for k in 0..n {
+                    pivots[k] = l[k * n + k] * l[k * n + k];
+                    for j in k + 1..n {
+                        columns[k * n + j] = (l[j * n + k] / l[k * n + k]) as f32;
+                    }
+                }
+                break;
+            }
+            damping *= 10.0;
+        }
+        Factor { order, columns, pivots }
+    }
+}
+
+/// Some rows at once: by row its index, its values, and whether they are better than nearest ones.
+fn round_rows(rows: &[usize], factor: &Factor, w: &[f32], grid: &Grid, at: &impl Fn(usize, usize) -> usize) -> Vec<(usize, Vec<f32>, bool)> {
+    let n = factor.order.len();
+    // Errors so far, of these codes and of the nearest, side by side.
+    let mut errors = vec![[0f32; 2 * ROWS]; n];
+    let mut losses = [0f64; 2 * ROWS];
+    let mut values = vec![vec![0f32; n]; 2 * rows.len()];
+    for k in (0..n).rev() {
+        let mut owed = [0f32; 2 * ROWS];
+        for (l, e) in factor.columns[k * n + k + 1..(k + 1) * n].iter().zip(&errors[k + 1..]) {
+            for i in 0..2 * ROWS {
+                owed[i] += l * e[i];
+            }
+        }
+        let c = factor.order[k];
+        for (i, &o) in rows.iter().enumerate() {
+            let (at, x) = (at(o, c), w[at(o, c)]);
+            for (slot, wanted) in [(i, x + owed[i]), (ROWS + i, x)] {
+                let q = grid.nearest(at, wanted);
+                errors[k][slot] = x - q;
+                losses[slot] += factor.pivots[k] * ((x - q + owed[slot]) as f64).powi(2);
+                values[if slot < ROWS { i } else { rows.len() + i }][c] = q;
+            }
+        }
+    }
+    let mut nearest = values.split_off(rows.len());
+    let pick = |(i, o): (usize, &usize)| {
+        let better = losses[i] < losses[ROWS + i];
+        (*o, std::mem::take(if better { &mut values[i] } else { &mut nearest[i] }), better)
+    };
+    rows.iter().enumerate().map(pick).collect()
+}

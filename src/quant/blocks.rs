@@ -163,6 +163,16 @@ impl Layout {
         loss
     }
 
+    /// The block of each element.
+    pub fn members(&self) -> Vec<u32> {
+        let mut members = vec![0u32; self.view.iter().product()];
+        self.runs(|r, share| match share {
+            Share::One(b) => members[r].fill(b as u32),
+            Share::Each(b) => members[r].iter_mut().enumerate().for_each(|(i, m)| *m = (b + i) as u32),
+        });
+        members
+    }
+
     /// Calls `f` for each stretch of neighbouring elements, in order, with the block or blocks they belong to.
     pub(super) fn runs(&self, mut f: impl FnMut(Range<usize>, Share)) {
         if self.view.contains(&0) {

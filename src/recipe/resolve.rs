@@ -7,7 +7,8 @@ use super::table::{EVERY_STEP, RECIPE, STEPS};
 use super::{Args, DataRecipe, Gate, InputRecipe, MAX_LAYERS, Origin, Recipe, Sources, Step, configs, preprocess, read, set};
 use crate::data::Fill;
 use crate::error::{At, Error, Result};
-use crate::target::{Profile, SchemeKeys, Slot};
+use crate::quant::Format;
+use crate::target::{Profile, SchemeKeys, Slot, ZeroKey, format_of};
 use std::collections::BTreeMap;
 
 /// What one file, or the command line, says.
@@ -77,7 +78,7 @@ fn chain(recipe: &str, from: &str) -> Result<(String, Vec<Layer>)> {
 fn assemble(name: String, target: Profile, target_from: String, layers: Vec<Layer>, sets: &[set::Set], sources: &Sources) -> Result<Recipe> {
     let mut origins: Vec<Origin> = vec![Origin::new("target", &target.name, &target_from)];
     let mut of = |key: &str, base: &SchemeKeys| merged_scheme(key, base, &layers, &target, &mut origins);
-    let (weights, activations, bias) = (of("weights", &target.weights)?, of("activations", &target.activations)?, of("bias", &target.bias)?);
+    let (mut weights, activations, bias) = (of("weights", &target.weights)?, of("activations", &target.activations)?, of("bias", &target.bias)?);
 
     // Of these, the last to speak of a key decides.
     let last = |path: &[&str]| layers.iter().rev().find_map(|l| path.iter().try_fold(&l.tree, |t, k| t.get(k)).map(|t| (t, l.from.as_str())));
@@ -126,6 +127,13 @@ fn assemble(name: String, target: Profile, target_from: String, layers: Vec<Laye
         imply(&mut steps, &mut step_origins);
     }
     set::apply_to_steps(sets, &mut steps, &mut step_origins)?;
+    if let Some(method) = steps.iter().find_map(moves_zeros)
+        && weights.zero_point.or(weights.symmetric.map(|_| ZeroKey::None)).is_none()
+        && matches!(weights.format.as_deref().and_then(format_of), Some(Format::Int { signed: false, .. }))
+    {
+        weights.zero_point = Some(ZeroKey::Real);
+        origins.push(Origin::new("weights.zero_point", "real", &format!("round: {method}")));
+    }
     let mut overrides = Vec::new();
     let mut override_trees = Vec::new();
     for layer in &layers {
@@ -160,6 +168,12 @@ fn assemble(name: String, target: Profile, target_from: String, layers: Vec<Laye
     };
     recipe.resolved = text_of(&recipe, sources, &steps, &override_trees);
     Ok(recipe)
+}
+
+/// The method of a `round` step whose gain lies in zero points that are no whole numbers.
+fn moves_zeros(step: &Tree) -> Option<String> {
+    let method = step.get("round")?.get("method")?.text()?;
+    ["hqq", "k-quant"].contains(&method).then(|| method.to_string())
 }
 
 /// Origin of steps that nobody wrote.

@@ -222,11 +222,15 @@ fn widen(w: &mut Work, args: &Args) -> Result<Notes> {
 }
 
 fn round(w: &mut Work, args: &Args) -> Result<Notes> {
-    let mut notes = Notes::of("round");
-    if args.text("method") == Some("gptq") {
-        let how = Gptq { damping: args.number("damping").unwrap_or(0.01), samples: args.int("samples").map_or(32, |n| n as usize), threads: w.threads };
-        notes.append(round::gptq(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?);
-    }
+    let mut notes = match args.text("method") {
+        Some("gptq") => {
+            let how = Gptq { damping: args.number("damping").unwrap_or(0.01), samples: args.int("samples").map_or(32, |n| n as usize), threads: w.threads };
+            round::gptq(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
+        }
+        Some("hqq") => round::hqq(&mut w.model)?,
+        Some("k-quant") => round::k_quant(&mut w.model)?,
+        _ => Notes::of("round"),
+    };
     notes.append(round::round_nearest(&mut w.model)?);
     Ok(notes)
 }

@@ -100,7 +100,11 @@ static CALIBRATE_ACTIVATIONS: &[Key] = &[
 ];
 static CALIBRATE_WEIGHTS: &[Key] = &[Key::new("method", Shape::OneOf(&["minmax", "mse"]), "minmax: all values; mse: least squared error")];
 static ROUND: &[Key] = &[
-    Key::new("method", Shape::OneOf(&["nearest", "gptq"]), "nearest: the code closest to each weight; gptq: each weight makes up for what those before it lost"),
+    Key::new(
+        "method",
+        Shape::OneOf(&["nearest", "gptq", "hqq", "k-quant"]),
+        "nearest: the code closest to each weight; gptq: each weight makes up for what those before it lost; hqq: zero points that make little of outliers, and nearest codes; k-quant: scales and zero points by weighted least squares, and nearest codes",
+    ),
     Key::new("damping", Shape::Number(0.0, 1.0), "gptq: of the inputs' mean energy, what is added to each; default 0.01"),
     Key::new("samples", COUNT, "gptq: samples at most; default 32"),
 ];

@@ -2,10 +2,15 @@
 
 mod correct_bias;
 mod gptq;
+mod hqq;
+mod k_quant;
 mod patches;
+mod refit;
 
 pub use correct_bias::{CorrectBias, correct_bias};
 pub use gptq::{Gptq, gptq};
+pub use hqq::hqq;
+pub use k_quant::k_quant;
 
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, NodeId, Op, Site};

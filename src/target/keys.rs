@@ -71,7 +71,8 @@ impl SchemeKeys {
             block_size: self.block_size.or(base.block_size),
             axis: self.axis.or(base.axis),
             symmetric: self.symmetric.or(if zero_set { None } else { base.symmetric }),
-            zero_point: self.zero_point.or(if zero_set { None } else { base.zero_point }),
+            // A real zero point was found for the base's width.
+            zero_point: self.zero_point.or(base.zero_point.filter(|z| !(zero_set || format_set && *z == ZeroKey::Real))),
             narrow: self.narrow.or(base.narrow),
             scale: self.scale.or_else(|| base.scale.as_ref().filter(outlives).cloned()),
             range: self.range.or(if ranged || format_set { None } else { base.range }),

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """4-bit weights of a decoder of 416 million parameters: CPU seconds and anonymous memory, beside ONNX Runtime's quantizer.
 
-usage: big_decoder.py REQUANT [--work FOLDER] [--runs N] [--check]   (needs onnx, onnxruntime, numpy, 5 GB of disk)
+usage: big_decoder.py REQUANT [--work FOLDER] [--runs N] [--check]   (needs onnx, onnxruntime with onnx_ir, which its quantizer imports, numpy, 5 GB of disk)
 
 Makes a decoder of 24 layers (width 1024, 16 heads, SwiGLU of 2816, RMS normalization, a vocabulary of 52 480; random weights as external data), then
 runs in turn, N times each, every process held to one core:

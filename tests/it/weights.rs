@@ -54,3 +54,17 @@ fn a_recipe_for_language_models_works_as_written() {
     let found: Vec<_> = products.map(|(_, n)| (n.name.as_str(), n.int("bits"), n.int("accuracy_level"))).collect();
     assert_eq!(found, [("product", Some(8), Some(4)), ("turned", Some(4), Some(4)), ("plain", Some(4), Some(4))]);
 }
+
+/// Every value of a decoder that stays float is wanted at once, which tract's optimizer does not always survive.
+#[cfg(feature = "shared")]
+#[test]
+fn a_decoder_with_packed_weights_is_judged_node_by_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = ["data.samples=2", "data.validate=2"].map(String::from).to_vec();
+    let sources = Sources { recipe: Some("w4".into()), set, ..Sources::default() };
+    let (model, data) = (crate::shared("models/aidreams260k/aidreams260k.onnx"), Some("random:4".to_string()));
+    let request = Request { model, data, sources, output: Some(dir.path().join("out.onnx")), ..Request::default() };
+    let report = convert(&request, &Silent).unwrap().report;
+    assert!(report.validated && report.nodes.len() > 100, "{} nodes", report.nodes.len());
+    assert!(report.outputs[0].sqnr_db.0 > 10.0, "{:?}", report.outputs[0].sqnr_db);
+}

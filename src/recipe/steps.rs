@@ -10,9 +10,10 @@ use crate::note::Notes;
 use crate::onnx;
 use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules};
-use crate::target::SchemeKeys;
 use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
 use crate::round::{self, CorrectBias, Gptq};
+use crate::target::{Form, SchemeKeys};
+use crate::tensor::DType;
 use crate::transform::{self, Balance, Equalize, Grid, Smooth};
 
 /// The model on its way, and what its steps may use.
@@ -85,6 +86,24 @@ pub fn check_order(steps: &[Step]) -> Result<()> {
             Err(Error::usage(format!("the steps end with `{}`, before the model is written in ONNX's own ops: add `lower: qdq`", last.name)).at(&last.origin))
         }
     }
+}
+
+/// Refuses a form that the target does not read, before anything is done.
+pub fn check_forms(recipe: &Recipe) -> Result<()> {
+    let Some(reads) = &recipe.target.forms else { return Ok(()) };
+    for step in recipe.steps.iter().filter(|s| s.name == "lower") {
+        let form = step.args.text("form").unwrap_or("qdq");
+        let needs = match form {
+            "qoperator" => Form::QOperator,
+            "matmul-nbits" => Form::WeightOnly,
+            _ => continue,
+        };
+        if !reads.contains(&needs) {
+            let target = &recipe.target.name;
+            return Err(Error::usage(format!("target {target} does not read {form}: take `lower: qdq`, or another target")).at(&step.origin));
+        }
+    }
+    Ok(())
 }
 
 /// The step whose result is a model of that state.
@@ -253,5 +272,8 @@ fn lower(w: &mut Work, args: &Args) -> Result<Notes> {
         notes.append(lower::qoperator(&mut w.model));
     }
     notes.append(lower::shield(&mut w.model, &w.recipe.target.shield));
+    if let Some(dtype) = args.text("io").and_then(DType::of_name) {
+        notes.append(lower::integer_interface(&mut w.model, dtype));
+    }
     Ok(notes)
 }

@@ -119,6 +119,11 @@ static LOWER: &[Key] = &[
         "qdq: QuantizeLinear and DequantizeLinear, and, in any form, DynamicQuantizeLinear and integer products where scales are found at inference; qoperator: operators on codes (QLinearConv …, for ONNX Runtime also those of com.microsoft) wherever there are any; matmul-nbits: com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized for weights in blocks, qdq for the rest",
     ),
     Key::new(
+        "io",
+        Shape::OneOf(&["uint8", "int8"]),
+        "inputs and outputs that are quantized to this type are codes themselves: their Q/DQ fall away; the metadata `requant.io.NAME` says scale and zero point",
+    ),
+    Key::new(
         "accuracy_level",
         Shape::Int(0, 4),
         "matmul-nbits: what the runtime may compute in: 0 its choice, 1 float32, 2 float16, 3 bfloat16, 4 inputs rounded to int8 in blocks",

@@ -12,7 +12,7 @@ use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules};
 use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
 use crate::round::{self, CorrectBias, Gptq};
-use crate::target::{Form, SchemeKeys};
+use crate::target::{SchemeKeys, Spelling};
 use crate::tensor::DType;
 use crate::transform::{self, Balance, Equalize, Grid, Smooth};
 
@@ -94,8 +94,8 @@ pub fn check_forms(recipe: &Recipe) -> Result<()> {
     for step in recipe.steps.iter().filter(|s| s.name == "lower") {
         let form = step.args.text("form").unwrap_or("qdq");
         let needs = match form {
-            "qoperator" => Form::QOperator,
-            "matmul-nbits" => Form::WeightOnly,
+            "qoperator" => Spelling::QOperator,
+            "matmul-nbits" => Spelling::WeightOnly,
             _ => continue,
         };
         if !reads.contains(&needs) {
@@ -172,7 +172,9 @@ fn smooth(w: &mut Work, args: &Args) -> Result<Notes> {
 }
 
 fn balance(w: &mut Work, args: &Args) -> Result<Notes> {
-    let scheme = |keys: Option<&SchemeKeys>| keys.ok_or_else(|| Error::usage("balance is for models whose weights and activations become codes")).and_then(|k| k.scheme(Some(0)));
+    let scheme = |keys: Option<&SchemeKeys>| {
+        keys.ok_or_else(|| Error::usage("balance is for models whose weights and activations become codes")).and_then(|k| k.scheme(Some(0)))
+    };
     let how = Balance {
         grid: Grid::of(&scheme(w.recipe.weights.as_ref())?, &scheme(w.recipe.activations.as_ref())?),
         sweeps: args.int("sweeps").map_or(8, |n| n as usize),

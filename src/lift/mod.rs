@@ -15,6 +15,7 @@
 mod bodies;
 mod dynamic;
 mod held;
+mod interface;
 mod moves;
 mod packed;
 mod params;
@@ -28,6 +29,7 @@ use crate::graph::{Flow, Graph, InputShapes, Model, Node, NodeId, Op, infer};
 use crate::interrupt;
 use crate::note::Notes;
 use bodies::Outer;
+pub use interface::real_interface;
 use work::{Shared, Work};
 
 /// Rewrites every quantized operator of the graph and its bodies; afterwards FakeQuant is the only op left that speaks of codes. Values read by

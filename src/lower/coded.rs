@@ -22,7 +22,8 @@ impl Coded {
         if node.op == Op::DequantizeLinear { Coded::of(g, node, node.input(0)?) } else { None }
     }
 
-    fn of(g: &Graph, node: &Node, codes: ValueId) -> Option<Coded> {
+    /// What `node` makes or reads as `codes`.
+    pub fn of(g: &Graph, node: &Node, codes: ValueId) -> Option<Coded> {
         let (scale, zero) = (node.input(1)?, node.input(2));
         let scales = &g.constant(scale)?.tensor;
         let dtype = match zero {

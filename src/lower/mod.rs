@@ -2,6 +2,7 @@
 
 mod coded;
 mod dynamic;
+mod io;
 mod moves;
 mod packed;
 mod qdq;
@@ -9,6 +10,7 @@ mod qoperator;
 mod shield;
 mod spelled;
 
+pub use io::integer_interface;
 pub use qdq::{lower_qdq, qdq_opset};
 pub use qoperator::qoperator;
 pub use shield::shield;

@@ -9,13 +9,16 @@ use super::plan::{Planner, PortPlan};
 use crate::error::{At, Error, Result};
 use crate::graph::{Flow, Graph, Linear, Model, Node, NodeId, Op, Recurrent, ValueId};
 use crate::quant::{Blocks, Scheme, Timing};
-use crate::target::{SchemeKeys, spelling};
+use crate::target::{SchemeKeys, Spelling, spelling};
 use std::collections::BTreeMap;
 
 /// Whether the rules ask for dynamic activations. Fails where only some overrides do.
 pub fn is_asked(rules: &Rules) -> Result<bool> {
     let dynamic = |keys: &SchemeKeys| keys.timing == Some(Timing::Dynamic);
     if rules.activations.is_some_and(dynamic) {
+        if rules.profile.forms.as_ref().is_some_and(|read| !read.contains(&Spelling::Dynamic)) {
+            return Err(Error::usage(format!("target {} has no operators that find a scale when the model runs: say `timing: static`", rules.profile.name)));
+        }
         let weights = rules.weights.map(|_| true);
         return weights
             .ok_or_else(|| Error::usage("dynamic activations are multiplied with weights that are codes, and `weights` says none: give them a format"));

@@ -4,7 +4,7 @@ use super::{Rules, place};
 use crate::graph::{Dim, Graph, Model, Node, Op, Type, ValueId};
 use crate::note::NoteKind;
 use crate::quant::{Blocks, Origin, Scheme, Timing};
-use crate::target::{Fixed, Fuse, Granularity, Keep, Override, Profile, ScaleKey, SchemeKeys, Select, Wish, ZeroKey};
+use crate::target::{Fixed, Fuse, Granularity, Keep, Override, Profile, ScaleKey, SchemeKeys, Select, Spelling, Wish, ZeroKey};
 use crate::tensor::{DType, Tensor};
 
 fn keys(format: &str) -> SchemeKeys {
@@ -453,6 +453,9 @@ fn dynamic_schemes_that_no_operator_has_are_refused() {
         e.to_string()
     };
     let dynamic = |format| SchemeKeys { timing: Some(Timing::Dynamic), ..keys(format) };
+    let mut qdq = Asked { activations: Some(dynamic("uint8")), ..Asked::new() };
+    qdq.profile.forms = Some(vec![Spelling::Qdq]);
+    assert!(qdq.place(&mut conv_relu()).unwrap_err().to_string().contains("target test has no operators"));
     assert!(refused(dynamic("uint16"), None).contains("uint8 with a zero point"));
     let four = Wish { weights: Some(keys("int4")), ..Wish::default() };
     assert!(refused(dynamic("uint8"), Some(four)).starts_with("node /p (MatMul): a weight of int4"));

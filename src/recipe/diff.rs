@@ -3,6 +3,7 @@
 use super::Sources;
 use crate::data::{self, DataSettings, Dataset};
 use crate::error::{At, Result};
+use crate::lift::real_interface;
 use crate::onnx::{self, ReadOptions};
 use crate::pass::Progress;
 use crate::report::{self, Diff};
@@ -26,7 +27,9 @@ pub struct DiffRequest {
 pub fn diff(request: &DiffRequest, progress: &dyn Progress) -> Result<Diff> {
     let read = |path: &PathBuf| onnx::read(path, &ReadOptions::default());
     let (a, b) = (read(&request.a)?, read(&request.b)?);
-    let infos = super::start::declared_inputs(&a).at(|| request.a.display())?;
+    let mut fed = a.clone();
+    real_interface(&mut fed).at(|| request.a.display())?;
+    let infos = super::start::declared_inputs(&fed)?;
     let settings = match &request.recipe {
         None => DataSettings::default(),
         Some(name) => super::start::settings(&super::resolve(&Sources { recipe: Some(name.clone()), ..Sources::default() })?),

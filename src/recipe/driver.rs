@@ -11,7 +11,7 @@ use super::{Recipe, Sources, Step, resolve};
 use crate::data::{self, Dataset};
 use crate::error::{At, Error, Result};
 use crate::graph::Model;
-use crate::lift::lift;
+use crate::lift::{lift, real_interface};
 use crate::lower;
 use crate::note::{NoteKind, Notes};
 use crate::onnx::{self, ReadOptions};
@@ -76,6 +76,7 @@ struct Begun {
 fn begin(request: &Request, progress: &dyn Progress) -> Result<Begun> {
     let recipe = resolve(&request.sources)?;
     steps::check_order(&recipe.steps)?;
+    steps::check_forms(&recipe)?;
     if let Some(name) = &request.stop_after
         && !recipe.steps.iter().any(|s| s.is(name))
     {
@@ -255,7 +256,7 @@ impl Judged<'_> {
     /// Runs the input file and the written one over the samples that judge. What cannot be run is said: the result is then unvalidated.
     fn judge(self, samples: Option<&Samples>, report: &mut Report, progress: &dyn Progress) -> Result<()> {
         let mut lifted = self.written.clone();
-        match (lift(&mut lifted), &self.lifted) {
+        match (real_interface(&mut lifted).and_then(|()| lift(&mut lifted)), &self.lifted) {
             (Ok(_), _) => report.add_quantizers(&lifted),
             // What the input had and nobody understands is there still.
             (Err(_), Err(_)) => {}

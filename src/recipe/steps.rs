@@ -10,9 +10,10 @@ use crate::note::Notes;
 use crate::onnx;
 use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules};
-use crate::target::SchemeKeys;
 use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
 use crate::round::{self, CorrectBias, Gptq};
+use crate::target::{SchemeKeys, Spelling};
+use crate::tensor::DType;
 use crate::transform::{self, Balance, Equalize, Grid, Smooth};
 
 /// The model on its way, and what its steps may use.
@@ -87,6 +88,24 @@ pub fn check_order(steps: &[Step]) -> Result<()> {
     }
 }
 
+/// Refuses a form that the target does not read, before anything is done.
+pub fn check_forms(recipe: &Recipe) -> Result<()> {
+    let Some(reads) = &recipe.target.forms else { return Ok(()) };
+    for step in recipe.steps.iter().filter(|s| s.name == "lower") {
+        let form = step.args.text("form").unwrap_or("qdq");
+        let needs = match form {
+            "qoperator" => Spelling::QOperator,
+            "matmul-nbits" => Spelling::WeightOnly,
+            _ => continue,
+        };
+        if !reads.contains(&needs) {
+            let target = &recipe.target.name;
+            return Err(Error::usage(format!("target {target} does not read {form}: take `lower: qdq`, or another target")).at(&step.origin));
+        }
+    }
+    Ok(())
+}
+
 /// The step whose result is a model of that state.
 fn maker(state: State) -> Option<&'static str> {
     super::STEPS.iter().find(|row| row.run.leaves == Some(state)).map(|row| row.name)
@@ -153,7 +172,9 @@ fn smooth(w: &mut Work, args: &Args) -> Result<Notes> {
 }
 
 fn balance(w: &mut Work, args: &Args) -> Result<Notes> {
-    let scheme = |keys: Option<&SchemeKeys>| keys.ok_or_else(|| Error::usage("balance is for models whose weights and activations become codes")).and_then(|k| k.scheme(Some(0)));
+    let scheme = |keys: Option<&SchemeKeys>| {
+        keys.ok_or_else(|| Error::usage("balance is for models whose weights and activations become codes")).and_then(|k| k.scheme(Some(0)))
+    };
     let how = Balance {
         grid: Grid::of(&scheme(w.recipe.weights.as_ref())?, &scheme(w.recipe.activations.as_ref())?),
         sweeps: args.int("sweeps").map_or(8, |n| n as usize),
@@ -257,5 +278,8 @@ fn lower(w: &mut Work, args: &Args) -> Result<Notes> {
         notes.append(lower::qoperator(&mut w.model));
     }
     notes.append(lower::shield(&mut w.model, &w.recipe.target.shield));
+    if let Some(dtype) = args.text("io").and_then(DType::of_name) {
+        notes.append(lower::integer_interface(&mut w.model, dtype));
+    }
     Ok(notes)
 }

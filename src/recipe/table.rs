@@ -75,10 +75,8 @@ static EQUALIZE: &[Key] = &[
     Key::new("sigmas", Shape::Number(0.0, 100.0), "standard deviations below the mean that a channel always carries; default 3"),
     Key::new("samples", COUNT, "samples for those means at most; default 32"),
 ];
-static BALANCE: &[Key] = &[
-    Key::new("sweeps", COUNT, "times that all layers are visited at most; default 8"),
-    Key::new("samples", COUNT, "samples looked at at most; default 64"),
-];
+static BALANCE: &[Key] =
+    &[Key::new("sweeps", COUNT, "times that all layers are visited at most; default 8"), Key::new("samples", COUNT, "samples looked at at most; default 64")];
 static SMOOTH: &[Key] = &[
     Key::new("alpha", Shape::Number(0.0, 1.0), "share of a channel's range that moves into the weights; default: searched for each value"),
     Key::new("samples", COUNT, "samples looked at at most; default 16"),
@@ -121,6 +119,11 @@ static LOWER: &[Key] = &[
         "form",
         Shape::OneOf(lower::FORMS),
         "qdq: QuantizeLinear and DequantizeLinear, and, in any form, DynamicQuantizeLinear and integer products where scales are found at inference; qoperator: operators on codes (QLinearConv …, for ONNX Runtime also those of com.microsoft) wherever there are any; matmul-nbits: com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized for weights in blocks, qdq for the rest",
+    ),
+    Key::new(
+        "io",
+        Shape::OneOf(&["uint8", "int8"]),
+        "inputs and outputs that are quantized to this type are codes themselves: their Q/DQ fall away; the metadata `requant.io.NAME` says scale and zero point",
     ),
     Key::new(
         "accuracy_level",

@@ -7,6 +7,7 @@ mod insert;
 mod kind;
 mod plan;
 mod sets;
+mod suits;
 #[cfg(test)]
 mod tests;
 mod wishes;

@@ -4,7 +4,7 @@ use super::{Rules, place};
 use crate::graph::{Dim, Graph, Model, Node, Op, Type, ValueId};
 use crate::note::NoteKind;
 use crate::quant::{Blocks, Origin, Scheme};
-use crate::target::{Fixed, Fuse, Granularity, Keep, Override, Profile, ScaleKey, SchemeKeys, Select, Wish, ZeroKey};
+use crate::target::{Fixed, Fuse, Granularity, Keep, Limit, Must, Override, Place, Profile, ScaleKey, SchemeKeys, Select, Wish, ZeroKey};
 use crate::tensor::{DType, Tensor};
 
 fn keys(format: &str) -> SchemeKeys {
@@ -17,7 +17,7 @@ fn profile() -> Profile {
         quantize: vec![Op::Conv, Op::MatMul, Op::Gemm, Op::Add, Op::Relu, Op::Clip, Op::Softmax, Op::Sigmoid, Op::Concat, Op::GlobalAveragePool],
         moves: vec![Op::Reshape, Op::MaxPool, Op::Gather, Op::Resize, Op::Transpose],
         join: vec![Op::Concat],
-        fuse: vec![Fuse { producers: vec![Op::Conv, Op::Add], followers: vec![Op::Relu, Op::Clip], last: false }],
+        fuse: vec![Fuse { producers: vec![Op::Conv, Op::Add], followers: vec![Op::Relu, Op::Clip], last: false, floor: false }],
         fixed: vec![Fixed {
             ops: vec![Op::Softmax, Op::Sigmoid],
             output: SchemeKeys { scale: Some(ScaleKey::Fixed(1.0 / 256.0)), zero_point: Some(ZeroKey::Fixed(0)), ..keys("uint8") },
@@ -407,7 +407,62 @@ fn the_last_product_is_rounded_with_its_bias() {
     let y = b.node(Op::Add, &[c, q], "y");
     let mut m = b.output(y);
     let mut asked = Asked::new();
-    asked.profile.fuse.push(Fuse { producers: vec![Op::MatMul], followers: vec![Op::Add], last: true });
+    asked.profile.fuse.push(Fuse { producers: vec![Op::MatMul], followers: vec![Op::Add], last: true, floor: false });
     asked.place(&mut m).unwrap();
     assert_eq!([quantizer_between(&m, "p", "s"), quantizer_between(&m, "q", "y")], [Some("p"), None]);
+}
+
+/// x → MatMul(w) → q; MatMul(q, q) → y, under a target whose products of two activations want zero points of 0.
+#[test]
+fn zero_points_vanish_for_those_who_want_none() {
+    let mut b = Built::new();
+    let (x, w) = (b.input("x"), b.weight("w", &[4, 4]));
+    let (q, y) = (b.value("q"), b.value("y"));
+    b.g().add_node(Node::new(Op::MatMul, "first"), &[Some(x), Some(w)], &[Some(q)]);
+    b.g().add_node(Node::new(Op::MatMul, "second"), &[Some(q), Some(q)], &[Some(y)]);
+    b.g().outputs.push(y);
+    let mut asked = Asked::new();
+    asked.profile.limits = vec![Limit { place: Some(Place::DynamicOperands), must: Must::Zeroless, ..Limit::default() }];
+    asked.place(&mut b.0).unwrap();
+    let scheme = |name: &str| b.0.quantizers.ids().map(|id| &b.0.quantizers[id]).find(|q| q.name == name).unwrap().scheme.clone();
+    assert_eq!((scheme("q"), scheme("x"), scheme("y")), (Scheme::int(8, true), Scheme::int(8, false), Scheme::int(8, false)));
+}
+
+/// Conv → Relu → y: together where the lowest code is the floor; apart where zero lies in the middle.
+#[test]
+fn a_floor_must_be_a_code() {
+    for (symmetric, quantizers) in [(false, 4), (true, 5)] {
+        let mut b = Built::new();
+        let (x, w) = (b.input("x"), b.weight("w", &[2, 2, 1, 1]));
+        let (c, y) = (b.value("c"), b.value("y"));
+        b.g().add_node(Node::new(Op::Conv, "conv"), &[Some(x), Some(w)], &[Some(c)]);
+        b.g().add_node(Node::new(Op::Relu, "relu"), &[Some(c)], &[Some(y)]);
+        b.g().outputs.push(y);
+        let mut asked = Asked::new();
+        asked.profile.fuse[0].floor = true;
+        asked.activations = Some(SchemeKeys { symmetric: Some(symmetric), ..keys("int8") });
+        asked.place(&mut b.0).unwrap();
+        assert_eq!(b.0.quantizers.len() + 1, quantizers, "symmetric: {symmetric}");
+    }
+}
+
+/// x → LayerNormalization(scale, offset) → y: the scale by the target's own scheme, the offset a bias of both.
+#[test]
+fn normalizations_are_scaled_on_codes_where_the_target_says_how() {
+    let mut b = Built::new();
+    let (x, s, o) = (b.input("x"), b.weight("s", &[4]), b.weight("o", &[4]));
+    let y = b.value("y");
+    b.g().add_node(Node::new(Op::LayerNormalization, "norm"), &[Some(x), Some(s), Some(o)], &[Some(y)]);
+    b.g().outputs.push(y);
+    let mut asked = Asked::new();
+    asked.profile.quantize.push(Op::LayerNormalization);
+    let before = b.0.clone();
+    asked.place(&mut b.0).unwrap();
+    assert_eq!(b.0.quantizers.len(), 2, "scale and offset stay float");
+    asked.profile.normalization = Some(keys("uint8"));
+    b.0 = before;
+    asked.place(&mut b.0).unwrap();
+    let row = |name: &str| b.0.quantizers.ids().map(|id| &b.0.quantizers[id]).find(|q| q.name == name).unwrap();
+    assert_eq!(row("s").scheme, Scheme::int(8, false));
+    assert!(matches!(row("o").params.as_ref().unwrap().origin, Origin::Product(..)));
 }

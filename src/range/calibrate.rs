@@ -65,7 +65,11 @@ pub fn calibrate(
         }
         let kept = saturate(model, &watched, &masks, &mut seen, &mut notes);
         if let Some(deviations) = how.outliers {
-            seen.iter_mut().for_each(|s| if let Seen::Histogram(h) = s { h.drop_beyond(deviations) });
+            seen.iter_mut().for_each(|s| {
+                if let Seen::Histogram(h) = s {
+                    h.drop_beyond(deviations)
+                }
+            });
         }
         let found = Found { watched: &watched, seen: &seen, kept: &kept, samples: ranges.samples };
         let (method, best, said) = match (how.activations, data) {
@@ -245,12 +249,12 @@ fn saturate(model: &Model, watched: &[(ValueId, QuantizerId)], masks: &Masks, se
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::Scheme;
     use crate::data::InputInfo;
     use crate::data::tests::npy;
     use crate::graph::{Dim, Node, Op, Type};
     use crate::pass::Silent;
     use crate::quant::Blocks;
+    use crate::quant::Scheme;
     use crate::tensor::{DType, Tensor};
 
     /// x[N,4] → FakeQuant → Relu → FakeQuant → y, and a constant under a quantizer of its own.

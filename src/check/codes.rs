@@ -32,7 +32,8 @@ impl Codes {
             let Some(v) = node.output(0) else { continue };
             let ([port], false) = (g.value(v).uses(), g.is_output(v) || codes.of.contains_key(&v)) else { continue };
             let Some(follower) = g.get_node(port.node) else { continue };
-            if profile.fuse.iter().any(|f| f.producers.contains(&node.op) && f.followers.contains(&follower.op)) {
+            let floor = || follower.output(0).is_some_and(|y| codes.taken(model, y).all(|(_, q)| is_dropped(model, follower, q)));
+            if profile.fuse.iter().any(|f| f.producers.contains(&node.op) && f.followers.contains(&follower.op) && (!f.floor || floor())) {
                 codes.inner.insert(v);
             }
         }
@@ -90,7 +91,34 @@ pub fn is_symmetric(table: &Table, q: QuantizerId) -> bool {
     }
 }
 
+/// Whether all zero points are 0.
+pub fn has_no_zero(table: &Table, q: QuantizerId) -> bool {
+    match &table[q].params {
+        Some(Params { zero: Zeros::Integer(z), .. }) => z.iter().all(|z| *z == 0),
+        Some(Params { zero: Zeros::Real(_), .. }) => false,
+        _ => true,
+    }
+}
+
 /// Whether all scales are powers of two.
 pub fn is_pow2(table: &Table, q: QuantizerId) -> bool {
     table[q].params.as_ref().is_none_or(|p| p.scale.iter().all(|s| *s > 0.0 && s.log2().fract() == 0.0))
+}
+
+/// Whether a quantizer cuts all that a Relu or Clip before it cuts.
+fn is_dropped(model: &Model, node: &Node, q: QuantizerId) -> bool {
+    let row = &model.quantizers[q];
+    let (Some((lo, hi)), Some(p)) = (row.scheme.format.code_range(), &row.params) else { return false };
+    let real = |code: i32| (code as f32 - p.zero_at(0)) * p.scale_at(0);
+    let bound = |slot: usize, attr: &str, none: f32| match node.input(slot) {
+        Some(v) => model.graph.constant(v).and_then(|c| c.tensor.to_f32().ok()?.first().copied()),
+        None => Some(node.float(attr).unwrap_or(none)),
+    };
+    let (least, most) = match node.op {
+        Op::Relu => (Some(0.0), Some(f32::INFINITY)),
+        Op::Clip => (bound(1, "min", f32::NEG_INFINITY), bound(2, "max", f32::INFINITY)),
+        _ => return true,
+    };
+    let near = p.scale_at(0) * 1e-3;
+    least.is_some_and(|x| real(lo) >= x - near) && most.is_some_and(|x| real(hi) <= x + near)
 }

@@ -1,10 +1,10 @@
 //! One verdict a node: by the profile's lists and limits, then by what stands around it.
 
-use super::codes::{Codes, is_pow2, is_symmetric, same};
+use super::codes::{Codes, has_no_zero, is_pow2, is_symmetric, same};
 use super::{Row, Verdict};
 use crate::graph::{Flow, Graph, Inferred, InputShapes, Linear, Model, Node, NodeId, Op, Recurrent, Role, ValueId, infer};
 use crate::quant::QuantizerId;
-use crate::target::{Fate, Granularity, Limit, Profile, Slot, name_of};
+use crate::target::{Fate, Granularity, Limit, Must, Profile, Slot, name_of};
 use crate::tensor::DType;
 use std::collections::BTreeMap;
 
@@ -83,7 +83,8 @@ pub fn rows(model: &mut Model, profile: &Profile, quantized: bool) -> Vec<Row> {
     if !quantized {
         return by_op(model, profile, &inferred);
     }
-    let judge = Judge { model, profile, inferred: &inferred, codes: Codes::of(model, profile), barred: profile.barred(model, &inferred) };
+    let judge =
+        Judge { model, profile, inferred: &inferred, codes: Codes::of(model, profile), barred: profile.barred(model, &inferred), bound: profile.bound(model) };
     let mut words: BTreeMap<NodeId, Word> = BTreeMap::new();
     for (id, node) in model.graph.nodes().filter(|(_, n)| n.op != Op::FakeQuant) {
         let word = judge.word(id, node, &words);
@@ -99,6 +100,7 @@ struct Judge<'a> {
     inferred: &'a Inferred,
     codes: Codes,
     barred: BTreeMap<NodeId, &'a Limit>,
+    bound: BTreeMap<NodeId, Vec<&'a Limit>>,
 }
 
 const CONVERT: &str = "convert the float model for this target";
@@ -116,21 +118,29 @@ impl Judge<'_> {
         if self.profile.weights_only.contains(&node.op) {
             return self.illegal(id, node).unwrap_or(Word::new(Verdict::Float, "weights_only", "only its weights are codes", ""));
         }
-        self.operands(node, before).or_else(|| self.illegal(id, node)).or_else(|| self.result(node)).unwrap_or_else(|| self.shared(node))
+        let emulated = || {
+            let reason = || format!("the target computes {} in float, between codes", node.op_type);
+            let alone = !node.inputs().iter().flatten().any(|v| self.codes.is_inner(*v));
+            (alone && self.profile.emulated.contains(&node.op)).then(|| Word::new(Verdict::Float, "emulated", reason(), ""))
+        };
+        let word = self.operands(node, before).or_else(|| self.illegal(id, node)).or_else(|| self.result(node)).or_else(emulated);
+        word.unwrap_or_else(|| self.shared(node))
     }
 
     /// An operand that is no codes.
     fn operands(&self, node: &Node, before: &BTreeMap<NodeId, Word>) -> Option<Word> {
         let g = &self.model.graph;
         for (slot, v) in node.inputs().iter().enumerate().filter_map(|(s, v)| Some((s, (*v)?))) {
-            let all = self.profile.code_constants.contains(&node.op);
+            let scaled = self.profile.normalization.is_some() && node.scales();
+            let all = scaled || self.profile.code_constants.contains(&node.op);
             let counts = node.flows(slot) || all && node.op.role(slot) == Role::Constant;
             if !counts || self.codes.get(v).is_some() || self.inferred.get(v).dtype.is_some_and(|t| !t.is_float()) {
                 continue;
             }
             if let Some(c) = g.constant(v) {
+                let stays = self.profile.float_constants.contains(&node.op);
                 let one = c.tensor.len() <= 1 && node.op.flow() == Flow::Arithmetic || node.op.flow() == Flow::Move;
-                if !all && (one || self.profile.float_constants.contains(&node.op)) {
+                if !all && !stays && one {
                     continue;
                 }
                 return Some(Word::new(Verdict::Float, "operands", format!("its constant {} is float", self.name(v)), CONVERT));
@@ -174,18 +184,47 @@ impl Judge<'_> {
                 Role::Activation | Role::Weight => Slot::Activations,
                 _ => continue,
             };
+            let of_codes = || self.codes.get(v).and_then(|q| self.limited(id, q, kind, v));
             let word = match self.codes.get(v) {
                 Some(q) => self.held(q, kind, v),
                 None if kind == Slot::Bias => self.format(Slot::Bias, "none", v),
                 None => None,
             };
-            let granular = || linear.as_ref().filter(|_| is_weight).and_then(|l| self.granular(node, l, self.codes.get(v)?));
-            if let Some(word) = word.or_else(granular) {
+            let granular = || linear.as_ref().filter(|_| is_weight).and_then(|l| self.granular(id, l, self.codes.get(v)?));
+            if let Some(word) = word.or_else(of_codes).or_else(granular) {
                 return Some(word);
             }
         }
+        if let Some(word) = self.normalization(node) {
+            return Some(word);
+        }
         let out = node.output(0)?;
-        self.codes.taken(self.model, out).find_map(|(_, q)| self.held(q, Slot::Activations, out))
+        let result = |q| self.held(q, Slot::Activations, out).or_else(|| self.limited(id, q, Slot::Activations, out).filter(|w| w.rule != "zeroless"));
+        self.codes.taken(self.model, out).find_map(|(_, q)| result(q))
+    }
+
+    /// A normalization whose scale is in another format than the target's.
+    fn normalization(&self, node: &Node) -> Option<Word> {
+        let wanted = self.profile.normalization.as_ref().filter(|_| node.scales())?.format.as_deref()?;
+        let v = node.input(1)?;
+        let is = name_of(self.model.quantizers[self.codes.get(v)?].scheme.format)?;
+        let reason = || format!("its scale {} is {is}, and the target wants {wanted}", self.name(v));
+        (is != wanted).then(|| Word::new(Verdict::Float, "normalization", reason(), CONVERT))
+    }
+
+    /// What the profile's limits say of codes at a kind of slot.
+    fn limited(&self, id: NodeId, q: QuantizerId, kind: Slot, v: ValueId) -> Option<Word> {
+        let table = &self.model.quantizers;
+        let format = name_of(table[q].scheme.format).unwrap_or("a codebook");
+        let broken = |l: &&&Limit| match (&l.must, kind) {
+            (Must::Weights(list), Slot::Weights) | (Must::Activations(list), Slot::Activations) => !list.iter().any(|f| f == format),
+            (Must::Zeroless, Slot::Activations) => !has_no_zero(table, q),
+            _ => false,
+        };
+        let limit = self.bound.get(&id)?.iter().find(broken)?;
+        let rule = if limit.must == Must::Zeroless { "zeroless" } else { "limits" };
+        let is = if rule == "zeroless" { "has a zero point".to_string() } else { format!("is {format}") };
+        Some(Word::new(limit.then, rule, format!("{} {is}: {}", self.name(v), limit.why), limit.remedy.clone()))
     }
 
     fn format(&self, kind: Slot, format: &str, v: ValueId) -> Option<Word> {
@@ -216,11 +255,11 @@ impl Judge<'_> {
     }
 
     /// Whether a weight's scales lie as the target wants them: along output channels, if not one a tensor.
-    fn granular(&self, node: &Node, linear: &Linear, q: QuantizerId) -> Option<Word> {
+    fn granular(&self, id: NodeId, linear: &Linear, q: QuantizerId) -> Option<Word> {
         let blocks = &self.model.quantizers[q].scheme.blocks;
         let name = self.name(linear.weight);
         let rank = self.inferred.get(linear.weight).shape.as_ref().map_or(0, Vec::len) as i32;
-        let (held, limit) = self.profile.granularities(node.op);
+        let (held, limit) = self.profile.granularities(self.bound.get(&id).map_or(&[][..], Vec::as_slice));
         let otherwise = limit.map_or(self.profile.legal.otherwise, |l| l.then);
         let (why, remedy) = limit.map_or((String::new(), CONVERT), |l| (format!(": {}", l.why), if l.remedy.is_empty() { CONVERT } else { &l.remedy }));
         let (own, word) = match (blocks.is_tensor(), blocks.channel_axis()) {
@@ -245,6 +284,10 @@ impl Judge<'_> {
         let joins = self.profile.join.contains(&node.op);
         let (Some(out), true) = (node.output(0), moves || joins) else { return Word::fine(Verdict::Integer, "quantize") };
         let table = &self.model.quantizers;
+        let rows = node.input(0).filter(|_| moves).and_then(|v| self.codes.get(v)).filter(|q| !table[*q].scheme.blocks.is_tensor());
+        if rows.is_some() {
+            return Word::new(Verdict::Float, "moves", "its table has a scale a row: rows are made float", "");
+        }
         let operands = || (0..node.inputs().len()).filter(|s| node.flows(*s)).filter_map(|s| node.input(s));
         for (_, q) in self.codes.taken(self.model, out) {
             for v in operands() {

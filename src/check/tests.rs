@@ -10,7 +10,7 @@ fn profile() -> Profile {
         name: "test".into(),
         quantize: vec![Op::Conv, Op::MatMul, Op::Add, Op::Relu, Op::Mul],
         moves: vec![Op::Reshape, Op::MaxPool, Op::Concat],
-        fuse: vec![Fuse { producers: vec![Op::Conv], followers: vec![Op::Relu], last: false }],
+        fuse: vec![Fuse { producers: vec![Op::Conv], followers: vec![Op::Relu], last: false, floor: false }],
         ..Profile::default()
     }
 }
@@ -251,4 +251,38 @@ fn what_cannot_be_lifted_is_refused_and_the_rest_judged_by_its_ops() {
     let c = check(&m, &profile());
     assert_eq!((c.refused, c.integer), (1, 3));
     assert!(c.nodes[0].reason.contains("attention"), "{}", c.nodes[0].reason);
+}
+
+#[test]
+fn limits_speak_of_codes_too() {
+    let limit = |must| Limit { ops: vec![Op::Conv], must, then: Fate::Split, why: "why".into(), ..Limit::default() };
+    let with = |must: Must| Profile { limits: vec![limit(must)], ..profile() };
+    let formats = |f: &str| vec![f.to_string()];
+    for (must, rule) in [(Must::Activations(formats("int8")), "limits"), (Must::Weights(formats("int4")), "limits"), (Must::Zeroless, "zeroless")] {
+        let (node, verdict, by, reason) = finding(&file(&GOOD), &with(must));
+        assert_eq!((node.as_str(), verdict, by.as_str()), ("conv", Verdict::Split, rule), "{reason}");
+    }
+    for must in [Must::Activations(formats("uint8")), Must::Weights(formats("int8"))] {
+        assert!(all_integer(&file(&GOOD), &with(must)));
+    }
+    assert!(all_integer(&file(&Spelled { activations: (DType::U8, 0), ..GOOD }), &with(Must::Zeroless)));
+}
+
+#[test]
+fn a_follower_is_dropped_where_the_quantizer_cuts_as_it_does() {
+    let mut p = profile();
+    p.fuse[0].floor = true;
+    // With zero point 3 the lowest code is −1.5: Relu is more than the quantizer, and the convolution's result is float.
+    assert_eq!(check(&file(&GOOD), &p).float, 2);
+    assert!(all_integer(&file(&Spelled { activations: (DType::U8, 0), ..GOOD }), &p));
+    assert!(all_integer(&file(&Spelled { activations: (DType::I8, -128), ..GOOD }), &p));
+    assert_eq!(check(&file(&Spelled { activations: (DType::I8, 0), ..GOOD }), &p).float, 2);
+}
+
+#[test]
+fn what_computes_in_float_between_codes_is_float() {
+    let m = file(&GOOD);
+    let found = finding(&m, &Profile { emulated: vec![Op::MaxPool], ..profile() });
+    assert_eq!((found.0.as_str(), found.1, found.2.as_str()), ("pool", Verdict::Float, "emulated"));
+    assert!(all_integer(&m, &Profile { emulated: vec![Op::Relu], ..profile() }), "a follower is computed with its producer");
 }

@@ -398,6 +398,11 @@ impl Node {
         matches!(self.op.role(slot), Role::Activation | Role::Weight) && (slot == 0 || self.op.flow() != Flow::Recurrent)
     }
 
+    /// Whether it normalizes and then scales: its scale stands at slot 1, its offset at slot 2.
+    pub fn scales(&self) -> bool {
+        self.op.flow() == Flow::Normalize && self.op.role(1) == Role::Constant && self.op != Op::BatchNormalization
+    }
+
     /// Gives a FakeQuant node another quantizer.
     pub fn set_quantizer(&mut self, id: QuantizerId) {
         self.set_attr(QUANTIZER, id.0 as i64);

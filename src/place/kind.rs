@@ -46,7 +46,8 @@ pub fn kind_of(model: &Model, id: NodeId, node: &Node, inferred: &Inferred, rule
     }
     if profile.moves.contains(&node.op) {
         match table_axis(&model.graph, node) {
-            Some(_) => return Kind::Quantized,
+            Some(_) if !profile.code_constants.contains(&node.op) => return Kind::Quantized,
+            Some(_) => return Kind::Moves,
             None if moves_values(model, node) => return Kind::Moves,
             None => {}
         }

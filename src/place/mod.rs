@@ -7,6 +7,7 @@ mod heads;
 mod insert;
 mod kind;
 mod plan;
+mod suits;
 #[cfg(test)]
 mod tests;
 mod wishes;

@@ -4,12 +4,13 @@ use super::Rules;
 use super::exact::exact_ports;
 use super::heads::keep_heads_apart;
 use super::kind::{Kind, is_real, kind_of, table_axis};
+use super::suits::{self, granular, has_floor, without_zero};
 use super::wishes::Wishes;
 use crate::error::{At, Result};
-use crate::graph::{self, Flow, Form, Inferred, InputShapes, Linear, Model, Node, NodeId, Op, Port, Recurrent, Role, Sets, ValueId};
+use crate::graph::{self, Flow, Form, Inferred, InputShapes, Linear, Model, Node, NodeId, Port, Recurrent, Role, Sets, ValueId};
 use crate::note::Notes;
 use crate::quant::{Blocks, Params, Scheme};
-use crate::target::{Fuse, Granularity, ScaleKey, SchemeKeys};
+use crate::target::{Fuse, Granularity, Limit, SchemeKeys};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One decision about a node or value, and the rule behind it.
@@ -80,7 +81,9 @@ pub fn plan(model: &Model, rules: &Rules) -> Result<Plan> {
     }
     let mut groups = graph::forms(&model.graph, &inferred);
     groups.retain(|f| rules.profile.groups.contains(&f.op) && f.nodes.iter().all(|n| plan.kinds[n] == Kind::Quantized));
-    let mut p = Planner { model, rules, inferred: &inferred, wishes: &wishes, groups, plan };
+    let bound = rules.profile.bound(model);
+    let zeroless = suits::zeroless(model, &plan.kinds, &bound);
+    let mut p = Planner { model, rules, inferred: &inferred, wishes: &wishes, groups, bound, zeroless, plan };
     p.weights()?;
     if dynamic {
         p.dynamic_inputs()?;
@@ -101,6 +104,10 @@ pub(super) struct Planner<'a> {
     pub(super) wishes: &'a Wishes<'a>,
     /// Functions that stand spelled out, and that the target computes as one.
     groups: Vec<Form>,
+    /// What the target's limits ask of codes.
+    bound: BTreeMap<NodeId, Vec<&'a Limit>>,
+    /// Values whose zero point must be 0.
+    zeroless: BTreeSet<ValueId>,
     pub(super) plan: Plan,
 }
 
@@ -161,10 +168,15 @@ impl Planner<'_> {
                     Role::Activation if arithmetic && !all_codes && lone_axis(constant.tensor.shape()).is_some() => (lone_axis(constant.tensor.shape()), keys),
                     Role::Activation => (None, self.rules.activations.unwrap_or(keys)),
                     Role::Constant if all_codes => (None, self.rules.activations.unwrap_or(keys)),
+                    Role::Constant if slot == 1 && node.scales() => match &self.rules.profile.normalization {
+                        Some(keys) => (None, keys),
+                        None => continue,
+                    },
                     _ => continue,
                 };
-                let weight = axis.is_some() || node.op.flow() == Flow::Linear;
-                let keys = if weight { self.wishes.weights(id, slot, &self.granular(node.op, base)) } else { self.wishes.input(id, slot, base) };
+                let weight = axis.is_some() || matches!(node.op.flow(), Flow::Linear | Flow::Normalize);
+                let bound = self.bound.get(&id).map_or(&[][..], Vec::as_slice);
+                let keys = if weight { self.wishes.weights(id, slot, &granular(self.rules.profile, bound, base)) } else { self.wishes.input(id, slot, base) };
                 let Some(keys) = keys else { continue };
                 let name = self.model.graph.value(v).name.clone();
                 let shape = constant.tensor.shape();
@@ -197,17 +209,6 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Keys of a weight, in a granularity that the target holds for this op.
-    fn granular(&self, op: Op, keys: &SchemeKeys) -> SchemeKeys {
-        let (held, _) = self.rules.profile.granularities(op);
-        let asked = keys.granularity.unwrap_or(Granularity::Tensor);
-        match held.first().filter(|_| !held.contains(&asked)) {
-            // Scales of scales belong to blocks.
-            Some(&other) => SchemeKeys { granularity: Some(other), scale: keys.scale.clone().filter(|s| !matches!(s, ScaleKey::Nested(_))), ..keys.clone() },
-            None => keys.clone(),
-        }
-    }
-
     pub(super) fn quantizer(&mut self, name: String, scheme: Scheme, params: Option<Params>) -> usize {
         self.plan.quantizers.push(Planned { name, scheme, params });
         self.plan.quantizers.len() - 1
@@ -238,7 +239,10 @@ impl Planner<'_> {
                 continue;
             }
             let follower = g.node(port.node).op;
-            let fits = |f: &Fuse| f.producers.contains(&node.op) && f.followers.contains(&follower) && !(f.last && before.contains(&v));
+            let floor = || {
+                g.node(port.node).output(0).zip(self.rules.activations).is_some_and(|(y, base)| has_floor(g, &self.plan.kinds, y, &self.wishes.value(y, base)))
+            };
+            let fits = |f: &Fuse| suits::fits(f, node.op, follower) && !(f.last && before.contains(&v)) && (!f.floor || floor());
             if self.rules.profile.fuse.iter().any(fits) && self.operands(g.node(port.node)).len() == 1 {
                 inner.insert(v);
             }
@@ -315,6 +319,7 @@ impl Planner<'_> {
             let keys = producer.and_then(known).map(|f| &f.output);
             fixed.entry(sets.root(v)).or_default().push(keys);
         }
+        let zeroless: BTreeSet<ValueId> = self.zeroless.iter().map(|v| sets.root(*v)).collect();
         let mut quantizer_of_set: BTreeMap<ValueId, usize> = BTreeMap::new();
         for (&v, &stored) in &coded.values {
             let root = sets.root(v);
@@ -326,6 +331,9 @@ impl Planner<'_> {
                     // Who asked for another width gets the range of the data in that width, where none is known.
                     if let Some(Some(first)) = fixed.get(&root).and_then(|f| f.first().filter(|k| f.iter().all(|x| x == *k))) {
                         keys = self.wishes.fixed(v, base, first);
+                    }
+                    if zeroless.contains(&root) {
+                        keys = without_zero(&keys);
                     }
                     let scheme = keys.scheme(None).at(|| &name)?;
                     let params = keys.params(&scheme).at(|| &name)?;
@@ -390,17 +398,23 @@ impl Planner<'_> {
             if !self.is_quantized(id) {
                 continue;
             }
-            let Some(linear) = Linear::of(&self.model.graph, id) else { continue };
-            let Some(slot) = (0..node.inputs().len()).find(|s| node.op.role(*s) == Role::Bias) else { continue };
+            let linear = Linear::of(&self.model.graph, id);
+            let (input_slot, weight_slot) = match &linear {
+                Some(l) => (l.input_slot, l.weight_slot),
+                None if node.scales() => (0, 1),
+                None => continue,
+            };
+            let role = if linear.is_some() { Role::Bias } else { Role::Constant };
+            let Some(slot) = (weight_slot + 1..node.inputs().len()).find(|s| node.op.role(*s) == role) else { continue };
             let Some(bias) = node.input(slot) else { continue };
             let name = self.model.graph.value(bias).name.clone();
             let Some(constant) = self.model.graph.constant(bias) else {
                 self.plan.notes.declined(&node.name, format!("its bias {name} is computed, so it stays float"));
                 continue;
             };
-            let Some(&PortPlan::Own(weight)) = self.plan.ports.get(&(id, linear.weight_slot)) else { continue };
-            let Some(x) = node.input(linear.input_slot) else { continue };
-            let input = match self.plan.ports.get(&(id, linear.input_slot)) {
+            let Some(&PortPlan::Own(weight)) = self.plan.ports.get(&(id, weight_slot)) else { continue };
+            let Some(x) = node.input(input_slot) else { continue };
+            let input = match self.plan.ports.get(&(id, input_slot)) {
                 Some(PortPlan::Own(q)) => *q,
                 _ => match self.plan.stored.get(&x).or(self.plan.read.get(&x)) {
                     Some(&q) => q,
@@ -411,7 +425,7 @@ impl Planner<'_> {
             let channels = constant.tensor.len();
             let scales = self.plan.quantizers[weight].scheme.blocks.clone();
             let plain = node.float("alpha").unwrap_or(1.0) == 1.0 && node.float("beta").unwrap_or(1.0) == 1.0;
-            if !plain || channels != linear.out_channels(&self.model.graph) || scales.block_axis().is_some() {
+            if !plain || linear.is_some_and(|l| channels != l.out_channels(&self.model.graph)) || scales.block_axis().is_some() {
                 self.plan.notes.declined(&node.name, format!("its bias {name} stays float: it is not one value an output channel"));
                 continue;
             }

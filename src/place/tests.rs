@@ -1,10 +1,12 @@
 //! Small graphs under a small profile, and where quantizers stand in them.
 
+mod dynamic;
+
 use super::{Rules, place};
 use crate::graph::{Dim, Graph, Model, Node, Op, Type, ValueId};
 use crate::note::NoteKind;
 use crate::quant::{Blocks, Origin, Scheme, Timing};
-use crate::target::{Fixed, Fuse, Granularity, Keep, Override, Profile, ScaleKey, SchemeKeys, Select, Spelling, Wish, ZeroKey};
+use crate::target::{Fixed, Fuse, Granularity, Keep, Limit, Must, Override, Place, Profile, ScaleKey, SchemeKeys, Select, Spelling, Wish, ZeroKey};
 use crate::tensor::{DType, Tensor};
 
 fn keys(format: &str) -> SchemeKeys {
@@ -17,7 +19,7 @@ fn profile() -> Profile {
         quantize: vec![Op::Conv, Op::MatMul, Op::Gemm, Op::Add, Op::Relu, Op::Clip, Op::Softmax, Op::Sigmoid, Op::Concat, Op::GlobalAveragePool],
         moves: vec![Op::Reshape, Op::MaxPool, Op::Gather, Op::Resize, Op::Transpose],
         join: vec![Op::Concat],
-        fuse: vec![Fuse { producers: vec![Op::Conv, Op::Add], followers: vec![Op::Relu, Op::Clip], last: false }],
+        fuse: vec![Fuse { producers: vec![Op::Conv, Op::Add], followers: vec![Op::Relu, Op::Clip], last: false, floor: false }],
         fixed: vec![Fixed {
             ops: vec![Op::Softmax, Op::Sigmoid],
             output: SchemeKeys { scale: Some(ScaleKey::Fixed(1.0 / 256.0)), zero_point: Some(ZeroKey::Fixed(0)), ..keys("uint8") },
@@ -407,67 +409,62 @@ fn the_last_product_is_rounded_with_its_bias() {
     let y = b.node(Op::Add, &[c, q], "y");
     let mut m = b.output(y);
     let mut asked = Asked::new();
-    asked.profile.fuse.push(Fuse { producers: vec![Op::MatMul], followers: vec![Op::Add], last: true });
+    asked.profile.fuse.push(Fuse { producers: vec![Op::MatMul], followers: vec![Op::Add], last: true, floor: false });
     asked.place(&mut m).unwrap();
     assert_eq!([quantizer_between(&m, "p", "s"), quantizer_between(&m, "q", "y")], [Some("p"), None]);
 }
 
-/// conv → Relu → Reshape → MatMul with a constant and, of its result, with itself.
-fn layers(activations: SchemeKeys, overrides: Vec<Override>) -> crate::Result<(Model, crate::note::Notes)> {
+/// x → MatMul(w) → q; MatMul(q, q) → y, under a target whose products of two activations want zero points of 0.
+#[test]
+fn zero_points_vanish_for_those_who_want_none() {
     let mut b = Built::new();
-    let x = b.input("x");
-    let (w, v, c) = (b.weight("w", &[2, 2, 1, 1]), b.weight("v", &[4, 4]), b.weight("c", &[2]));
-    let a = b.node(Op::Conv, &[x, w, c], "a");
-    let r = b.node(Op::Relu, &[a], "r");
-    let p = b.node(Op::MatMul, &[r, v], "p");
-    let q = b.node(Op::MatMul, &[r, v], "q");
-    let y = b.node(Op::MatMul, &[p, q], "y");
-    let mut m = b.output(y);
-    let (notes, _) = Asked { activations: Some(activations), overrides, ..Asked::new() }.place(&mut m)?;
-    Ok((m, notes))
+    let (x, w) = (b.input("x"), b.weight("w", &[4, 4]));
+    let (q, y) = (b.value("q"), b.value("y"));
+    b.g().add_node(Node::new(Op::MatMul, "first"), &[Some(x), Some(w)], &[Some(q)]);
+    b.g().add_node(Node::new(Op::MatMul, "second"), &[Some(q), Some(q)], &[Some(y)]);
+    b.g().outputs.push(y);
+    let mut asked = Asked::new();
+    asked.profile.limits = vec![Limit { place: Some(Place::DynamicOperands), must: Must::Zeroless, ..Limit::default() }];
+    asked.place(&mut b.0).unwrap();
+    let scheme = |name: &str| b.0.quantizers.ids().map(|id| &b.0.quantizers[id]).find(|q| q.name == name).unwrap().scheme.clone();
+    assert_eq!((scheme("q"), scheme("x"), scheme("y")), (Scheme::int(8, true), Scheme::int(8, false), Scheme::int(8, false)));
 }
 
+/// Conv → Relu → y: together where the lowest code is the floor; apart where zero lies in the middle.
 #[test]
-fn dynamic_quantizers_stand_before_layers_with_constant_weights_alone() {
-    let dynamic = SchemeKeys { timing: Some(Timing::Dynamic), ..keys("uint8") };
-    let (m, _) = layers(dynamic.clone(), vec![]).unwrap();
-    let between = [("x", "a"), ("w", "a"), ("a", "r"), ("r", "p"), ("r", "q"), ("p", "y"), ("q", "y")].map(|(v, reader)| quantizer_between(&m, v, reader));
-    assert_eq!(between, [Some("x"), Some("w"), None, Some("r"), Some("r"), None, None]);
-    assert_eq!(quantizer_between(&m, "c", "a"), None, "biases stay float");
-    assert_eq!(m.quantizers.ids().filter(|q| m.quantizers[*q].name == "r").count(), 1, "one for both readers");
-    assert_eq!(scheme(&m, "x").timing, Timing::Dynamic);
-
-    let token = SchemeKeys { granularity: Some(Granularity::Token), timing: Some(Timing::Dynamic), ..keys("int8") };
-    let (m, notes) = layers(token, vec![]).unwrap();
-    assert_eq!([quantizer_between(&m, "x", "a"), quantizer_between(&m, "w", "a"), quantizer_between(&m, "r", "p")], [None, None, Some("r")]);
-    assert!(notes.list().iter().any(|n| n.about == "/a" && n.text.contains("scale a token")), "{:?}", notes.list());
+fn a_floor_must_be_a_code() {
+    for (symmetric, quantizers) in [(false, 4), (true, 5)] {
+        let mut b = Built::new();
+        let (x, w) = (b.input("x"), b.weight("w", &[2, 2, 1, 1]));
+        let (c, y) = (b.value("c"), b.value("y"));
+        b.g().add_node(Node::new(Op::Conv, "conv"), &[Some(x), Some(w)], &[Some(c)]);
+        b.g().add_node(Node::new(Op::Relu, "relu"), &[Some(c)], &[Some(y)]);
+        b.g().outputs.push(y);
+        let mut asked = Asked::new();
+        asked.profile.fuse[0].floor = true;
+        asked.activations = Some(SchemeKeys { symmetric: Some(symmetric), ..keys("int8") });
+        asked.place(&mut b.0).unwrap();
+        assert_eq!(b.0.quantizers.len() + 1, quantizers, "symmetric: {symmetric}");
+    }
 }
 
+/// x → LayerNormalization(scale, offset) → y: the scale by the target's own scheme, the offset a bias of both.
 #[test]
-fn dynamic_schemes_that_no_operator_has_are_refused() {
-    let refused = |activations: SchemeKeys, set: Option<Wish>| {
-        let select = Select { nodes: Some("/p".into()), ..Select::default() };
-        let overrides = set.map(|set| Override { select, set, optional: false, origin: "overrides[0]".into() }).into_iter().collect();
-        let e = layers(activations, overrides).map(drop).unwrap_err();
-        assert_eq!(e.exit_code(), 2);
-        e.to_string()
-    };
-    let dynamic = |format| SchemeKeys { timing: Some(Timing::Dynamic), ..keys(format) };
-    let mut qdq = Asked { activations: Some(dynamic("uint8")), ..Asked::new() };
-    qdq.profile.forms = Some(vec![Spelling::Qdq]);
-    assert!(qdq.place(&mut conv_relu()).unwrap_err().to_string().contains("target test has no operators"));
-    assert!(refused(dynamic("uint16"), None).contains("uint8 with a zero point"));
-    let four = Wish { weights: Some(keys("int4")), ..Wish::default() };
-    assert!(refused(dynamic("uint8"), Some(four)).starts_with("node /p (MatMul): a weight of int4"));
-    let mixed = Wish { activations: Some(dynamic("uint8")), ..Wish::default() };
-    assert!(refused(keys("uint8"), Some(mixed)).contains("overrides[0]: dynamic activations are for the whole model"));
-}
-
-#[test]
-fn a_recurrent_layer_may_have_dynamic_inputs() {
-    let mut asked = Asked { activations: Some(SchemeKeys { timing: Some(Timing::Dynamic), ..keys("uint8") }), ..Asked::new() };
-    asked.profile.weights_only.push(Op::LSTM);
-    let m = lstm(asked);
-    assert_eq!(["x", "w", "r", "bias", "h"].map(|v| quantizer_between(&m, v, "y")), [Some("x"), Some("w"), Some("r"), None, None]);
-    assert_eq!(quantizer_between(&m, "y", "z"), None);
+fn normalizations_are_scaled_on_codes_where_the_target_says_how() {
+    let mut b = Built::new();
+    let (x, s, o) = (b.input("x"), b.weight("s", &[4]), b.weight("o", &[4]));
+    let y = b.value("y");
+    b.g().add_node(Node::new(Op::LayerNormalization, "norm"), &[Some(x), Some(s), Some(o)], &[Some(y)]);
+    b.g().outputs.push(y);
+    let mut asked = Asked::new();
+    asked.profile.quantize.push(Op::LayerNormalization);
+    let before = b.0.clone();
+    asked.place(&mut b.0).unwrap();
+    assert_eq!(b.0.quantizers.len(), 2, "scale and offset stay float");
+    asked.profile.normalization = Some(keys("uint8"));
+    b.0 = before;
+    asked.place(&mut b.0).unwrap();
+    let row = |name: &str| b.0.quantizers.ids().map(|id| &b.0.quantizers[id]).find(|q| q.name == name).unwrap();
+    assert_eq!(row("s").scheme, Scheme::int(8, false));
+    assert!(matches!(row("o").params.as_ref().unwrap().origin, Origin::Product(..)));
 }

@@ -20,6 +20,8 @@ mod start;
 mod steps;
 mod table;
 #[cfg(test)]
+mod target_tests;
+#[cfg(test)]
 mod tests;
 mod tie;
 

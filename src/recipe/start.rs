@@ -167,7 +167,11 @@ fn substitute(g: &mut Graph, sizes: &BTreeMap<Arc<str>, usize>) {
 
 /// What the recipe says of the data.
 pub fn settings(recipe: &Recipe) -> DataSettings {
-    let of = |i: &super::InputRecipe| InputSettings { from: i.from.clone(), fill: i.fill.or(i.tie.is_some().then_some(Fill::Zeros)), preprocess: i.preprocess.clone() };
+    let of = |i: &super::InputRecipe| InputSettings {
+        from: i.from.clone(),
+        fill: i.fill.or(i.tie.is_some().then_some(Fill::Zeros)),
+        preprocess: i.preprocess.clone(),
+    };
     DataSettings { inputs: recipe.inputs.iter().map(|(name, i)| (name.clone(), of(i))).collect(), seed: recipe.seed }
 }
 

@@ -296,7 +296,9 @@ pub static PROFILE: &[Key] = &[
         "what becomes of operators that no list names: float; split: another processor runs them; refused. Default float",
     ),
     Key::new("limits", Shape::List(&Shape::Map(LIMIT)), "what of its operators it does not run after all"),
-    Key::new("code_constants", OPS, "operators of which every constant operand is codes: single numbers, scales and offsets of normalizations"),
+    Key::new("code_constants", OPS, "operators of which every constant operand is codes under one scale: single numbers too, and the table of a Gather"),
+    Key::new("normalization", SCHEME_OR_NONE, "scheme of the scale of normalizations, whose offset is then a bias; none or absent: both stay float"),
+    Key::new("emulated", OPS, "operators that run in float between codes: quantizers stand around them all the same"),
     Key::new("float_results", OPS, "operators that run on codes though their result stays float"),
     Key::new("float_constants", OPS, "computing operators whose constant operands stay float"),
     Key::new("shield", OPS, "operators whose float weights the runtime quantizes unasked between codes: a Sum of one operand before them hides them"),
@@ -320,7 +322,10 @@ static LIMIT: &[Key] = &[
     Key::new("at_most", Shape::Int(i64::MIN, i64::MAX), "a number"),
     Key::new("rank", COUNT, "most dimensions of operands and results"),
     Key::new("constant", Shape::Int(0, 16), "the slot of an input that must be constant"),
-    Key::new("granularity", Shape::List(&GRANULARITY), "which elements of the weight may share a scale"),
+    Key::new("weights", Shape::List(&Shape::Format), "formats that their weights may have"),
+    Key::new("activations", Shape::List(&Shape::Format), "formats that their operands and results may have"),
+    Key::new("granularity", Shape::List(&GRANULARITY), "which elements of the weight may share a scale; obeyed by `place`"),
+    Key::new("zeroless", FLAG, "true: operands have zero point 0; obeyed by `place`"),
     Key::new("then", Shape::OneOf(&Fate::WORDS), "what becomes of the nodes of which this does not hold; without a condition, of all"),
     Key::new("why", Shape::Text, "what the target does about them, in a few words"),
     Key::new("remedy", Shape::Text, "what helps"),
@@ -328,6 +333,7 @@ static LIMIT: &[Key] = &[
 static FUSE: &[Key] = &[
     Key::new("producers", OPS, "what computes"),
     Key::new("followers", OPS, "what is computed with it"),
+    Key::new("floor", FLAG, "true: only where the lowest code stands for what Relu or Clip cut at, so that they can be dropped"),
     Key::new("last", FLAG, "true: only where nothing but outputs of the model is made of the result"),
 ];
 static FIXED: &[Key] = &[Key::new("ops", OPS, "operators"), Key::new("output", Shape::Map(SCHEME), "the scheme of their output")];

@@ -30,22 +30,24 @@ pub enum Must {
     Rank(usize),
     /// The input at this slot is a constant.
     Constant(usize),
-    /// The weight's scales are one of these. Placing obeys it by itself.
+    // Those below speak of codes. Placing obeys the last two by itself.
+    /// The weight's format is one of these.
+    Weights(Vec<String>),
+    /// The formats of operands and results are among these.
+    Activations(Vec<String>),
+    /// The weight's scales are one of these.
     Granularity(Vec<Granularity>),
+    /// The zero points of operands are 0.
+    Zeroless,
 }
 
 impl Profile {
-    /// Nodes that a limit keeps from running as they stand. Those about granularity are no matter of the node: [`Profile::granularities`].
+    /// Nodes that a limit keeps from running as they stand, whatever their codes.
     pub fn barred(&self, model: &Model, inferred: &Inferred) -> BTreeMap<NodeId, &Limit> {
         let mut barred = BTreeMap::new();
-        for limit in &self.limits {
-            let select = Select { ops: (!limit.ops.is_empty()).then(|| limit.ops.clone()), place: limit.place, ..Select::default() };
-            // Neither names nor patterns are asked for: nothing can be wrong with them.
-            let nodes = if select == Select::default() { model.graph.order().iter().copied().collect() } else { select.nodes(model).unwrap_or_default() };
-            for id in nodes {
-                let node = model.graph.node(id);
-                let speaks = !matches!(node.op.flow(), Flow::Meta | Flow::Quantize) || limit.ops.contains(&node.op);
-                if speaks && !limit.must.holds(model, node, inferred) {
+        for limit in self.limits.iter().filter(|l| !l.must.is_of_codes()) {
+            for id in limit.nodes(model) {
+                if !limit.must.holds(model, model.graph.node(id), inferred) {
                     barred.entry(id).or_insert(limit);
                 }
             }
@@ -53,21 +55,41 @@ impl Profile {
         barred
     }
 
-    /// Granularities that an op's weight may have, with the limit that says so; empty: any.
-    pub fn granularities(&self, op: Op) -> (&[Granularity], Option<&Limit>) {
-        let own = self.limits.iter().find_map(|l| match &l.must {
-            Must::Granularity(list) if l.ops.contains(&op) => Some((&list[..], Some(l))),
-            _ => None,
-        });
+    /// What limits ask of the codes of each node.
+    pub fn bound(&self, model: &Model) -> BTreeMap<NodeId, Vec<&Limit>> {
+        let mut bound: BTreeMap<NodeId, Vec<&Limit>> = BTreeMap::new();
+        for limit in self.limits.iter().filter(|l| l.must.is_of_codes()) {
+            limit.nodes(model).into_iter().for_each(|id| bound.entry(id).or_default().push(limit));
+        }
+        bound
+    }
+
+    /// Granularities that the weight of a node may have, which these limits bind, with the limit that says so; empty: any.
+    pub fn granularities<'a>(&'a self, bound: &[&'a Limit]) -> (&'a [Granularity], Option<&'a Limit>) {
+        let own = bound.iter().find_map(|l| if let Must::Granularity(list) = &l.must { Some((&list[..], Some(*l))) } else { None });
         own.unwrap_or((&self.legal.granularity, None))
     }
 }
 
+impl Limit {
+    fn nodes(&self, model: &Model) -> Vec<NodeId> {
+        let select = Select { ops: (!self.ops.is_empty()).then(|| self.ops.clone()), place: self.place, ..Select::default() };
+        // Neither names nor patterns are asked for: nothing can be wrong with them.
+        let chosen = if select == Select::default() { None } else { select.nodes(model).ok() };
+        let speaks = |n: &Node| !matches!(n.op.flow(), Flow::Meta | Flow::Quantize) || self.ops.contains(&n.op);
+        model.graph.nodes().filter(|(id, n)| speaks(n) && chosen.as_ref().is_none_or(|c| c.contains(id))).map(|(id, _)| id).collect()
+    }
+}
+
 impl Must {
+    fn is_of_codes(&self) -> bool {
+        matches!(self, Must::Weights(_) | Must::Activations(_) | Must::Granularity(_) | Must::Zeroless)
+    }
+
     fn holds(&self, model: &Model, node: &Node, inferred: &Inferred) -> bool {
         match self {
             Must::Never => false,
-            Must::Granularity(_) => true,
+            _ if self.is_of_codes() => true,
             Must::Attribute { name, values } => node.attr(name).is_none_or(|a| words(a).iter().all(|w| values.contains(w))),
             Must::AtMost { name, most } => node.attr(name).is_none_or(|a| match a {
                 AttrValue::Int(i) => i <= most,
@@ -79,6 +101,7 @@ impl Must {
                 node.inputs().iter().chain(node.outputs()).flatten().all(|v| rank(v) <= *most)
             }
             Must::Constant(slot) => node.input(*slot).is_none_or(|v| crate::graph::constant_behind(&model.graph, v).is_some()),
+            _ => true,
         }
     }
 }
@@ -139,11 +162,15 @@ mod tests {
     }
 
     #[test]
-    fn granularity_is_that_of_the_op_or_of_all() {
+    fn granularity_is_that_of_the_node_or_of_all() {
         let limit = Limit { ops: vec![Op::Gemm], must: Must::Granularity(vec![Granularity::Tensor]), ..Limit::default() };
         let mut p = Profile { limits: vec![limit], ..Profile::default() };
         p.legal.granularity = vec![Granularity::Channel];
-        assert_eq!(p.granularities(Op::Gemm).0, [Granularity::Tensor]);
-        assert_eq!(p.granularities(Op::Conv).0, [Granularity::Channel]);
+        let m = model();
+        let bound = p.bound(&m);
+        let of = |name: &str| m.graph.nodes().find(|(_, n)| n.name == name).and_then(|(id, _)| bound.get(&id)).map_or(&[][..], Vec::as_slice);
+        assert_eq!(p.granularities(of("gemm")).0, [Granularity::Tensor]);
+        assert_eq!(p.granularities(of("matmul")).0, [Granularity::Channel]);
+        assert!(p.barred(&m, &infer(&m, &InputShapes::new())).is_empty());
     }
 }

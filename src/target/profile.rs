@@ -53,8 +53,12 @@ pub struct Profile {
     pub join: Vec<Op>,
     /// Ops whose operands and results are never widened.
     pub never_wide: Vec<Op>,
-    /// Ops of which every constant operand is codes, single numbers, scales and offsets of normalizations among them.
+    /// Ops of which every constant operand is codes under one scale, single numbers and tables among them.
     pub code_constants: Vec<Op>,
+    /// Scheme of the scale of normalizations, whose offset is then a bias; `None`: both stay float.
+    pub normalization: Option<SchemeKeys>,
+    /// Ops that run in float between codes: quantizers stand around them all the same.
+    pub emulated: Vec<Op>,
     /// Ops that run on codes though their result stays float.
     pub float_results: Vec<Op>,
     /// Computing ops whose constant operands stay float.
@@ -74,6 +78,8 @@ pub struct Fuse {
     pub followers: Vec<Op>,
     /// Only where nothing but outputs of the model is made of the result.
     pub last: bool,
+    /// Only where the lowest code stands for what the follower cuts at: then it is dropped.
+    pub floor: bool,
 }
 
 /// Ops whose output has this scheme whatever the data.

@@ -325,7 +325,8 @@ def main():
     for target in targets:
         for name in wanted:
             path = os.path.join(a.out, f"{name}.{target}.onnx")
-            why = convert(sources[name], path, target, [*base(name), *(["-r", a.recipe] if a.recipe else [])])
+            recipe = ["-r", a.recipe, *(["--set", "activations.bits=16"] if target.endswith("16") else [])] if a.recipe else []
+            why = convert(sources[name], path, target, [*base(name), *recipe])
             files.append((name, path, target, True)) if why is None else print(f"{name} for {target}: not converted: {why}")
     if not a.own:
         varied = [n for n in VARIED if n in wanted] if a.models else VARIED

@@ -6,9 +6,9 @@ use serde_json::Value as Json;
 
 /// Decibels that a case may lie below the better rival.
 const NEAR: f64 = 0.3;
-/// Cases that may lie farther below it: 1.5, 0.6 and 0.4 dB were measured. The tail beyond what eight samples show is taken as a little longer than that of the
-/// normal numbers here, and a table of 64 rows has none. ONNX Runtime leaves a division of `gelu_erf` float (0.3 dB).
-const FARTHER: &[(&str, f64)] = &[("gather_emb", 1.7), ("layernorm", 0.7), ("matmul_w_add", 0.5), ("gelu_erf", 0.5)];
+/// Cases that may lie farther below it: 0.5 and 0.6 dB were measured. The table of `gather_emb` has 64 rows and no tail beyond them; of `split` eight samples
+/// show too little, and a range that is symmetric happens to reach farther.
+const FARTHER: &[(&str, f64)] = &[("gather_emb", 0.7), ("split", 0.8)];
 
 #[test]
 fn every_form_is_near_the_best_rival_and_the_median_above_34_db() {

@@ -87,7 +87,7 @@ impl Planner<'_> {
             let scheme = keys.scheme(None).at(|| name)?;
             if scheme.blocks == Blocks::token() && !matches!(node.op, Op::MatMul | Op::Gemm) {
                 let why = format!("activations have a scale a token, which {} has no integer operator for", node.op_type);
-                slots.iter().for_each(|slot| drop(self.plan.ports.remove(&(id, *slot))));
+                self.plan.ports.retain(|(node, _), _| *node != id);
                 self.plan.kinds.insert(id, Kind::Float(why));
                 continue;
             }

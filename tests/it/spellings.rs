@@ -103,3 +103,22 @@ fn tokens_have_scales_of_their_own_in_standard_operators() {
         assert!(row["sqnr_db"].as_f64().unwrap() > row["rival"].as_f64().unwrap() - near, "{name}: {row}");
     }
 }
+
+#[test]
+fn codes_go_in_and_come_out_as_the_metadata_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().to_str().unwrap();
+    for name in names(&json(&crate::python::run("spellings.py", &["make", folder]))) {
+        written(dir.path(), &name, "qdq", "int8-fast", &[]);
+        written(dir.path(), &name, "io", "int8-fast", &["lower.io=uint8"]);
+    }
+    let rows = json(&crate::python::run("spellings.py", &["io", folder]));
+    for (name, row) in rows.as_object().unwrap() {
+        println!("{name}: {row}");
+        assert_eq!(row["largest"].as_f64().unwrap(), 0.0, "{name}");
+        assert_eq!(names(&row["outputs"]), ["tensor(uint8)"], "{name}");
+        // Indices are no codes.
+        let input = if name == "gather_emb" { "tensor(int64)" } else { "tensor(uint8)" };
+        assert_eq!(names(&row["inputs"]), [input], "{name}");
+    }
+}

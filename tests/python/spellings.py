@@ -3,6 +3,9 @@
 spellings.py compare DIR: DIR/NAME.qdq.onnx beside DIR/NAME.qoperator.onnx in ONNX Runtime with its optimisations off, on other samples.
 Prints {NAME: {"steps": largest distance of the outputs, in steps of the output's scale, "ops": {OP: count}, "left": [ops between codes that stayed in QDQ]} …}.
 
+spellings.py io DIR: DIR/NAME.qdq.onnx beside DIR/NAME.io.onnx, whose inputs and outputs are codes as its metadata says.
+Prints {NAME: {"inputs": [types], "outputs": [types], "largest": largest distance of the outputs as real numbers} …}.
+
 spellings.py dynamic DIR TAG: DIR/NAME.TAG.onnx beside the float model, and beside what ONNX Runtime's own dynamic quantizer makes of it, weights per channel.
 Prints {NAME: {"sqnr_db", "rival": its, "ops": {OP: count}, "fused": {OP: count} of the operators after optimisation} …}.
 """
@@ -128,6 +131,34 @@ def compare(folder):
     print(json.dumps(rows))
 
 
+def io(folder):
+    rows = {}
+    for case in CASES:
+        name = case.__name__
+        model = onnx.load(folder / f"{name}.io.onnx")
+        onnx.checker.check_model(model)
+        said = {p.key.removeprefix("requant.io."): json.loads(p.value) for p in model.metadata_props if p.key.startswith("requant.io.")}
+
+        def codes(tensor, x):
+            m = said[tensor]
+            limits = np.iinfo(m["dtype"])
+            return np.clip(np.round(x / np.float32(m["scale"])) + m["zero_point"], limits.min, limits.max).astype(m["dtype"])
+
+        def real(tensor, q):
+            return (q.astype(np.float32) - said[tensor]["zero_point"]) * np.float32(said[tensor]["scale"])
+
+        plain, coded = session(folder / f"{name}.qdq.onnx"), session(folder / f"{name}.io.onnx")
+        largest = 0.0
+        for feed in micro.samples(onnx.load(folder / f"{name}.onnx"), *micro.JUDGE):
+            wanted = plain.run(None, feed)
+            got = coded.run(None, {k: codes(k, x) if k in said else x for k, x in feed.items()})
+            got = [real(o.name, y) if o.name in said else y for o, y in zip(coded.get_outputs(), got)]
+            largest = max(largest, *(float(np.abs(a - b).max()) for a, b in zip(wanted, got)))
+        types = lambda values: [v.type for v in values]
+        rows[name] = {"inputs": types(coded.get_inputs()), "outputs": types(coded.get_outputs()), "largest": largest}
+    print(json.dumps(rows))
+
+
 def counted(model):
     return dict(sorted(collections.Counter(n.op_type for n in model.graph.node).items()))
 
@@ -154,4 +185,4 @@ def dynamic(folder, tag):
 
 
 if __name__ == "__main__":
-    {"make": make, "compare": compare, "dynamic": dynamic}[sys.argv[1]](pathlib.Path(sys.argv[2]), *sys.argv[3:])
+    {"make": make, "compare": compare, "io": io, "dynamic": dynamic}[sys.argv[1]](pathlib.Path(sys.argv[2]), *sys.argv[3:])

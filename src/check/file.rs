@@ -2,13 +2,16 @@
 
 use super::{Row, Verdict, row};
 use crate::graph::{Dim, Flow, Graph, Model, Node, Type};
-use crate::target::{Profile, Spelling};
+use crate::target::{Fate, Profile, Spelling};
 use std::collections::BTreeMap;
 
 /// Rows about the whole model, and about operators of a spelling that the target does not read.
 pub fn rows(model: &Model, profile: &Profile) -> Vec<Row> {
     let mut rows = Vec::new();
-    let mut refuse = |rule: &str, reason: String, remedy: &str| rows.push(Row { reason, remedy: remedy.to_string(), ..row(Verdict::Refused, rule) });
+    // A chip that hands what it does not know to another processor does so with shapes that it does not know.
+    let open = if profile.others == Fate::Split { Verdict::Split } else { Verdict::Refused };
+    let mut say = |verdict: Verdict, rule: &str, reason: String, remedy: &str| rows.push(Row { reason, remedy: remedy.to_string(), ..row(verdict, rule) });
+    let mut refuse = |rule: &str, reason: String, remedy: &str| say(if rule == "static" { open } else { Verdict::Refused }, rule, reason, remedy);
     let opset = model.opset("").unwrap_or(0);
     if let Some(most) = profile.opset.filter(|most| *most < opset) {
         refuse("opset", format!("the model has opset {opset}; the target reads at most {most}"), "export the model again with a lower opset");

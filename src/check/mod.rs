@@ -106,15 +106,27 @@ pub fn check(model: &Model, profile: &Profile) -> Check {
     let quantized = has_codes(&model.graph);
     let mut lifted = model.clone();
     let mut rows = file::rows(model, profile);
-    let words = match lift(&mut lifted) {
+    let split = rows.iter().find(|r| r.verdict == Verdict::Split).cloned();
+    let mut words = match lift(&mut lifted) {
         Ok(_) => nodes::rows(&mut lifted, profile, quantized),
         Err(e) => {
-            let remedy = "start from the float model: `requant convert`".to_string();
-            rows.push(Row { reason: format!("it cannot be read as a quantized model: {e}"), remedy, ..row(Verdict::Refused, "forms") });
+            let reason = format!("it cannot be followed through, and is judged by its operators alone: {e}");
+            rows.push(Row { reason, remedy: "start from the float model: `requant convert`".to_string(), ..row(Verdict::Float, "forms") });
             let inferred = infer(model, &InputShapes::new());
             nodes::by_op(model, profile, &inferred)
         }
     };
+    for own in nodes::spelled(model, profile) {
+        match words.iter_mut().find(|w| w.node == own.node) {
+            Some(word) if word.verdict < Verdict::Split => *word = own,
+            Some(_) => {}
+            None => words.push(own),
+        }
+    }
+    // What keeps the whole model from a chip keeps each node from it.
+    if let Some(whole) = split {
+        words.iter_mut().filter(|w| w.verdict != Verdict::Exact).for_each(|w| *w = Row { node: w.node.clone(), op: w.op.clone(), ..whole.clone() });
+    }
     rows.extend(words);
     let count = |v: Verdict| rows.iter().filter(|r| r.verdict == v).count();
     Check {

@@ -3,8 +3,8 @@
 use super::codes::{Codes, has_no_zero, is_pow2, is_symmetric, same};
 use super::{Row, Verdict};
 use crate::graph::{Flow, Graph, Inferred, InputShapes, Linear, Model, Node, NodeId, Op, Recurrent, Role, ValueId, infer};
-use crate::quant::QuantizerId;
-use crate::target::{Fate, Granularity, Limit, Must, Profile, Slot, name_of};
+use crate::quant::{Format, QuantizerId};
+use crate::target::{Fate, Granularity, Limit, Must, Profile, Slot, Spelling, name_of};
 use crate::tensor::DType;
 use std::collections::BTreeMap;
 
@@ -44,6 +44,20 @@ pub fn by_op(model: &Model, profile: &Profile, inferred: &Inferred) -> Vec<Row> 
     let speaks = model.graph.nodes().filter(|(_, n)| n.op.flow() != Flow::Quantize);
     let word = |id, node: &Node| by_lists(profile, inferred, node, barred.get(&id).copied()).unwrap_or(Word::fine(Verdict::Integer, "quantize"));
     speaks.map(|(id, node)| row_of(&model.graph, node, word(id, node))).collect()
+}
+
+/// Rows of operators that are on codes by themselves, in spellings that the target reads.
+pub fn spelled(model: &Model, profile: &Profile) -> Vec<Row> {
+    let barred = profile.barred(model, &Inferred::default());
+    let reads = |s: Spelling| profile.forms.as_ref().is_none_or(|f| f.contains(&s));
+    let word = |id: NodeId, node: &Node| match (barred.get(&id), Spelling::of(node.op)) {
+        (Some(limit), _) => Some(Word::new(limit.then, "limits", limit.why.clone(), limit.remedy.clone())),
+        (None, Spelling::QOperator | Spelling::Dynamic) => Some(Word::fine(Verdict::Integer, "forms")),
+        (None, Spelling::WeightOnly) => Some(Word::new(Verdict::Float, "forms", "only its weights are codes", "")),
+        _ => None,
+    };
+    let own = model.graph.nodes().filter(|(_, n)| n.op.flow() == Flow::Quantize && n.op != Op::FakeQuant && reads(Spelling::of(n.op)));
+    own.filter_map(|(id, n)| Some(row_of(&model.graph, n, word(id, n)?))).collect()
 }
 
 /// What lists and limits say of a node, wherever it stands; `None`: it can run on codes.
@@ -123,7 +137,12 @@ impl Judge<'_> {
             let alone = !node.inputs().iter().flatten().any(|v| self.codes.is_inner(*v));
             (alone && self.profile.emulated.contains(&node.op)).then(|| Word::new(Verdict::Float, "emulated", reason(), ""))
         };
-        let word = self.operands(node, before).or_else(|| self.illegal(id, node)).or_else(|| self.result(node)).or_else(emulated);
+        let unasked = || {
+            let weight = node.input(1).filter(|w| self.model.graph.constant(*w).is_some() && self.is_quantized_unasked(node, 1))?;
+            let reason = format!("its float weight {} is quantized unasked, with one scale a tensor", self.name(weight));
+            Some(Word::new(Verdict::Integer, "shield", reason, CONVERT))
+        };
+        let word = self.operands(node, before).or_else(|| self.illegal(id, node)).or_else(|| self.result(node)).or_else(emulated).or_else(unasked);
         word.unwrap_or_else(|| self.shared(node))
     }
 
@@ -140,7 +159,7 @@ impl Judge<'_> {
             if let Some(c) = g.constant(v) {
                 let stays = self.profile.float_constants.contains(&node.op);
                 let one = c.tensor.len() <= 1 && node.op.flow() == Flow::Arithmetic || node.op.flow() == Flow::Move;
-                if !all && !stays && one {
+                if !all && !stays && one || self.is_quantized_unasked(node, slot) {
                     continue;
                 }
                 return Some(Word::new(Verdict::Float, "operands", format!("its constant {} is float", self.name(v)), CONVERT));
@@ -154,6 +173,11 @@ impl Judge<'_> {
             return Some(Word::new(Verdict::Float, "operands", format!("its operand {} is float", self.name(v)), CONVERT));
         }
         None
+    }
+
+    /// Whether the runtime quantizes a float weight that stands between codes.
+    fn is_quantized_unasked(&self, node: &Node, slot: usize) -> bool {
+        slot == 1 && self.profile.shield.contains(&node.op) && node.input(0).is_some_and(|x| self.codes.get(x).is_some()) && self.result(node).is_none()
     }
 
     /// A result that somebody takes as float.
@@ -199,7 +223,9 @@ impl Judge<'_> {
             return Some(word);
         }
         let out = node.output(0)?;
-        let result = |q| self.held(q, Slot::Activations, out).or_else(|| self.limited(id, q, Slot::Activations, out).filter(|w| w.rule != "zeroless"));
+        // Of a result, only its format is asked.
+        let formats = |q| self.bound.get(&id)?.iter().any(|l| matches!(l.must, Must::Activations(_))).then(|| self.limited(id, q, Slot::Activations, out))?;
+        let result = |q| self.held(q, Slot::Activations, out).or_else(|| formats(q));
         self.codes.taken(self.model, out).find_map(|(_, q)| result(q))
     }
 
@@ -219,12 +245,23 @@ impl Judge<'_> {
         let broken = |l: &&&Limit| match (&l.must, kind) {
             (Must::Weights(list), Slot::Weights) | (Must::Activations(list), Slot::Activations) => !list.iter().any(|f| f == format),
             (Must::Zeroless, Slot::Activations) => !has_no_zero(table, q),
+            (Must::Unsigned, Slot::Activations) => matches!(table[q].scheme.format, Format::Int { signed: true, .. }) && !self.is_read_once(v),
             _ => false,
         };
         let limit = self.bound.get(&id)?.iter().find(broken)?;
-        let rule = if limit.must == Must::Zeroless { "zeroless" } else { "limits" };
-        let is = if rule == "zeroless" { "has a zero point".to_string() } else { format!("is {format}") };
-        Some(Word::new(limit.then, rule, format!("{} {is}: {}", self.name(v), limit.why), limit.remedy.clone()))
+        let is = if limit.must == Must::Zeroless { "has a zero point".to_string() } else { format!("is {format}") };
+        Some(Word::new(limit.then, "limits", format!("{} {is}: {}", self.name(v), limit.why), limit.remedy.clone()))
+    }
+
+    /// Whether codes are made for one reader.
+    fn is_read_once(&self, v: ValueId) -> bool {
+        let g = &self.model.graph;
+        let of = |v: ValueId| g.value(v).uses().len() + g.is_output(v) as usize;
+        let Some((maker, _)) = g.value(v).producer() else { return of(v) == 1 };
+        let Some(x) = g.node(maker).input(0).filter(|_| g.node(maker).op == Op::FakeQuant) else { return of(v) == 1 };
+        let all =
+            g.value(x).uses().iter().filter_map(|p| g.get_node(p.node)).filter(|n| n.op == Op::FakeQuant).filter_map(|n| n.output(0)).map(of).sum::<usize>();
+        g.constant(x).is_none() && all == 1
     }
 
     fn format(&self, kind: Slot, format: &str, v: ValueId) -> Option<Word> {
@@ -308,7 +345,7 @@ impl Judge<'_> {
         for (id, node) in g.nodes().rev() {
             let Some(v) = node.output(0).filter(|v| self.codes.is_inner(*v)) else { continue };
             let follower = g.value(v).uses().first().and_then(|p| words.get(&p.node));
-            let Some(f) = follower.filter(|f| f.verdict > Verdict::Requantizes) else { continue };
+            let Some(f) = follower.filter(|f| f.verdict > Verdict::Requantizes && !self.profile.float_results.contains(&node.op)) else { continue };
             if words.get(&id).is_some_and(|w| w.verdict == Verdict::Integer) {
                 let word = Word::new(Verdict::Float, f.rule, format!("what is computed with it is not on codes: {}", f.reason), f.remedy.clone());
                 words.insert(id, word);

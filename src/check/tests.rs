@@ -243,13 +243,13 @@ fn the_file_itself_must_be_readable() {
 }
 
 #[test]
-fn what_cannot_be_lifted_is_refused_and_the_rest_judged_by_its_ops() {
+fn what_cannot_be_lifted_is_said_and_judged_by_its_ops() {
     let mut m = file(&GOOD);
     let y = m.graph.add_value("attended");
     let x = m.graph.inputs[0];
     m.graph.add_node(Node::new(Op::QAttention, "attention"), &[Some(x)], &[Some(y)]);
     let c = check(&m, &profile());
-    assert_eq!((c.refused, c.integer), (1, 3));
+    assert_eq!((c.refused, c.float, c.integer), (0, 1, 4));
     assert!(c.nodes[0].reason.contains("attention"), "{}", c.nodes[0].reason);
 }
 
@@ -258,7 +258,7 @@ fn limits_speak_of_codes_too() {
     let limit = |must| Limit { ops: vec![Op::Conv], must, then: Fate::Split, why: "why".into(), ..Limit::default() };
     let with = |must: Must| Profile { limits: vec![limit(must)], ..profile() };
     let formats = |f: &str| vec![f.to_string()];
-    for (must, rule) in [(Must::Activations(formats("int8")), "limits"), (Must::Weights(formats("int4")), "limits"), (Must::Zeroless, "zeroless")] {
+    for (must, rule) in [(Must::Activations(formats("int8")), "limits"), (Must::Weights(formats("int4")), "limits"), (Must::Zeroless, "limits")] {
         let (node, verdict, by, reason) = finding(&file(&GOOD), &with(must));
         assert_eq!((node.as_str(), verdict, by.as_str()), ("conv", Verdict::Split, rule), "{reason}");
     }
@@ -266,6 +266,13 @@ fn limits_speak_of_codes_too() {
         assert!(all_integer(&file(&GOOD), &with(must)));
     }
     assert!(all_integer(&file(&Spelled { activations: (DType::U8, 0), ..GOOD }), &with(Must::Zeroless)));
+    // Signed codes are fine for one reader, and no more.
+    let mut m = file(&Spelled { activations: (DType::I8, -5), ..GOOD });
+    assert!(all_integer(&m, &with(Must::Unsigned)));
+    let (x, z) = (m.graph.find_value("x_dq").unwrap(), m.graph.add_value("z"));
+    m.graph.add_node(Node::new(Op::MaxPool, "other"), &[Some(x)], &[Some(z)]);
+    m.graph.outputs.push(z);
+    assert_eq!(finding(&m, &with(Must::Unsigned)).0, "conv");
 }
 
 #[test]
@@ -285,4 +292,43 @@ fn what_computes_in_float_between_codes_is_float() {
     let found = finding(&m, &Profile { emulated: vec![Op::MaxPool], ..profile() });
     assert_eq!((found.0.as_str(), found.1, found.2.as_str()), ("pool", Verdict::Float, "emulated"));
     assert!(all_integer(&m, &Profile { emulated: vec![Op::Relu], ..profile() }), "a follower is computed with its producer");
+}
+
+#[test]
+fn float_weights_between_codes_are_quantized_by_some() {
+    let mut m = file(&GOOD);
+    let w = m.graph.find_value("w").unwrap();
+    let (dq, _) = m.graph.value(w).producer().unwrap();
+    m.graph.remove_node(dq);
+    m.graph.value_mut(w).constant = Some(Tensor::of_f32(&[2, 2, 1, 1], vec![1.0; 4]).into());
+    assert_eq!(finding(&m, &profile()).1, Verdict::Float);
+    let found = finding(&m, &Profile { shield: vec![Op::Conv], ..profile() });
+    assert_eq!((found.0.as_str(), found.1, found.2.as_str()), ("conv", Verdict::Integer, "shield"), "{}", found.3);
+}
+
+/// x → DynamicQuantizeLinear → MatMulInteger(w) → y
+#[test]
+fn operators_on_codes_are_judged_by_their_own_names() {
+    let mut b = Built(Model { ir_version: 8, opsets: vec![(String::new(), 17)], ..Model::default() });
+    let (x, y) = (b.value("x", &[1, 2]), b.g().add_value("y"));
+    let [q, s, z] = ["q", "s", "z"].map(|n| b.g().add_value(n));
+    let w = b.g().add_constant("w", Tensor::new(DType::I8, vec![2, 2], vec![1u8; 4].into()).unwrap());
+    (b.g().inputs, b.g().outputs) = (vec![x], vec![y]);
+    b.g().add_node(Node::new(Op::DynamicQuantizeLinear, "dql"), &[Some(x)], &[Some(q), Some(s), Some(z)]);
+    b.g().add_node(Node::new(Op::MatMulInteger, "product"), &[Some(q), Some(w), Some(z)], &[Some(y)]);
+    let of = |p: &Profile| verdicts(&b.0, p).into_iter().find(|v| v.0 == "product").map(|v| (v.1, v.2));
+    assert_eq!(of(&profile()), Some((Verdict::Integer, "forms".into())));
+    let limit = Limit { ops: vec![Op::MatMulInteger], then: Fate::Split, why: "why".into(), ..Limit::default() };
+    assert_eq!(of(&Profile { limits: vec![limit], ..profile() }), Some((Verdict::Split, "limits".into())));
+    let c = check(&b.0, &Profile { forms: Some(vec![Spelling::Qdq]), ..profile() });
+    assert!(c.refused == 1 && c.nodes[0].rule == "forms");
+}
+
+#[test]
+fn open_shapes_split_all_where_the_chip_splits() {
+    let mut m = file(&GOOD);
+    let x = m.graph.inputs[0];
+    m.graph.value_mut(x).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(vec![Dim::Symbol("N".into()), Dim::Known(2), Dim::Known(4), Dim::Known(4)]) };
+    let c = check(&m, &Profile { static_shapes: true, others: Fate::Split, ..profile() });
+    assert_eq!((c.refused, c.split), (0, 4), "the model and its three nodes");
 }

@@ -326,6 +326,7 @@ static LIMIT: &[Key] = &[
     Key::new("activations", Shape::List(&Shape::Format), "formats that their operands and results may have"),
     Key::new("granularity", Shape::List(&GRANULARITY), "which elements of the weight may share a scale; obeyed by `place`"),
     Key::new("zeroless", FLAG, "true: operands have zero point 0; obeyed by `place`"),
+    Key::new("unsigned", FLAG, "true: operands are unsigned, or signed, not constant and read by nobody else"),
     Key::new("then", Shape::OneOf(&Fate::WORDS), "what becomes of the nodes of which this does not hold; without a condition, of all"),
     Key::new("why", Shape::Text, "what the target does about them, in a few words"),
     Key::new("remedy", Shape::Text, "what helps"),

@@ -177,6 +177,7 @@ fn limit(l: &Limit) -> String {
         Must::Weights(list) => format!(" unless weights are {}", list.join(" or ")),
         Must::Activations(list) => format!(" unless activations are {}", list.join(" or ")),
         Must::Granularity(list) => format!(" unless scales are one a {}", list.iter().map(|g| read::granularity_name(*g)).collect::<Vec<_>>().join(" or a ")),
+        Must::Unsigned => " unless operands are unsigned, or signed and read once".to_string(),
         Must::Zeroless => " unless zero points are 0".to_string(),
     };
     let remedy = if l.remedy.is_empty() { String::new() } else { format!("; {}", l.remedy) };

@@ -30,7 +30,7 @@ pub enum Must {
     Rank(usize),
     /// The input at this slot is a constant.
     Constant(usize),
-    // Those below speak of codes. Placing obeys the last two by itself.
+    // Those below speak of codes. Placing obeys granularity and zeroless by itself.
     /// The weight's format is one of these.
     Weights(Vec<String>),
     /// The formats of operands and results are among these.
@@ -39,6 +39,8 @@ pub enum Must {
     Granularity(Vec<Granularity>),
     /// The zero points of operands are 0.
     Zeroless,
+    /// Operands are unsigned, or signed, flowing and read by nobody else.
+    Unsigned,
 }
 
 impl Profile {
@@ -83,7 +85,7 @@ impl Limit {
 
 impl Must {
     fn is_of_codes(&self) -> bool {
-        matches!(self, Must::Weights(_) | Must::Activations(_) | Must::Granularity(_) | Must::Zeroless)
+        matches!(self, Must::Weights(_) | Must::Activations(_) | Must::Granularity(_) | Must::Zeroless | Must::Unsigned)
     }
 
     fn holds(&self, model: &Model, node: &Node, inferred: &Inferred) -> bool {

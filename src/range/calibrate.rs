@@ -16,15 +16,18 @@ use crate::note::Notes;
 use crate::observe::{Extremes, Histogram};
 use crate::pass::Progress;
 use crate::quant::{self, QuantizerId, Timing};
+use crate::target::Shift;
 use std::collections::BTreeMap;
 
 /// What the `calibrate` step was asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Calibrate {
+pub struct Calibrate<'a> {
     pub activations: Method,
     pub weights: Method,
     /// Standard deviations from the mean beyond which values count for nothing.
     pub outliers: Option<f64>,
+    /// Windows for the positions of power-of-two scales.
+    pub shifts: &'a [Shift],
     pub threads: usize,
 }
 
@@ -67,7 +70,7 @@ pub fn calibrate(
         if let Some(deviations) = how.outliers {
             seen.iter_mut().for_each(|s| if let Seen::Histogram(h) = s { h.drop_beyond(deviations) });
         }
-        let found = Found { watched: &watched, seen: &seen, kept: &kept, samples: ranges.samples };
+        let found = Found { watched: &watched, seen: &seen, kept: &kept, samples: ranges.samples, shifts: how.shifts };
         let (method, best, said) = match (how.activations, data) {
             (Method::Auto, Some(data)) => best_of(model, &found, data, how.threads, progress)?,
             (Method::Auto, None) => {
@@ -86,6 +89,7 @@ pub fn calibrate(
         notes.append(said);
     } else {
         super::settle(model, &mut notes)?;
+        super::shifts::hold(model, how.shifts, &[], &mut notes)?;
     }
     notes.changed("", format!("{} quantizers have their scales", model.quantizers.ids().filter(|&q| model.quantizers[q].params.is_some()).count()));
     Ok(Calibrated { notes, ranges })
@@ -283,8 +287,8 @@ mod tests {
         Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap()
     }
 
-    fn how(activations: Method, threads: usize) -> Calibrate {
-        Calibrate { activations, weights: Method::MinMax, outliers: None, threads }
+    fn how(activations: Method, threads: usize) -> Calibrate<'static> {
+        Calibrate { activations, weights: Method::MinMax, outliers: None, shifts: &[], threads }
     }
 
     #[test]
@@ -342,7 +346,7 @@ mod tests {
         let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
         for method in [Method::MinMax, Method::Percentile(90.0), Method::Tail, Method::Auto] {
             let mut m = m.clone();
-            let how = Calibrate { activations: method, weights: Method::MinMax, outliers: None, threads: 1 };
+            let how = Calibrate { activations: method, weights: Method::MinMax, outliers: None, shifts: &[], threads: 1 };
             calibrate(&mut m, &how, Some((&data, &[0, 1, 2, 3])), None, &Silent).unwrap();
             let p = m.quantizers[out].params.as_ref().unwrap();
             assert_eq!((p.scale[0], p.zero_at(0)), (5.1 / 255.0, 50.0), "{method}");

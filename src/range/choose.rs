@@ -10,6 +10,7 @@ use crate::note::Notes;
 use crate::observe::{Extremes, Histogram};
 use crate::pass::Progress;
 use crate::quant::{self, QuantizerId, Scheme};
+use crate::target::Shift;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -27,6 +28,7 @@ pub struct Found<'a> {
     /// Intervals beyond which no reader can tell values apart.
     pub kept: &'a BTreeMap<QuantizerId, Extremes>,
     pub samples: usize,
+    pub shifts: &'a [Shift],
 }
 
 /// How a range is taken from what was seen of a tensor.
@@ -128,6 +130,8 @@ pub fn fitted(model: &Model, range: Range, found: &Found) -> Result<(Model, Note
         q.params = Some(quant::fit_range(&q.scheme, &lo, &hi).at(|| &q.name)?);
     }
     super::settle(&mut model, &mut notes)?;
+    let seen: Vec<_> = watched.iter().map(|(_, q)| *q).zip(*seen).collect();
+    super::shifts::hold(&mut model, found.shifts, &seen, &mut notes)?;
     Ok((model, notes))
 }
 

@@ -3,7 +3,7 @@
 use super::{Method, pow2};
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, NodeId};
-use crate::quant::{self, QuantizerId};
+use crate::quant::{self, Params, QuantizerId, Scheme};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,25 +46,35 @@ fn weight_ranges(model: &Model, node: NodeId, id: QuantizerId, method: Method) -
     let constant = model.graph.node(node).input(0).and_then(|v| model.graph.constant(v));
     let tensor = &constant.ok_or_else(|| Error::failed("reads no constant")).at(|| &quantizer.name)?.tensor;
     let x = tensor.to_f32().at(|| &quantizer.name)?;
-    let layout = quantizer.scheme.blocks.layout(tensor.shape()).at(|| &quantizer.name)?;
-    let (lo, hi) = quant::block_ranges(&x, tensor.shape(), &layout);
-    if lo.iter().any(|l| l.is_nan()) {
-        let i = x.iter().position(|v| !v.is_finite()).unwrap_or_default();
+    if let Some(i) = x.iter().position(|v| !v.is_finite()) {
         return Err(Error::usage(format!("weight {}: element {i} is {}; a model with such weights cannot be quantized", quantizer.name, x[i])));
     }
+    block_ends(&x, tensor.shape(), &quantizer.scheme, method).at(|| &quantizer.name)
+}
+
+/// Parameters for one constant alone.
+pub fn fit_constant(x: &[f32], shape: &[usize], scheme: &Scheme, method: Method) -> Result<Params> {
+    let (lo, hi) = block_ends(x, shape, scheme, method)?;
+    quant::fit_range(scheme, &lo, &hi)
+}
+
+/// The range of each block of finite numbers.
+fn block_ends(x: &[f32], shape: &[usize], scheme: &Scheme, method: Method) -> Result<(Vec<f32>, Vec<f32>)> {
+    let layout = scheme.blocks.layout(shape)?;
+    let (lo, hi) = quant::block_ranges(x, shape, &layout);
     if method != Method::Mse {
         return Ok((lo, hi));
     }
     // Every block is shrunk in steps of 2 %, or of one power of two, all at once, and keeps the step that lost least.
     let mut best = vec![(f64::INFINITY, 1.0f32); lo.len()];
-    let halved = pow2::applies(&quantizer.scheme);
+    let halved = pow2::applies(scheme);
     for i in 0..if halved { pow2::HALVINGS.1 } else { 31 } {
         let f = if halved { 0.5f32.powi(i as i32) } else { 1.0 - 0.02 * i as f32 };
         let shrunk = |v: &[f32]| v.iter().map(|v| v * f).collect::<Vec<_>>();
-        let params = quant::fit_range(&quantizer.scheme, &shrunk(&lo), &shrunk(&hi)).at(|| &quantizer.name)?;
+        let params = quant::fit_range(scheme, &shrunk(&lo), &shrunk(&hi))?;
         let mut y = x.to_vec();
-        quant::fake_quantize(&mut y, tensor.shape(), &quantizer.scheme, Some(&params)).at(|| &quantizer.name)?;
-        for (best, loss) in best.iter_mut().zip(layout.losses(&x, &y)) {
+        quant::fake_quantize(&mut y, shape, scheme, Some(&params))?;
+        for (best, loss) in best.iter_mut().zip(layout.losses(x, &y)) {
             if loss < best.0 {
                 *best = (loss, f);
             }
@@ -77,7 +87,7 @@ fn weight_ranges(model: &Model, node: NodeId, id: QuantizerId, method: Method) -
 mod tests {
     use super::*;
     use crate::graph::Node;
-    use crate::quant::{Blocks, Scheme};
+    use crate::quant::Blocks;
     use crate::tensor::Tensor;
 
     #[test]

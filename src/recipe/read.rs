@@ -4,7 +4,7 @@ use super::shape::Tree;
 use crate::error::{Error, Result};
 use crate::graph::Op;
 use crate::quant::{Rounding, Timing};
-use crate::target::{Fixed, Fuse, Granularity, Keep, Legal, Override, Place, Profile, ScaleKey, SchemeKeys, Select, Wish, ZeroKey};
+use crate::target::{Fixed, Fuse, Granularity, Keep, Legal, Override, Place, Profile, ScaleKey, SchemeKeys, Select, Shift, Term, Wish, ZeroKey};
 use crate::tensor::DType;
 use std::collections::BTreeMap;
 
@@ -125,6 +125,16 @@ fn texts(t: Option<&Tree>) -> Vec<String> {
     t.map_or(&[][..], Tree::list).iter().filter_map(|o| Some(o.text()?.to_string())).collect()
 }
 
+/// A window for positions.
+fn shift(place: &str, t: &Tree) -> Result<Shift> {
+    let ends: Vec<i32> = t.get("window").map_or(&[][..], Tree::list).iter().filter_map(|n| Some(n.int()? as i32)).collect();
+    let of = t.get("of").and_then(Tree::text).and_then(|w| Term::NAMES.iter().find(|(name, _)| *name == w)).map(|(_, term)| *term);
+    match (of, &ends[..]) {
+        (Some(of), &[lo, hi]) if lo <= hi => Ok(Shift { ops: ops(t.get("ops")), of, window: (lo, hi), after: ops(t.get("after")), before: ops(t.get("before")) }),
+        _ => Err(Error::usage(format!("{place}: shifts: each entry needs `of` and `window: [least, most]`, the least first"))),
+    }
+}
+
 /// A target's profile. `t`: merged with those it extends.
 pub fn profile(name: &str, place: &str, t: &Tree) -> Result<Profile> {
     let of = |key: &str| t.get(key).map(scheme).unwrap_or_default();
@@ -158,6 +168,7 @@ pub fn profile(name: &str, place: &str, t: &Tree) -> Result<Profile> {
             .iter()
             .map(|f| Fixed { ops: ops(f.get("ops")), output: f.get("output").map(scheme).unwrap_or_default() })
             .collect(),
+        shifts: t.get("shifts").map_or(&[][..], Tree::list).iter().map(|s| shift(place, s)).collect::<Result<_>>()?,
     };
     let fail = |why: String| Err(Error::usage(format!("{place}: {why}")));
     for (what, keys, legal) in [("weights", &profile.weights, &profile.legal.weights), ("activations", &profile.activations, &profile.legal.activations)] {

@@ -177,6 +177,7 @@ fn calibrate(w: &mut Work, args: &Args) -> Result<Notes> {
         activations: method(args, "activations")?,
         weights: method(args, "weights")?,
         outliers: args.number("activations.outliers"),
+        shifts: &w.recipe.target.shifts,
         threads: w.threads,
     };
     let Calibrated { notes, ranges } = range::calibrate(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.saved, w.progress)?;
@@ -233,7 +234,7 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
 fn correct_bias(w: &mut Work, args: &Args) -> Result<Notes> {
     let samples = args.int("samples").map_or(32, |n| n as usize);
     let bias = w.recipe.bias.scheme(None).ok();
-    let how = CorrectBias { samples, bias: bias.as_ref(), memory: w.recipe.memory, threads: w.threads };
+    let how = CorrectBias { samples, bias: bias.as_ref(), shifts: &w.recipe.target.shifts, memory: w.recipe.memory, threads: w.threads };
     round::correct_bias(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)
 }
 

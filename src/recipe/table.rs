@@ -4,7 +4,7 @@ use super::shape::{Key, Shape};
 use super::steps::{self, Run};
 use super::{configs, shape};
 use crate::lower;
-use crate::target::Place;
+use crate::target::{Place, Term};
 
 const COUNT: Shape = Shape::Int(1, i64::MAX);
 const FLAG: Shape = Shape::Bool;
@@ -249,6 +249,18 @@ pub static PROFILE: &[Key] = &[
     Key::new("shield", OPS, "operators whose float weights the runtime quantizes unasked between codes: a Sum of one operand before them hides them"),
     Key::new("fuse", Shape::List(&Shape::Map(FUSE)), "operators computed together with what follows: no quantizer between"),
     Key::new("fixed", Shape::List(&Shape::Map(FIXED)), "outputs whose range is known without data"),
+    Key::new("shifts", Shape::List(&Shape::Map(SHIFT)), "windows for the positions of power-of-two scales around an operator; scale = 2^-position"),
+];
+static SHIFT: &[Key] = &[
+    Key::new("ops", OPS, "operators"),
+    Key::new(
+        "of",
+        Shape::OneOf(&Term::WORDS),
+        "what lies in the window: product: operands, added, less the result; bias: operands, added, less the bias; bias-output: the bias less the result; spread: the largest operand less the smallest; least: the smallest operand less the result; input: each operand; output: the result",
+    ),
+    Key::new("window", Shape::List(&Shape::Int(-1000, 1000)), "[least, most]"),
+    Key::new("after", OPS, "only where an operand is made by one of these"),
+    Key::new("before", OPS, "only where one of these is computed with it"),
 ];
 static LEGAL: &[Key] = &[
     Key::new("weights", Shape::List(&Shape::Format), "formats of weights; absent: any"),

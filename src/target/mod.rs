@@ -8,5 +8,5 @@ pub mod spelling;
 
 pub use formats::{FORMATS, NamedFormat, format_of, name_of};
 pub use keys::{Granularity, ScaleKey, SchemeKeys, ZeroKey};
-pub use profile::{Fixed, Fuse, Legal, Profile};
+pub use profile::{Fixed, Fuse, Legal, Profile, Shift, Term};
 pub use select::{Keep, Override, Place, Select, Wish};

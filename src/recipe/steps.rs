@@ -13,7 +13,7 @@ use crate::place::{self, Decision, Rules};
 use crate::target::SchemeKeys;
 use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
 use crate::round::{self, CorrectBias, Gptq};
-use crate::transform::{self, Balance, Equalize, Grid, Smooth};
+use crate::transform::{self, Balance, Equalize, Grid, ShiftNegatives, Smooth};
 
 /// The model on its way, and what its steps may use.
 pub struct Work<'a> {
@@ -51,6 +51,7 @@ pub const FOLD_BATCH_NORM: Run = Run { accepts: &[Float], leaves: None, run: |w,
 pub const SMOOTH: Run = Run { accepts: &[Float], leaves: None, run: smooth };
 pub const EQUALIZE: Run = Run { accepts: &[Float], leaves: None, run: equalize };
 pub const BALANCE: Run = Run { accepts: &[Float], leaves: None, run: balance };
+pub const SHIFT_NEGATIVES: Run = Run { accepts: &[Float], leaves: None, run: shift_negatives };
 pub const PLACE: Run = Run { accepts: &[Float], leaves: Some(Placed), run: place };
 pub const CALIBRATE: Run = Run { accepts: &[Placed, Fitted], leaves: Some(Fitted), run: calibrate };
 pub const WIDEN: Run = Run { accepts: &[Fitted], leaves: None, run: widen };
@@ -162,6 +163,17 @@ fn balance(w: &mut Work, args: &Args) -> Result<Notes> {
     transform::balance(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
 }
 
+fn shift_negatives(w: &mut Work, args: &Args) -> Result<Notes> {
+    let bits = w.recipe.activations.as_ref().and_then(|k| k.scheme(None).ok()).map_or(8, |s| s.format.bits());
+    let how = ShiftNegatives {
+        bits,
+        ratio: args.number("ratio").unwrap_or(0.05),
+        samples: args.int("samples").map_or(64, |n| n as usize),
+        threads: w.threads,
+    };
+    transform::shift_negatives(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
+}
+
 fn place(w: &mut Work, _: &Args) -> Result<Notes> {
     if let Some((_, node)) = w.model.graph.nodes().find(|(_, n)| n.op.flow() == Flow::Quantize) {
         return Err(Error::usage(format!("the model is quantized already (node {} is a {}): start from the float model", node.name, node.op_type)));
@@ -177,6 +189,7 @@ fn calibrate(w: &mut Work, args: &Args) -> Result<Notes> {
         activations: method(args, "activations")?,
         weights: method(args, "weights")?,
         outliers: args.number("activations.outliers"),
+        unsigned: args.flag("activations.unsigned").unwrap_or(false),
         shifts: &w.recipe.target.shifts,
         threads: w.threads,
     };

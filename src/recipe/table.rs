@@ -51,6 +51,13 @@ pub static STEPS: &[StepRow] = &[
         scalar: None,
         run: steps::SMOOTH,
     },
+    StepRow {
+        name: "shift-negatives",
+        doc: "lift functions that reach a little below zero above it, so that their codes need no sign",
+        keys: SHIFT_NEGATIVES,
+        scalar: None,
+        run: steps::SHIFT_NEGATIVES,
+    },
     StepRow { name: "place", doc: "decide which values become codes, by the target's rules and the overrides", keys: &[], scalar: None, run: steps::PLACE },
     StepRow { name: "calibrate", doc: "find scales and zero points", keys: CALIBRATE, scalar: None, run: steps::CALIBRATE },
     StepRow { name: "widen", doc: "keep the few activations wider that 8 bits harm most, by measurement", keys: WIDEN, scalar: None, run: steps::WIDEN },
@@ -78,6 +85,10 @@ static BALANCE: &[Key] = &[
     Key::new("sweeps", COUNT, "times that all layers are visited at most; default 8"),
     Key::new("samples", COUNT, "samples looked at at most; default 64"),
 ];
+static SHIFT_NEGATIVES: &[Key] = &[
+    Key::new("ratio", Shape::Number(0.0, 1.0), "of its threshold, how far below zero a function may reach to be lifted; default 0.05"),
+    Key::new("samples", COUNT, "samples looked at at most; default 64"),
+];
 static SMOOTH: &[Key] = &[
     Key::new("alpha", Shape::Number(0.0, 1.0), "share of a channel's range that moves into the weights; default: searched for each value"),
     Key::new("samples", COUNT, "samples looked at at most; default 16"),
@@ -95,6 +106,7 @@ static CALIBRATE_ACTIVATIONS: &[Key] = &[
     Key::new("constant", Shape::Number(0.0, 1.0), "moving-average: weight of a sample against those before it; default 0.01"),
     Key::new("percentile", Shape::Number(50.0, 100.0), "percent of the values that the range must hold, at either end; default 99.99"),
     Key::new("power", Shape::Number(0.1, 16.0), "lp: the power; default 2"),
+    Key::new("unsigned", FLAG, "where zero lies in the middle of unsigned codes, it becomes their lowest for tensors that are never negative; default false"),
     Key::new("outliers", Shape::Number(0.0, f64::INFINITY), "standard deviations from the mean beyond which values count for nothing; default: all count"),
 ];
 static CALIBRATE_WEIGHTS: &[Key] = &[Key::new("method", Shape::OneOf(&["minmax", "mse"]), "minmax: all values; mse: least squared error")];

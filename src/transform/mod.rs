@@ -5,10 +5,12 @@ mod equalize;
 mod fold_batch_norm;
 mod fold_constants;
 mod fold_forward;
+mod shift_negatives;
 mod smooth;
 
 pub use balance::{Balance, Grid, balance};
 pub use equalize::{Equalize, equalize};
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_constants::fold_constants;
+pub use shift_negatives::{ShiftNegatives, shift_negatives};
 pub use smooth::{Smooth, smooth};

@@ -104,6 +104,12 @@ impl Histogram {
         *self = moved;
     }
 
+    /// The same values, each seen `factor` times as often, and once at least.
+    pub fn weighed(&self, factor: f64) -> Histogram {
+        let counts: Vec<(u16, u64)> = self.counts.iter().map(|(b, n)| (*b, ((*n as f64 * factor) as u64).max(1))).collect();
+        Histogram { extremes: self.extremes, total: counts.iter().map(|(_, n)| n).sum(), counts }
+    }
+
     /// Forgets what lies more than `deviations` standard deviations from the mean (z-score).
     pub fn drop_beyond(&mut self, deviations: f64) {
         let (sum, squares) = self.points().fold((0.0, 0.0), |(sum, squares), (x, n)| (sum + x as f64 * n as f64, squares + (x as f64).powi(2) * n as f64));

@@ -83,14 +83,28 @@ fn first_unreal(model: &Model, node: &Node, inferred: &Inferred) -> Option<Strin
         .map(|v| model.graph.value(v).name.clone())
 }
 
+fn one_number(model: &Model, v: ValueId) -> Option<f32> {
+    let constant = model.graph.constant(v)?.tensor.to_f32().ok()?;
+    constant.first().copied().filter(|_| constant.len() == 1)
+}
+
+/// The constant that was added to what a node reads: what 0 has become there, and as good a code.
+fn shifted_by(model: &Model, node: &Node) -> Option<f32> {
+    let add = model.graph.node(model.graph.value(node.input(0)?).producer()?.0);
+    let constant = |slot: usize| add.input(slot).and_then(|v| one_number(model, v));
+    (add.op == Op::Add).then(|| constant(0).or(constant(1))).flatten()
+}
+
 /// Whether an op that can move values does nothing else here.
 fn moves_values(model: &Model, node: &Node) -> bool {
     match node.op {
         // Linear and cubic interpolation compute; a padding value other than zero is not a code of every range.
         Op::Resize | Op::Upsample => node.str("mode").unwrap_or("nearest") == "nearest",
         Op::Pad => match (node.str("mode").unwrap_or("constant"), node.input(2)) {
-            ("constant", Some(v)) => model.graph.constant(v).and_then(|c| c.tensor.to_f32().ok().map(|x| x.iter().all(|&x| x == 0.0))).unwrap_or(false),
-            ("constant", None) => node.float("value").unwrap_or(0.0) == 0.0,
+            ("constant", value) => {
+                let padding = value.map_or(node.float("value"), |v| one_number(model, v)).unwrap_or(if value.is_none() { 0.0 } else { f32::NAN });
+                padding == 0.0 || shifted_by(model, node) == Some(padding)
+            }
             _ => true,
         },
         Op::Gather | Op::GatherElements | Op::GatherND => node.input(0).is_some_and(|v| model.graph.constant(v).is_none()),

@@ -15,16 +15,21 @@ use crate::graph::{Model, ValueId};
 use crate::note::Notes;
 use crate::observe::{Extremes, Histogram};
 use crate::pass::Progress;
-use crate::quant::{self, QuantizerId, Timing};
-use std::collections::BTreeMap;
+use crate::quant::{self, Format, QuantizerId, Timing, Zero};
+use crate::target::Shift;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What the `calibrate` step was asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Calibrate {
+pub struct Calibrate<'a> {
     pub activations: Method,
     pub weights: Method,
     /// Standard deviations from the mean beyond which values count for nothing.
     pub outliers: Option<f64>,
+    /// Whether the zero of unsigned codes, where it lies in their middle, is the lowest for tensors that are never negative.
+    pub unsigned: bool,
+    /// Windows for the positions of power-of-two scales.
+    pub shifts: &'a [Shift],
     pub threads: usize,
 }
 
@@ -71,7 +76,10 @@ pub fn calibrate(
                 }
             });
         }
-        let found = Found { watched: &watched, seen: &seen, kept: &kept, samples: ranges.samples };
+        if how.unsigned {
+            drop_signs(model, &watched, &seen);
+        }
+        let found = Found { watched: &watched, seen: &seen, kept: &kept, samples: ranges.samples, shifts: how.shifts };
         let (method, best, said) = match (how.activations, data) {
             (Method::Auto, Some(data)) => best_of(model, &found, data, how.threads, progress)?,
             (Method::Auto, None) => {
@@ -90,6 +98,7 @@ pub fn calibrate(
         notes.append(said);
     } else {
         super::settle(model, &mut notes)?;
+        super::shifts::hold(model, how.shifts, &[], &mut notes)?;
     }
     notes.changed("", format!("{} quantizers have their scales", model.quantizers.ids().filter(|&q| model.quantizers[q].params.is_some()).count()));
     Ok(Calibrated { notes, ranges })
@@ -190,6 +199,26 @@ fn watch(
     total.into_iter().map(|s| s.ok_or_else(|| Error::usage("there is no sample to calibrate on"))).collect()
 }
 
+/// Zero becomes the lowest code of tensors that are never negative, where it was to lie in the middle of unsigned codes.
+fn drop_signs(model: &mut Model, watched: &[(ValueId, QuantizerId)], seen: &[Seen]) {
+    let mut lowest: BTreeMap<QuantizerId, f32> = BTreeMap::new();
+    for ((_, id), seen) in watched.iter().zip(seen) {
+        let lo = match seen {
+            Seen::Extremes(e) | Seen::Average(e) => e.iter().map(|e| e.lo).fold(f32::INFINITY, f32::min),
+            Seen::Histogram(h) => h.extremes.lo,
+        };
+        let have = lowest.entry(*id).or_insert(f32::INFINITY);
+        *have = have.min(lo);
+    }
+    let constants: BTreeSet<QuantizerId> = model.constant_sites().into_iter().map(|(_, id)| model.quantizers.root(id)).collect();
+    for (id, _) in lowest.into_iter().filter(|(id, lo)| *lo >= 0.0 && !constants.contains(id)) {
+        let scheme = &mut model.quantizers[id].scheme;
+        if let (Format::Int { signed: false, .. }, Zero::Fixed(z)) = (scheme.format, &mut scheme.zero) {
+            *z = 0;
+        }
+    }
+}
+
 fn merge(have: &mut Option<Seen>, new: Seen, method: Method) -> Result<()> {
     match (have, new) {
         (have @ None, new) => *have = Some(new),
@@ -287,8 +316,8 @@ mod tests {
         Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap()
     }
 
-    fn how(activations: Method, threads: usize) -> Calibrate {
-        Calibrate { activations, weights: Method::MinMax, outliers: None, threads }
+    fn how(activations: Method, threads: usize) -> Calibrate<'static> {
+        Calibrate { activations, weights: Method::MinMax, outliers: None, unsigned: false, shifts: &[], threads }
     }
 
     #[test]
@@ -346,7 +375,7 @@ mod tests {
         let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
         for method in [Method::MinMax, Method::Percentile(90.0), Method::Tail, Method::Auto] {
             let mut m = m.clone();
-            let how = Calibrate { activations: method, weights: Method::MinMax, outliers: None, threads: 1 };
+            let how = Calibrate { activations: method, weights: Method::MinMax, outliers: None, unsigned: false, shifts: &[], threads: 1 };
             calibrate(&mut m, &how, Some((&data, &[0, 1, 2, 3])), None, &Silent).unwrap();
             let p = m.quantizers[out].params.as_ref().unwrap();
             assert_eq!((p.scale[0], p.zero_at(0)), (5.1 / 255.0, 50.0), "{method}");

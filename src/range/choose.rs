@@ -1,6 +1,7 @@
 //! From what was seen to scales: one range a quantizer, over all values that share it; and which method finds the ranges, by what the outputs lose.
 
 use super::Method;
+use super::pow2;
 use super::saved::Seen;
 use crate::data::Dataset;
 use crate::engine::Trial;
@@ -10,6 +11,7 @@ use crate::note::Notes;
 use crate::observe::{Extremes, Histogram};
 use crate::pass::Progress;
 use crate::quant::{self, QuantizerId, Scheme};
+use crate::target::Shift;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -27,6 +29,7 @@ pub struct Found<'a> {
     /// Intervals beyond which no reader can tell values apart.
     pub kept: &'a BTreeMap<QuantizerId, Extremes>,
     pub samples: usize,
+    pub shifts: &'a [Shift],
 }
 
 /// How a range is taken from what was seen of a tensor.
@@ -80,6 +83,7 @@ pub fn fitted(model: &Model, range: Range, found: &Found) -> Result<(Model, Note
         }
     });
     let ends = ranges.collect::<Result<Vec<_>>>()?;
+    let ends = alike(&model, found, range, ends)?;
     let mut ranges: BTreeMap<QuantizerId, Vec<Extremes>> = BTreeMap::new();
     for ((value, id), new) in watched.iter().zip(ends) {
         let name = &model.graph.value(*value).name;
@@ -122,7 +126,32 @@ pub fn fitted(model: &Model, range: Range, found: &Found) -> Result<(Model, Note
         q.params = Some(quant::fit_range(&q.scheme, &lo, &hi).at(|| &q.name)?);
     }
     super::settle(&mut model, &mut notes)?;
+    let seen: Vec<_> = watched.iter().map(|(_, q)| *q).zip(*seen).collect();
+    super::shifts::hold(&mut model, found.shifts, &seen, &mut notes)?;
     Ok((model, notes))
+}
+
+/// One power-of-two threshold for all values that share a quantizer: that of their distributions together, in which each counts by how much of it an
+/// error is. The largest of their own would leave those of smaller numbers few codes.
+fn alike(model: &Model, found: &Found, range: Range, mut ends: Vec<Vec<Extremes>>) -> Result<Vec<Vec<Extremes>>> {
+    let mut sharing: BTreeMap<QuantizerId, Vec<usize>> = BTreeMap::new();
+    for (i, (_, id)) in found.watched.iter().enumerate() {
+        if pow2::applies(&model.quantizers[*id].scheme) && matches!(found.seen[i], Seen::Histogram(_)) {
+            sharing.entry(*id).or_default().push(i);
+        }
+    }
+    for (id, members) in sharing.into_iter().filter(|(_, m)| m.len() > 1) {
+        let mut all = Histogram::default();
+        for i in &members {
+            let Seen::Histogram(h) = &found.seen[*i] else { continue };
+            let energy: f64 = h.points().map(|(x, n)| (x as f64).powi(2) * n as f64).sum();
+            all.merge(&h.weighed(if energy > 0.0 { 1e9 / energy } else { 0.0 }));
+        }
+        let one = range(&all, &model.quantizers[id].scheme)?;
+        let one = found.kept.get(&id).map_or(one, |i| one.within(i));
+        members.iter().for_each(|i| ends[*i].iter_mut().for_each(|e| *e = if e.is_empty() { *e } else { one }));
+    }
+    Ok(ends)
 }
 
 /// Whether a node moves rows of a constant table.

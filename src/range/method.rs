@@ -319,6 +319,8 @@ fn divergence(bins: &[f64; BINS], from: usize, to: usize, codes: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::{ScaleKind, Zero};
+    use crate::tensor::DType;
 
     fn bell(outlier: f32) -> Histogram {
         let mut h = Histogram::default();
@@ -367,6 +369,40 @@ mod tests {
         assert_eq!(many, seen, "least squares over a normal distribution end at 4, and more was seen");
         let (cut, seen) = range(2000, &|x| (2.0 * x).clamp(0.0, 3.0));
         assert_eq!(cut, seen);
+    }
+
+    #[test]
+    fn thresholds_are_the_best_of_all_powers_of_two() {
+        let pow2 = ScaleKind::Pow2(DType::F32);
+        let schemes = [
+            Scheme { scale: pow2.clone(), ..Scheme::int(4, true) },
+            Scheme { scale: pow2.clone(), ..Scheme::int(8, true) },
+            Scheme { scale: pow2, zero: Zero::Fixed(0), ..Scheme::int(8, false) },
+        ];
+        for (scheme, outlier) in schemes.iter().flat_map(|s| [0.5f32, 6.0, 300.0].map(|o| (s, o))) {
+            let h = bell(outlier);
+            let (x, n): (Vec<f32>, Vec<u64>) = h.points().unzip();
+            for (method, power) in [(Method::Mse, 2.0), (Method::Mae, 1.0), (Method::Lp(2.4), 2.4)] {
+                let loss = |exponent: i32| {
+                    let mut y = x.clone();
+                    let p = Params { scale: vec![2f32.powi(exponent)], ..quant::fit_range(scheme, &[-1.0], &[1.0]).unwrap() };
+                    quant::fake_quantize(&mut y, &[x.len()], scheme, Some(&p)).unwrap();
+                    x.iter().zip(y).zip(&n).map(|((x, y), n)| ((x - y).abs() as f64).powf(power) * *n as f64).sum::<f64>()
+                };
+                let r = method.range(&h, scheme).unwrap();
+                let found = quant::fit_range(scheme, &[r.lo], &[r.hi]).unwrap().scale[0].log2() as i32;
+                let best = (-20..=4).map(loss).fold(f64::INFINITY, f64::min);
+                assert!(loss(found) <= best * (1.0 + 1e-9), "{method} {scheme}, outlier {outlier}: 2^{found} loses {}, the best {best}", loss(found));
+            }
+            let scale = |m: Method| {
+                let r = m.range(&h, scheme).unwrap();
+                quant::fit_range(scheme, &[r.lo], &[r.hi]).unwrap().scale[0]
+            };
+            assert!(scale(Method::Entropy) <= scale(Method::NoClip) && scale(Method::Tail) <= 2.0 * scale(Method::NoClip));
+            if outlier == 300.0 {
+                assert!(scale(Method::Entropy) < 0.1 * scale(Method::NoClip), "{}", scale(Method::Entropy));
+            }
+        }
     }
 
     #[test]

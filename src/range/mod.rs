@@ -7,6 +7,7 @@ mod method;
 mod pow2;
 mod saved;
 mod settle;
+mod shifts;
 mod tails;
 mod weights;
 
@@ -16,3 +17,4 @@ pub use mask::Masks;
 pub use method::Method;
 pub use saved::{Ranges, Source};
 pub use settle::settle;
+pub use shifts::fit_bias;

@@ -4,7 +4,7 @@
 use crate::error::{At, Error, Result};
 use crate::graph::Model;
 use crate::note::Notes;
-use crate::quant::{Curve, Origin, Params, QuantizerId, Zeros};
+use crate::quant::{Curve, Origin, Params, QuantizerId, ScaleKind, Zeros};
 
 /// Products, once their factors are known. Quantizers that have scales already keep them unless they are products.
 pub fn settle(model: &mut Model, notes: &mut Notes) -> Result<()> {
@@ -24,6 +24,7 @@ fn product(model: &mut Model, id: QuantizerId, x: QuantizerId, w: QuantizerId, b
     let missing = || Error::failed("its input's or weight's scale is not known yet");
     let input = t[x].params.as_ref().ok_or_else(missing)?.scale_at(0);
     let top = t[id].scheme.format.code_range().ok_or_else(|| Error::failed("a bias needs an integer format"))?.1 as f64;
+    let pow2 = matches!(t[w].scheme.scale, ScaleKind::Pow2(_));
     let weights = t[w].params.as_mut().ok_or_else(missing)?;
     let channels = weights.scale.len();
     let mut raised = Vec::new();
@@ -32,7 +33,7 @@ fn product(model: &mut Model, id: QuantizerId, x: QuantizerId, w: QuantizerId, b
         // A margin of one part in ten thousand keeps the rounded code inside.
         let least = largest as f64 * 1.0001 / top / input as f64;
         if (*s as f64) < least {
-            *s = least as f32;
+            *s = if pow2 { 2f64.powf(least.log2().ceil()) as f32 } else { least as f32 };
             raised.push(c);
         }
     }

@@ -74,25 +74,34 @@ fn weight_ranges(model: &Model, node: NodeId, id: QuantizerId, method: Method) -
     let quantizer = &model.quantizers[id];
     let tensor = constant(model, node, id)?;
     let x = tensor.to_f32().at(|| &quantizer.name)?;
-    let layout = quantizer.scheme.blocks.layout(tensor.shape()).at(|| &quantizer.name)?;
-    let (lo, hi) = quant::block_ranges(&x, tensor.shape(), &layout);
-    if lo.iter().any(|l| l.is_nan()) {
-        let i = x.iter().position(|v| !v.is_finite()).unwrap_or_default();
+    if let Some(i) = x.iter().position(|v| !v.is_finite()) {
         return Err(Error::usage(format!("weight {}: element {i} is {}; a model with such weights cannot be quantized", quantizer.name, x[i])));
     }
+    block_ends(&x, tensor.shape(), &quantizer.scheme, method).at(|| &quantizer.name)
+}
+
+/// Parameters for one constant alone.
+pub fn fit_constant(x: &[f32], shape: &[usize], scheme: &Scheme, method: Method) -> Result<Params> {
+    block_ends(x, shape, scheme, method)?.params(scheme, 1.0)
+}
+
+/// The range of each block of finite numbers.
+fn block_ends(x: &[f32], shape: &[usize], scheme: &Scheme, method: Method) -> Result<Blocks> {
+    let layout = scheme.blocks.layout(shape)?;
+    let (lo, hi) = quant::block_ranges(x, shape, &layout);
     let mut blocks = Blocks { grid: layout.grid.clone(), lo, hi };
     if method != Method::Mse {
         return Ok(blocks);
     }
     // Every block is shrunk in steps of 2 %, or of one power of two, all at once, and keeps the step that lost least.
     let mut best = vec![(f64::INFINITY, 1.0f32); layout.len()];
-    let halved = pow2::applies(&quantizer.scheme);
+    let halved = pow2::applies(scheme);
     for i in 0..if halved { pow2::HALVINGS.1 } else { 31 } {
         let share = if halved { 0.5f32.powi(i as i32) } else { 1.0 - 0.02 * i as f32 };
-        let params = blocks.params(&quantizer.scheme, share).at(|| &quantizer.name)?;
+        let params = blocks.params(scheme, share)?;
         let mut y = x.to_vec();
-        quant::fake_quantize(&mut y, tensor.shape(), &quantizer.scheme, Some(&params)).at(|| &quantizer.name)?;
-        for (best, loss) in best.iter_mut().zip(layout.losses(&x, &y)) {
+        quant::fake_quantize(&mut y, shape, scheme, Some(&params))?;
+        for (best, loss) in best.iter_mut().zip(layout.losses(x, &y)) {
             if loss < best.0 {
                 *best = (loss, share);
             }
@@ -108,7 +117,7 @@ fn weight_ranges(model: &Model, node: NodeId, id: QuantizerId, method: Method) -
 mod tests {
     use super::*;
     use crate::graph::Node;
-    use crate::quant::{Blocks, Scheme};
+    use crate::quant::Blocks;
     use crate::tensor::Tensor;
 
     #[test]

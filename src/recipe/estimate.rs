@@ -21,7 +21,7 @@ fn inferences(step: &Step, n: usize, saved: bool) -> usize {
         // The float model, the model as it is, with all wide, with the chosen wide.
         "widen" => (4 + count("tries", 24)) * n.min(count("samples", 4)),
         "round" if step.args.text("method") == Some("gptq") => n.min(count("samples", 32)),
-        "balance" => n.min(count("samples", 64)),
+        "balance" | "shift-negatives" => n.min(count("samples", 64)),
         "correct-bias" => 2 * n.min(count("samples", 32)),
         _ => 0,
     }

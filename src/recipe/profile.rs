@@ -6,7 +6,7 @@ use super::table::PROFILE;
 use super::{MAX_LAYERS, configs, read};
 use crate::error::{Error, Result};
 use crate::graph::{Op, since};
-use crate::target::{Fate, Fixed, Fuse, Granularity, Legal, Limit, Must, Profile, SchemeKeys, Slot, Spelling, spelling};
+use crate::target::{Fate, Fixed, Fuse, Granularity, Legal, Limit, Must, Profile, SchemeKeys, Shift, Slot, Spelling, Term, spelling};
 
 /// One file.
 struct File {
@@ -125,6 +125,7 @@ fn typed(file: &File, t: &Tree) -> Result<Profile, Wrong> {
         quantize: ops("quantize"),
         weights_only: ops("weights_only"),
         moves: ops("moves"),
+        shifts: list("shifts").iter().enumerate().map(|(i, s)| shift(i, s)).collect::<Result<_, _>>()?,
         fused: ops("fused"),
         groups: ops("groups"),
         join: ops("join"),
@@ -161,6 +162,17 @@ fn legal(t: &Tree) -> Legal {
         symmetric: slots("symmetric"),
         pow2: slots("pow2"),
         otherwise: fate(t.get("otherwise")),
+    }
+}
+
+/// A window for positions.
+fn shift(i: usize, t: &Tree) -> Result<Shift, Wrong> {
+    let ends: Vec<i32> = t.get("window").map_or(&[][..], Tree::list).iter().filter_map(|n| Some(n.int()? as i32)).collect();
+    let of = t.get("of").and_then(Tree::text).and_then(|w| Term::NAMES.iter().find(|(name, _)| *name == w)).map(|(_, term)| *term);
+    let ops = |key: &str| read::ops(t.get(key));
+    match (of, &ends[..]) {
+        (Some(of), &[lo, hi]) if lo <= hi => Ok(Shift { ops: ops("ops"), of, window: (lo, hi), after: ops("after"), before: ops("before") }),
+        _ => wrong(&[&["shifts", &i.to_string()]], format!("shifts[{i}]: it needs `of` and `window: [least, most]`, the least first")),
     }
 }
 

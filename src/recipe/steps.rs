@@ -14,7 +14,7 @@ use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
 use crate::round::{self, CorrectBias, Gptq};
 use crate::target::{SchemeKeys, Spelling};
 use crate::tensor::DType;
-use crate::transform::{self, Balance, Equalize, Grid, Smooth};
+use crate::transform::{self, Balance, Equalize, Grid, ShiftNegatives, Smooth};
 
 /// The model on its way, and what its steps may use.
 pub struct Work<'a> {
@@ -53,6 +53,7 @@ pub const FUSE: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transfo
 pub const SMOOTH: Run = Run { accepts: &[Float], leaves: None, run: smooth };
 pub const EQUALIZE: Run = Run { accepts: &[Float], leaves: None, run: equalize };
 pub const BALANCE: Run = Run { accepts: &[Float], leaves: None, run: balance };
+pub const SHIFT_NEGATIVES: Run = Run { accepts: &[Float], leaves: None, run: shift_negatives };
 pub const PLACE: Run = Run { accepts: &[Float], leaves: Some(Placed), run: place };
 pub const CALIBRATE: Run = Run { accepts: &[Placed, Fitted], leaves: Some(Fitted), run: calibrate };
 pub const WIDEN: Run = Run { accepts: &[Fitted], leaves: None, run: widen };
@@ -184,6 +185,17 @@ fn balance(w: &mut Work, args: &Args) -> Result<Notes> {
     transform::balance(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
 }
 
+fn shift_negatives(w: &mut Work, args: &Args) -> Result<Notes> {
+    let bits = w.recipe.activations.as_ref().and_then(|k| k.scheme(None).ok()).map_or(8, |s| s.format.bits());
+    let how = ShiftNegatives {
+        bits,
+        ratio: args.number("ratio").unwrap_or(0.05),
+        samples: args.int("samples").map_or(64, |n| n as usize),
+        threads: w.threads,
+    };
+    transform::shift_negatives(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
+}
+
 fn place(w: &mut Work, _: &Args) -> Result<Notes> {
     if let Some((_, node)) = w.model.graph.nodes().find(|(_, n)| n.op.flow() == Flow::Quantize) {
         return Err(Error::usage(format!("the model is quantized already (node {} is a {}): start from the float model", node.name, node.op_type)));
@@ -199,6 +211,8 @@ fn calibrate(w: &mut Work, args: &Args) -> Result<Notes> {
         activations: method(args, "activations")?,
         weights: method(args, "weights")?,
         outliers: args.number("activations.outliers"),
+        unsigned: args.flag("activations.unsigned").unwrap_or(false),
+        shifts: &w.recipe.target.shifts,
         threads: w.threads,
     };
     let Calibrated { notes, ranges } = range::calibrate(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.saved, w.progress)?;
@@ -259,7 +273,7 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
 fn correct_bias(w: &mut Work, args: &Args) -> Result<Notes> {
     let samples = args.int("samples").map_or(32, |n| n as usize);
     let bias = w.recipe.bias.scheme(None).ok();
-    let how = CorrectBias { samples, bias: bias.as_ref(), memory: w.recipe.memory, threads: w.threads };
+    let how = CorrectBias { samples, bias: bias.as_ref(), shifts: &w.recipe.target.shifts, memory: w.recipe.memory, threads: w.threads };
     round::correct_bias(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)
 }
 

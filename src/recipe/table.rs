@@ -4,7 +4,7 @@ use super::shape::{Key, Shape};
 use super::steps::{self, Run};
 use super::{configs, shape};
 use crate::lower;
-use crate::target::{Fate, Place, Slot, Spelling};
+use crate::target::{Fate, Place, Slot, Spelling, Term};
 
 const COUNT: Shape = Shape::Int(1, i64::MAX);
 const FLAG: Shape = Shape::Bool;
@@ -52,6 +52,13 @@ pub static STEPS: &[StepRow] = &[
         scalar: None,
         run: steps::SMOOTH,
     },
+    StepRow {
+        name: "shift-negatives",
+        doc: "lift functions that reach a little below zero above it, so that their codes need no sign",
+        keys: SHIFT_NEGATIVES,
+        scalar: None,
+        run: steps::SHIFT_NEGATIVES,
+    },
     StepRow { name: "place", doc: "decide which values become codes, by the target's rules and the overrides", keys: &[], scalar: None, run: steps::PLACE },
     StepRow { name: "calibrate", doc: "find scales and zero points", keys: CALIBRATE, scalar: None, run: steps::CALIBRATE },
     StepRow { name: "widen", doc: "keep the few activations wider that 8 bits harm most, by measurement", keys: WIDEN, scalar: None, run: steps::WIDEN },
@@ -75,8 +82,14 @@ static EQUALIZE: &[Key] = &[
     Key::new("sigmas", Shape::Number(0.0, 100.0), "standard deviations below the mean that a channel always carries; default 3"),
     Key::new("samples", COUNT, "samples for those means at most; default 32"),
 ];
-static BALANCE: &[Key] =
-    &[Key::new("sweeps", COUNT, "times that all layers are visited at most; default 8"), Key::new("samples", COUNT, "samples looked at at most; default 64")];
+static BALANCE: &[Key] = &[
+    Key::new("sweeps", COUNT, "times that all layers are visited at most; default 8"),
+    Key::new("samples", COUNT, "samples looked at at most; default 64"),
+];
+static SHIFT_NEGATIVES: &[Key] = &[
+    Key::new("ratio", Shape::Number(0.0, 1.0), "of its threshold, how far below zero a function may reach to be lifted; default 0.05"),
+    Key::new("samples", COUNT, "samples looked at at most; default 64"),
+];
 static SMOOTH: &[Key] = &[
     Key::new("alpha", Shape::Number(0.0, 1.0), "share of a channel's range that moves into the weights; default: searched for each value"),
     Key::new("samples", COUNT, "samples looked at at most; default 16"),
@@ -94,6 +107,7 @@ static CALIBRATE_ACTIVATIONS: &[Key] = &[
     Key::new("constant", Shape::Number(0.0, 1.0), "moving-average: weight of a sample against those before it; default 0.01"),
     Key::new("percentile", Shape::Number(50.0, 100.0), "percent of the values that the range must hold, at either end; default 99.99"),
     Key::new("power", Shape::Number(0.1, 16.0), "lp: the power; default 2"),
+    Key::new("unsigned", FLAG, "where zero lies in the middle of unsigned codes, it becomes their lowest for tensors that are never negative; default false"),
     Key::new("outliers", Shape::Number(0.0, f64::INFINITY), "standard deviations from the mean beyond which values count for nothing; default: all count"),
 ];
 static CALIBRATE_WEIGHTS: &[Key] = &[Key::new("method", Shape::OneOf(&["minmax", "mse"]), "minmax: all values; mse: least squared error")];
@@ -304,6 +318,18 @@ pub static PROFILE: &[Key] = &[
     Key::new("shield", OPS, "operators whose float weights the runtime quantizes unasked between codes: a Sum of one operand before them hides them"),
     Key::new("fuse", Shape::List(&Shape::Map(FUSE)), "operators computed together with what follows: no quantizer between"),
     Key::new("fixed", Shape::List(&Shape::Map(FIXED)), "outputs whose range is known without data"),
+    Key::new("shifts", Shape::List(&Shape::Map(SHIFT)), "windows for the positions of power-of-two scales around an operator; scale = 2^-position"),
+];
+static SHIFT: &[Key] = &[
+    Key::new("ops", OPS, "operators"),
+    Key::new(
+        "of",
+        Shape::OneOf(&Term::WORDS),
+        "what lies in the window: product: operands, added, less the result; bias: operands, added, less the bias; bias-output: the bias less the result; spread: the largest operand less the smallest; least: the smallest operand less the result; input: each operand; output: the result",
+    ),
+    Key::new("window", Shape::List(&Shape::Int(-1000, 1000)), "[least, most]"),
+    Key::new("after", OPS, "only where an operand is made by one of these"),
+    Key::new("before", OPS, "only where one of these is computed with it"),
 ];
 static LEGAL: &[Key] = &[
     Key::new("weights", Shape::List(&Shape::Format), "formats of weights; absent: any"),

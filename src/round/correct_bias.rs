@@ -11,6 +11,8 @@ use crate::graph::{self, InputShapes, Linear, Model, NodeId, Op, Site, ValueId, 
 use crate::note::Notes;
 use crate::pass::Progress;
 use crate::quant::{self, Blocks, Curve, Origin, Params, QuantizerId, Scheme, Zeros};
+use crate::range;
+use crate::target::Shift;
 use crate::tensor::Tensor;
 
 /// What the step may use.
@@ -20,6 +22,8 @@ pub struct CorrectBias<'a> {
     pub samples: usize,
     /// What a bias becomes where a layer has none; `None`: int32 under the product of its scales.
     pub bias: Option<&'a Scheme>,
+    /// Windows for the positions of power-of-two scales.
+    pub shifts: &'a [Shift],
     /// Bytes that the kept tensors may take.
     pub memory: u64,
     pub threads: usize,
@@ -65,7 +69,7 @@ pub fn correct_bias(model: &mut Model, how: &CorrectBias, data: Option<(&Dataset
             walk.to(layer.node, layer.output)?.iter().try_for_each(|t| got.add(t, layer.axis))?;
         }
         let shift: Vec<f64> = wanted.mean().iter().zip(got.mean()).map(|(w, g)| w - g).collect();
-        let added = add_to_bias(model, layer, &shift, how.bias).at(|| &model.graph.node(layer.node).name)?;
+        let added = add_to_bias(model, layer, &shift, how).at(|| &model.graph.node(layer.node).name)?;
         if added.iter().any(|a| *a != 0.0) {
             corrected += 1;
             for walk in &mut walks {
@@ -221,11 +225,11 @@ fn float_means(model: &Model, layers: &[Layer], data: &Dataset, samples: &[usize
 }
 
 /// Adds `shift` to the layer's bias, and says what was added once the bias is codes again.
-fn add_to_bias(model: &mut Model, layer: &Layer, shift: &[f64], scheme: Option<&Scheme>) -> Result<Vec<f32>> {
+fn add_to_bias(model: &mut Model, layer: &Layer, shift: &[f64], how: &CorrectBias) -> Result<Vec<f32>> {
     if shift.iter().any(|s| !s.is_finite()) {
         return Ok(vec![0.0; layer.channels]);
     }
-    let Some(port) = model.graph.node(layer.node).input(layer.slot) else { return new_bias(model, layer, shift, scheme) };
+    let Some(port) = model.graph.node(layer.node).input(layer.slot) else { return new_bias(model, layer, shift, how) };
     let fake = model.graph.value(port).producer().map(|(n, _)| n).filter(|n| model.graph.node(*n).op == Op::FakeQuant);
     let constant = constant_behind(&model.graph, port).ok_or_else(|| Error::failed("its bias is no constant"))?;
     let old = &model.graph.constant(constant).ok_or_else(|| Error::failed("its bias is no constant"))?.tensor;
@@ -243,7 +247,7 @@ fn add_to_bias(model: &mut Model, layer: &Layer, shift: &[f64], scheme: Option<&
     let id = model.quantizers.root(model.graph.node(fake).quantizer().expect("a FakeQuant has a quantizer"));
     if !matches!(model.quantizers[id].params, Some(Params { origin: Origin::Product(..), .. })) {
         // Scales of its own follow the values.
-        model.quantizers[id].params = Some(quant::fit(&after, &shape, &model.quantizers[id].scheme)?);
+        model.quantizers[id].params = Some(range::fit_bias(model, how.shifts, layer.node, &after, &shape, &model.quantizers[id].scheme)?);
     }
     let row = &model.quantizers[id];
     let params = row.params.as_ref().ok_or_else(|| Error::failed("its bias has no scale"))?;
@@ -260,8 +264,8 @@ fn stands_for(model: &Model, fake: NodeId) -> Result<Option<Vec<f32>>> {
     Ok(Some(quant::dequantize(codes, &row.scheme, params)?))
 }
 
-/// A bias for a layer that has none: codes where both its operands are codes, by `scheme` or int32 under the product of its scales; float otherwise.
-fn new_bias(model: &mut Model, layer: &Layer, shift: &[f64], scheme: Option<&Scheme>) -> Result<Vec<f32>> {
+/// A bias for a layer that has none: codes where both its operands are codes, by the scheme asked for or int32 under the product of its scales; float otherwise.
+fn new_bias(model: &mut Model, layer: &Layer, shift: &[f64], how: &CorrectBias) -> Result<Vec<f32>> {
     let values: Vec<f32> = shift.iter().map(|s| *s as f32).collect();
     let name = format!("{}_bias", model.graph.node(layer.node).name);
     let constant = model.graph.add_constant(&name, Tensor::of_f32(&[layer.channels], values.clone()));
@@ -273,8 +277,8 @@ fn new_bias(model: &mut Model, layer: &Layer, shift: &[f64], scheme: Option<&Sch
         model.graph.set_input(layer.node, layer.slot, Some(constant));
         return Ok(values);
     };
-    let (scheme, params) = match scheme.filter(|s| s.has_own_bias_scale()) {
-        Some(scheme) => (scheme.clone(), quant::fit(&values, &[layer.channels], scheme)?),
+    let (scheme, params) = match how.bias.filter(|s| s.has_own_bias_scale()) {
+        Some(scheme) => (scheme.clone(), range::fit_bias(model, how.shifts, layer.node, &values, &[layer.channels], scheme)?),
         None => {
             let scales =
                 |q: QuantizerId| model.quantizers[q].params.as_ref().map(|p| p.scale.clone()).ok_or_else(|| Error::failed("its operands have no scales"));
@@ -362,7 +366,7 @@ mod tests {
         let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
         for threads in [1, 2] {
             let mut m = rounded();
-            let how = CorrectBias { samples: 8, bias: None, memory: 1 << 20, threads };
+            let how = CorrectBias { samples: 8, bias: None, shifts: &[], memory: 1 << 20, threads };
             let notes = correct_bias(&mut m, &how, Some((&data, &[0, 1])), &Silent).unwrap();
             assert!(notes.list().iter().any(|n| n.text.contains("means of 2 layers restored")), "{notes:?}");
             // 0.375 became 0 and 0.625 became 1: on inputs of mean 1 that lost 0.375 of the one, and gave as much to the other.

@@ -255,3 +255,94 @@ fn round_rows(rows: &[usize], factor: &Factor, w: &[f32], grid: &Grid, at: &impl
     };
     rows.iter().enumerate().map(pick).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::InputInfo;
+    use crate::data::tests::npy;
+    use crate::graph::{Dim, Node, Type};
+    use crate::pass::Silent;
+    use crate::quant::{Blocks, Params, QuantizerId, Scheme};
+    use crate::round::round_nearest;
+    use crate::tensor::DType;
+
+    const N: usize = 12;
+
+    /// x[1,12] → FakeQuant → Gemm(w) → y, and its samples, whose numbers go together.
+    fn model(dir: &std::path::Path, scheme: Scheme) -> (Model, QuantizerId, Dataset, Vec<f32>) {
+        let noise = |i: usize, k: f64| (i as f64 * k).fract() as f32 - 0.5;
+        let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+        let (qx, qw) = (m.quantizers.add("x", Scheme::int(8, true)), m.quantizers.add("w", scheme));
+        m.quantizers[qx].params = Some(Params::tensor(0.1, None));
+        let w: Vec<f32> = (0..N * 5).map(|i| noise(i + 1, 0.618_033_988_7)).collect();
+        let shape = [N, 5];
+        m.quantizers[qw].params = Some(quant::fit(&w, &shape, &m.quantizers[qw].scheme).unwrap());
+        let g = &mut m.graph;
+        let mut typed = |name: &str, n: usize| {
+            let v = g.add_value(name);
+            g.value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(vec![Dim::Known(1), Dim::Known(n)]) };
+            v
+        };
+        let [x, xq, y] = [("x", N), ("xq", N), ("y", 5)].map(|(name, n)| typed(name, n));
+        let (c, wq) = (g.add_constant("w", Tensor::of_f32(&shape, w.clone())), g.add_value("wq"));
+        (g.inputs, g.outputs) = (vec![x], vec![y]);
+        g.add_node(Node::fake_quant(qx, "fx"), &[Some(x)], &[Some(xq)]);
+        g.add_node(Node::fake_quant(qw, "fw"), &[Some(c)], &[Some(wq)]);
+        g.add_node(Node::new(Op::Gemm, "gemm"), &[Some(xq), Some(wq)], &[Some(y)]);
+        // What all numbers of a sample share is larger than what each has of its own.
+        let samples: Vec<f32> = (0..40 * N).map(|i| 3.0 * noise(i / N + 1, 0.414_213_562_4) + noise(i + 1, 0.732_050_807_6)).collect();
+        let path = dir.join("x.npy");
+        std::fs::write(&path, npy("<f4", false, &[40, N], &samples.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>())).unwrap();
+        let input = InputInfo { name: "x".into(), dtype: DType::F32, shape: Some(vec![Dim::Known(1), Dim::Known(N)]) };
+        let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
+        (m, qw, data, samples)
+    }
+
+    /// Squared error of the layer's outputs over the samples, apart from their means.
+    fn loss(m: &Model, q: QuantizerId, samples: &[f32]) -> f64 {
+        let fake = m.graph.nodes().find(|(_, n)| n.name == "fw").unwrap().0;
+        let w = m.graph.constant(m.graph.node(fake).input(0).unwrap()).unwrap().tensor.to_f32().unwrap().into_owned();
+        let row = &m.quantizers[q];
+        let stands = quant::dequantize(&m.codes[&Site::of(fake)], &row.scheme, row.params.as_ref().unwrap()).unwrap();
+        let error = |s: &[f32], o: usize| (0..N).map(|c| s[c] as f64 * (w[c * 5 + o] - stands[c * 5 + o]) as f64).sum::<f64>();
+        let of = |o: usize| {
+            let e: Vec<f64> = samples.chunks_exact(N).map(|s| error(s, o)).collect();
+            let mean = e.iter().sum::<f64>() / e.len() as f64;
+            e.iter().map(|e| (e - mean).powi(2)).sum::<f64>()
+        };
+        (0..5).map(of).sum()
+    }
+
+    #[test]
+    fn errors_make_up_for_each_other_under_every_granularity() {
+        let dir = tempfile::tempdir().unwrap();
+        let all: Vec<usize> = (0..40).collect();
+        for blocks in [Blocks::tensor(), Blocks::channel(1), Blocks::block(0, 4)] {
+            for signed in [true, false] {
+                let (m, q, data, samples) = model(dir.path(), Scheme { blocks: blocks.clone(), ..Scheme::int(4, signed) });
+                let mut plain = m.clone();
+                round_nearest(&mut plain).unwrap();
+                let how = Gptq { damping: 0.01, samples: 40, threads: 1 };
+                let (mut one, mut two) = (m.clone(), m.clone());
+                let notes = gptq(&mut one, &how, Some((&data, &all)), &Silent).unwrap();
+                gptq(&mut two, &Gptq { threads: 3, ..how }, Some((&data, &all)), &Silent).unwrap();
+                assert_eq!(one.codes, two.codes);
+                assert!(notes.list().iter().any(|n| n.text.contains("the weights of 1 layers")), "{notes:?}");
+                let (nearest, found) = (loss(&plain, q, &samples), loss(&one, q, &samples));
+                assert!(found < 0.8 * nearest, "{blocks} {signed}: {found} {nearest}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_it_cannot_round_is_left_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut m, q, data, _) = model(dir.path(), Scheme::int(8, true));
+        m.quantizers[q].scheme.format = Format::Float { exponent: 4, mantissa: 3, specials: crate::quant::Specials::Fn };
+        let how = Gptq { damping: 0.01, samples: 8, threads: 1 };
+        let notes = gptq(&mut m, &how, Some((&data, &[0, 1])), &Silent).unwrap();
+        assert!(m.codes.is_empty() && notes.list().iter().any(|n| n.about == "gemm" && n.text.contains("no evenly spaced integers")), "{notes:?}");
+        assert!(gptq(&mut m, &how, None, &Silent).unwrap_err().to_string().contains("--data"));
+    }
+}

@@ -10,5 +10,5 @@ pub mod spelling;
 pub use formats::{FORMATS, NamedFormat, format_of, name_of};
 pub use keys::{Granularity, ScaleKey, SchemeKeys, ZeroKey};
 pub use limits::{Limit, Must};
-pub use profile::{Fate, Fixed, Fuse, Legal, Profile, Slot, Spelling};
+pub use profile::{Fate, Fixed, Fuse, Legal, Profile, Shift, Slot, Spelling, Term};
 pub use select::{Keep, Override, Place, Select, Wish};

@@ -69,6 +69,61 @@ pub struct Profile {
     pub fuse: Vec<Fuse>,
     /// Outputs whose range is known without data.
     pub fixed: Vec<Fixed>,
+    /// Where power-of-two scales may lie beside each other.
+    pub shifts: Vec<Shift>,
+}
+
+/// A window for the positions (`scale = 2^−position`) around a node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shift {
+    pub ops: Vec<Op>,
+    pub of: Term,
+    pub window: (i32, i32),
+    /// Only where an operand is made by one of these; empty: anywhere.
+    pub after: Vec<Op>,
+    /// Only where one of these is computed with it; empty: anywhere.
+    pub before: Vec<Op>,
+}
+
+/// What is held in a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Term {
+    /// Operands, added, less the result.
+    Product,
+    /// Operands, added, less the bias.
+    Bias,
+    /// The bias less the result.
+    BiasOutput,
+    /// The largest operand less the smallest.
+    Spread,
+    /// The smallest operand less the result.
+    Least,
+    /// Every operand.
+    Input,
+    /// The result.
+    Output,
+}
+
+impl Term {
+    pub const NAMES: [(&str, Term); 7] = [
+        ("product", Term::Product),
+        ("bias", Term::Bias),
+        ("bias-output", Term::BiasOutput),
+        ("spread", Term::Spread),
+        ("least", Term::Least),
+        ("input", Term::Input),
+        ("output", Term::Output),
+    ];
+    /// The same, for a list of choices.
+    pub const WORDS: [&str; 7] = {
+        let mut words = [""; 7];
+        let mut i = 0;
+        while i < words.len() {
+            words[i] = Self::NAMES[i].0;
+            i += 1;
+        }
+        words
+    };
 }
 
 /// A producer, and what is computed with it.

@@ -2,7 +2,7 @@
 //! Exact: constants are computed in the type of the model. Needs nothing. Declines: results larger than both 16 Mi elements and every input.
 
 use crate::error::Result;
-use crate::graph::{self, Graph, InputShapes, Model, NodeId, Op};
+use crate::graph::{self, Graph, Inferred, InputShapes, Model, Node, NodeId, Op};
 use crate::note::Notes;
 
 /// The `fold-constants` step. Symbolic shapes stay symbolic: only what holds for every input is folded.
@@ -11,11 +11,33 @@ pub fn fold_constants(model: &mut Model) -> Result<Notes> {
     let inferred = graph::infer(model, &InputShapes::new());
     let folded = graph::fold(&mut model.graph, &inferred);
     let passed = remove_idle(&mut model.graph);
+    let pools = name_global_pools(&mut model.graph, &inferred);
     let dead = model.graph.remove_dead();
     if folded + passed + dead > 0 {
         notes.changed("", format!("{folded} nodes folded into constants, {passed} that only pass their input on and {dead} that nothing reads removed"));
     }
+    if pools > 0 {
+        notes.changed("", format!("{pools} average pools over their whole input are global ones"));
+    }
     Ok(notes)
+}
+
+/// An average pool whose window is its whole input is a global one, to which targets have other rules.
+fn name_global_pools(g: &mut Graph, inferred: &Inferred) -> usize {
+    let whole = |n: &Node| {
+        let shape = n.input(0).and_then(|x| inferred.shape(x)).filter(|s| s.len() > 2)?;
+        let kernel = n.ints("kernel_shape")?;
+        let fills = kernel.len() == shape.len() - 2 && kernel.iter().zip(&shape[2..]).all(|(k, d)| *k == *d as i64);
+        let plain = n.ints("pads").is_none_or(|p| p.iter().all(|p| *p == 0)) && n.ints("dilations").is_none_or(|d| d.iter().all(|d| *d == 1));
+        (fills && plain && matches!(n.str("auto_pad").unwrap_or("NOTSET"), "NOTSET" | "VALID")).then_some(())
+    };
+    let pools: Vec<NodeId> = g.nodes().filter(|(_, n)| n.op == Op::AveragePool && whole(n).is_some()).map(|(id, _)| id).collect();
+    for id in &pools {
+        let node = g.node_mut(*id);
+        (node.op, node.op_type) = (Op::GlobalAveragePool, Node::new(Op::GlobalAveragePool, "").op_type);
+        node.attrs.clear();
+    }
+    pools.len()
 }
 
 /// Takes out Identity and inference-time Dropout. One that makes a graph output of a graph input stays.
@@ -39,7 +61,6 @@ fn remove_idle(g: &mut Graph) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::Node;
     use crate::tensor::Tensor;
 
     #[test]

@@ -6,6 +6,7 @@ mod fold_batch_norm;
 mod fold_constants;
 mod fold_forward;
 mod fuse;
+mod shift_negatives;
 mod smooth;
 #[cfg(test)]
 mod testing;
@@ -15,4 +16,5 @@ pub use equalize::{Equalize, equalize};
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_constants::fold_constants;
 pub use fuse::fuse;
+pub use shift_negatives::{ShiftNegatives, shift_negatives};
 pub use smooth::{Smooth, smooth};

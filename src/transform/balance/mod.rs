@@ -124,4 +124,4 @@ fn scale(g: &mut Graph, inferred: &graph::Inferred, layers: &[Layer], group: &Gr
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

@@ -187,12 +187,7 @@ fn balance(w: &mut Work, args: &Args) -> Result<Notes> {
 
 fn shift_negatives(w: &mut Work, args: &Args) -> Result<Notes> {
     let bits = w.recipe.activations.as_ref().and_then(|k| k.scheme(None).ok()).map_or(8, |s| s.format.bits());
-    let how = ShiftNegatives {
-        bits,
-        ratio: args.number("ratio").unwrap_or(0.05),
-        samples: args.int("samples").map_or(64, |n| n as usize),
-        threads: w.threads,
-    };
+    let how = ShiftNegatives { bits, ratio: args.number("ratio").unwrap_or(0.05), samples: args.int("samples").map_or(64, |n| n as usize), threads: w.threads };
     transform::shift_negatives(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
 }
 

@@ -65,7 +65,8 @@ mod tests {
         for n in [1, 2, 7, 64, 65, 150] {
             let noise = |i: usize| (i as f64 * 0.618_033_988_7).fract() - 0.5;
             let b: Vec<f64> = (0..n * n).map(noise).collect();
-            let a: Vec<f64> = (0..n * n).map(|k| (0..n).map(|m| b[k / n * n + m] * b[k % n * n + m]).sum::<f64>() + if k / n == k % n { 0.5 } else { 0.0 }).collect();
+            let a: Vec<f64> =
+                (0..n * n).map(|k| (0..n).map(|m| b[k / n * n + m] * b[k % n * n + m]).sum::<f64>() + if k / n == k % n { 0.5 } else { 0.0 }).collect();
             let mut l = a.clone();
             assert!(cholesky(&mut l, n));
             for (i, j) in (0..n).flat_map(|i| (0..=i).map(move |j| (i, j))) {

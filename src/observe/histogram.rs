@@ -115,7 +115,8 @@ impl Histogram {
         let (sum, squares) = self.points().fold((0.0, 0.0), |(sum, squares), (x, n)| (sum + x as f64 * n as f64, squares + (x as f64).powi(2) * n as f64));
         let mean = sum / self.total.max(1) as f64;
         let reach = deviations * (squares / self.total.max(1) as f64 - mean * mean).max(0.0).sqrt();
-        let near: Vec<(f32, u64, u16)> = self.points().zip(&self.counts).map(|((x, n), (b, _))| (x, n, *b)).filter(|(x, ..)| (*x as f64 - mean).abs() <= reach).collect();
+        let near: Vec<(f32, u64, u16)> =
+            self.points().zip(&self.counts).map(|((x, n), (b, _))| (x, n, *b)).filter(|(x, ..)| (*x as f64 - mean).abs() <= reach).collect();
         let (Some(first), Some(last)) = (near.first(), near.last()) else { return };
         self.extremes = self.extremes.within(&Extremes { lo: first.0, hi: last.0 });
         self.counts = near.iter().map(|(_, n, b)| (*b, *n)).collect();

@@ -70,7 +70,11 @@ pub fn calibrate(
         }
         let kept = saturate(model, &watched, &masks, &mut seen, &mut notes);
         if let Some(deviations) = how.outliers {
-            seen.iter_mut().for_each(|s| if let Seen::Histogram(h) = s { h.drop_beyond(deviations) });
+            seen.iter_mut().for_each(|s| {
+                if let Seen::Histogram(h) = s {
+                    h.drop_beyond(deviations)
+                }
+            });
         }
         if how.unsigned {
             drop_signs(model, &watched, &seen);

@@ -45,13 +45,7 @@ pub fn measured(method: Method, samples: usize) -> impl Fn(&Histogram, &Scheme) 
 pub const COMPARED_ON: usize = 8;
 
 /// The model under the method whose outputs come nearest to the float model's.
-pub fn best_of(
-    model: &Model,
-    found: &Found,
-    (data, samples): (&Dataset, &[usize]),
-    threads: usize,
-    progress: &dyn Progress,
-) -> Result<(Method, Model, Notes)> {
+pub fn best_of(model: &Model, found: &Found, (data, samples): (&Dataset, &[usize]), threads: usize, progress: &dyn Progress) -> Result<(Method, Model, Notes)> {
     progress.begin("compare ranges", Method::COMPARED.len() as u64);
     let few = samples.iter().take(COMPARED_ON).map(|&i| data.sample(i)).collect::<Result<Vec<_>>>()?;
     let trial = Trial::new(model, few, threads)?;

@@ -75,7 +75,9 @@ fn solve(windows: &[Window], start: &[i32], cost: &dyn Fn(usize, i32) -> f64) ->
         // What one move may serve is searched together: windows that share a member, or that a third one joins.
         let near = |a: usize, b: usize| windows[a].members().any(|m| windows[b].members().any(|n| n == m));
         let mut together = BTreeSet::from([first]);
-        while let Some(&w) = left.iter().find(|w| !together.contains(w) && together.iter().any(|t| near(*t, **w) || (0..windows.len()).any(|by| near(*t, by) && near(by, **w)))) {
+        while let Some(&w) =
+            left.iter().find(|w| !together.contains(w) && together.iter().any(|t| near(*t, **w) || (0..windows.len()).any(|by| near(*t, by) && near(by, **w))))
+        {
             together.insert(w);
         }
         let one_by_one = || together.iter().map(|w| BTreeSet::from([*w])).collect::<Vec<_>>();
@@ -192,7 +194,8 @@ fn windows(model: &Model, rules: &[Shift]) -> (Vec<Window>, Vec<QuantizerId>) {
             let (result, passed) = result(model, id);
             let made_by = |v: &ValueId| behind(model, *v).is_some_and(|op| rule.after.contains(&op));
             let inputs: Vec<(usize, ValueId)> = node.inputs().iter().enumerate().filter_map(|(s, v)| Some((s, (*v)?))).collect();
-            let fits = (rule.after.is_empty() || inputs.iter().any(|(_, v)| made_by(v))) && (rule.before.is_empty() || passed.iter().any(|op| rule.before.contains(op)));
+            let fits = (rule.after.is_empty() || inputs.iter().any(|(_, v)| made_by(v)))
+                && (rule.before.is_empty() || passed.iter().any(|op| rule.before.contains(op)));
             if !fits {
                 continue;
             }
@@ -283,7 +286,8 @@ pub fn hold(model: &mut Model, rules: &[Shift], seen: &[(QuantizerId, &Seen)], n
         notes.declined(&w.node, format!("no scales bring its positions into the target's window {} … {}: the chip may refuse it", w.ends.0, w.ends.1));
     }
     for (i, &id) in ids.iter().enumerate().filter(|(i, _)| positions[*i] != start[*i]) {
-        let why = windows.iter().find(|w| w.members().any(|m| m == i) && w.astray(&start).is_some()).or_else(|| windows.iter().find(|w| w.members().any(|m| m == i)));
+        let why =
+            windows.iter().find(|w| w.members().any(|m| m == i) && w.astray(&start).is_some()).or_else(|| windows.iter().find(|w| w.members().any(|m| m == i)));
         let at = why.map_or(String::new(), |w| format!(", for the target's shifts at {}", w.node));
         notes.changed(&model.quantizers[id].name, format!("scale moved from 2^{} to 2^{}{at}", -start[i], -positions[i]));
         model.quantizers[id].params.as_mut().expect("listed with it").scale[0] = 2f32.powi(-positions[i]);

@@ -130,7 +130,9 @@ fn shift(place: &str, t: &Tree) -> Result<Shift> {
     let ends: Vec<i32> = t.get("window").map_or(&[][..], Tree::list).iter().filter_map(|n| Some(n.int()? as i32)).collect();
     let of = t.get("of").and_then(Tree::text).and_then(|w| Term::NAMES.iter().find(|(name, _)| *name == w)).map(|(_, term)| *term);
     match (of, &ends[..]) {
-        (Some(of), &[lo, hi]) if lo <= hi => Ok(Shift { ops: ops(t.get("ops")), of, window: (lo, hi), after: ops(t.get("after")), before: ops(t.get("before")) }),
+        (Some(of), &[lo, hi]) if lo <= hi => {
+            Ok(Shift { ops: ops(t.get("ops")), of, window: (lo, hi), after: ops(t.get("after")), before: ops(t.get("before")) })
+        }
         _ => Err(Error::usage(format!("{place}: shifts: each entry needs `of` and `window: [least, most]`, the least first"))),
     }
 }

@@ -10,9 +10,9 @@ use crate::note::Notes;
 use crate::onnx;
 use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules};
-use crate::target::SchemeKeys;
 use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
 use crate::round::{self, CorrectBias, Gptq};
+use crate::target::SchemeKeys;
 use crate::transform::{self, Balance, Equalize, Grid, ShiftNegatives, Smooth};
 
 /// The model on its way, and what its steps may use.
@@ -153,7 +153,9 @@ fn smooth(w: &mut Work, args: &Args) -> Result<Notes> {
 }
 
 fn balance(w: &mut Work, args: &Args) -> Result<Notes> {
-    let scheme = |keys: Option<&SchemeKeys>| keys.ok_or_else(|| Error::usage("balance is for models whose weights and activations become codes")).and_then(|k| k.scheme(Some(0)));
+    let scheme = |keys: Option<&SchemeKeys>| {
+        keys.ok_or_else(|| Error::usage("balance is for models whose weights and activations become codes")).and_then(|k| k.scheme(Some(0)))
+    };
     let how = Balance {
         grid: Grid::of(&scheme(w.recipe.weights.as_ref())?, &scheme(w.recipe.activations.as_ref())?),
         sweeps: args.int("sweeps").map_or(8, |n| n as usize),
@@ -165,12 +167,7 @@ fn balance(w: &mut Work, args: &Args) -> Result<Notes> {
 
 fn shift_negatives(w: &mut Work, args: &Args) -> Result<Notes> {
     let bits = w.recipe.activations.as_ref().and_then(|k| k.scheme(None).ok()).map_or(8, |s| s.format.bits());
-    let how = ShiftNegatives {
-        bits,
-        ratio: args.number("ratio").unwrap_or(0.05),
-        samples: args.int("samples").map_or(64, |n| n as usize),
-        threads: w.threads,
-    };
+    let how = ShiftNegatives { bits, ratio: args.number("ratio").unwrap_or(0.05), samples: args.int("samples").map_or(64, |n| n as usize), threads: w.threads };
     transform::shift_negatives(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
 }
 

@@ -81,10 +81,8 @@ static EQUALIZE: &[Key] = &[
     Key::new("sigmas", Shape::Number(0.0, 100.0), "standard deviations below the mean that a channel always carries; default 3"),
     Key::new("samples", COUNT, "samples for those means at most; default 32"),
 ];
-static BALANCE: &[Key] = &[
-    Key::new("sweeps", COUNT, "times that all layers are visited at most; default 8"),
-    Key::new("samples", COUNT, "samples looked at at most; default 64"),
-];
+static BALANCE: &[Key] =
+    &[Key::new("sweeps", COUNT, "times that all layers are visited at most; default 8"), Key::new("samples", COUNT, "samples looked at at most; default 64")];
 static SHIFT_NEGATIVES: &[Key] = &[
     Key::new("ratio", Shape::Number(0.0, 1.0), "of its threshold, how far below zero a function may reach to be lifted; default 0.05"),
     Key::new("samples", COUNT, "samples looked at at most; default 64"),
@@ -111,7 +109,11 @@ static CALIBRATE_ACTIVATIONS: &[Key] = &[
 ];
 static CALIBRATE_WEIGHTS: &[Key] = &[Key::new("method", Shape::OneOf(&["minmax", "mse"]), "minmax: all values; mse: least squared error")];
 static ROUND: &[Key] = &[
-    Key::new("method", Shape::OneOf(&["nearest", "gptq"]), "nearest: the code closest to each weight; gptq: each weight makes up for what those before it lost"),
+    Key::new(
+        "method",
+        Shape::OneOf(&["nearest", "gptq"]),
+        "nearest: the code closest to each weight; gptq: each weight makes up for what those before it lost",
+    ),
     Key::new("damping", Shape::Number(0.0, 1.0), "gptq: of the inputs' mean energy, what is added to each; default 0.01"),
     Key::new("samples", COUNT, "gptq: samples at most; default 32"),
 ];

@@ -280,7 +280,8 @@ fn new_bias(model: &mut Model, layer: &Layer, shift: &[f64], how: &CorrectBias) 
     let (scheme, params) = match how.bias.filter(|s| s.has_own_bias_scale()) {
         Some(scheme) => (scheme.clone(), range::fit_bias(model, how.shifts, layer.node, &values, &[layer.channels], scheme)?),
         None => {
-            let scales = |q: QuantizerId| model.quantizers[q].params.as_ref().map(|p| p.scale.clone()).ok_or_else(|| Error::failed("its operands have no scales"));
+            let scales =
+                |q: QuantizerId| model.quantizers[q].params.as_ref().map(|p| p.scale.clone()).ok_or_else(|| Error::failed("its operands have no scales"));
             let (sx, sw) = (scales(x)?, scales(w)?);
             if sx.len() != 1 || ![1, layer.channels].contains(&sw.len()) {
                 return Ok(vec![0.0; layer.channels]);

@@ -4,8 +4,8 @@
 //! Needs: samples; integer codes. Means count little, since biases can restore them. A row that nearest codes serve better keeps these.
 //! Declines, for nearest codes: weights that several layers read, ConvTranspose, formats other than integers.
 
-use super::patches::Patches;
 use super::correct_bias::same_shapes;
+use super::patches::Patches;
 use crate::data::Dataset;
 use crate::engine::{RunnerOptions, Walk};
 use crate::error::{At, Error, Result};
@@ -85,7 +85,13 @@ pub fn gptq(model: &mut Model, how: &Gptq, data: Option<(&Dataset, &[usize])>, p
     }
     progress.end();
     model.codes.extend(found);
-    notes.changed("", format!("the weights of {} layers rounded so that errors make up for each other, over {count} samples; {kept} of {rows} rows keep their nearest codes", layers.len()));
+    notes.changed(
+        "",
+        format!(
+            "the weights of {} layers rounded so that errors make up for each other, over {count} samples; {kept} of {rows} rows keep their nearest codes",
+            layers.len()
+        ),
+    );
     Ok(notes)
 }
 

@@ -20,7 +20,8 @@ impl Patches {
     pub fn of(node: &Node, linear: &Linear, weight: &[usize]) -> Option<Patches> {
         let ints = |name: &str, n: usize, default: i64| node.ints(name).filter(|v| v.len() == n).map_or(vec![default; n], <[i64]>::to_vec);
         let sizes = |v: Vec<i64>| v.into_iter().map(|i| usize::try_from(i).ok().filter(|i| *i > 0)).collect::<Option<Vec<_>>>();
-        let plain = Patches { kernel: vec![], strides: vec![], dilations: vec![], pads: vec![], auto: String::new(), groups: 1, ins: *weight.get(linear.in_axis)? };
+        let plain =
+            Patches { kernel: vec![], strides: vec![], dilations: vec![], pads: vec![], auto: String::new(), groups: 1, ins: *weight.get(linear.in_axis)? };
         match node.op {
             Op::Conv if weight.len() > 2 => {
                 let n = weight.len() - 2;

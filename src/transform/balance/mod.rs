@@ -50,7 +50,8 @@ pub fn balance(model: &mut Model, how: &Balance, data: Option<(&Dataset, &[usize
     let values: Vec<ValueId> = values.into_iter().collect();
     let stats = noise::statistics(model, (data, &samples[..samples.len().min(how.samples)]), how.threads, &values)?;
     let gains = noise::gains(g, &layers, &stats);
-    let points: Vec<Vec<ValueId>> = groups.iter().map(|group| group.values.iter().copied().filter(|v| stats.contains_key(v) && is_point(g, *v)).collect()).collect();
+    let points: Vec<Vec<ValueId>> =
+        groups.iter().map(|group| group.values.iter().copied().filter(|v| stats.contains_key(v) && is_point(g, *v)).collect()).collect();
     let mut search = solve::Search::new(&layers, &groups, &stats, &gains, &points, how.grid);
     let (before, after) = search.run(how.sweeps)?;
     let (scales, cuts) = (search.scales.clone(), search.cuts.clone());
@@ -60,7 +61,11 @@ pub fn balance(model: &mut Model, how: &Balance, data: Option<(&Dataset, &[usize
     }
     notes.changed(
         "",
-        format!("channels behind {between} layers scaled in {} groups: what rounding is expected to cost the outputs falls by {:.1} dB", groups.len(), 10.0 * (before / after.max(f64::MIN_POSITIVE)).log10()),
+        format!(
+            "channels behind {between} layers scaled in {} groups: what rounding is expected to cost the outputs falls by {:.1} dB",
+            groups.len(),
+            10.0 * (before / after.max(f64::MIN_POSITIVE)).log10()
+        ),
     );
     if alone > 0 {
         notes.declined("", format!("{alone} layers keep their channels: what reads them does not commute with scaling, or they are outputs"));
@@ -72,7 +77,9 @@ pub fn balance(model: &mut Model, how: &Balance, data: Option<(&Dataset, &[usize
 fn is_point(g: &Graph, v: ValueId) -> bool {
     let Some(op) = g.value(v).producer().map(|(n, _)| g.node(n).op) else { return false };
     let activation = |op: Op| matches!(op, Op::Relu | Op::Clip | Op::LeakyRelu | Op::PRelu);
-    let computes = matches!(op, Op::Conv | Op::ConvTranspose | Op::Gemm | Op::Add | Op::Sub | Op::Sum | Op::AveragePool | Op::GlobalAveragePool | Op::ReduceMean) || activation(op);
+    let computes =
+        matches!(op, Op::Conv | Op::ConvTranspose | Op::Gemm | Op::Add | Op::Sub | Op::Sum | Op::AveragePool | Op::GlobalAveragePool | Op::ReduceMean)
+            || activation(op);
     let inner = matches!(g.value(v).uses(), [p] if g.get_node(p.node).is_some_and(|n| activation(n.op)));
     computes && !inner
 }

@@ -35,7 +35,16 @@ impl Stats {
         let inner: usize = shape[2..].iter().product();
         let zeros = vec![0.0; channels];
         let places = (x.len() / channels) as f64;
-        let mut s = Stats { places, samples: 1.0, sum: zeros.clone(), squares: zeros.clone(), active: zeros.clone(), tops: zeros.clone(), highest: vec![f64::NEG_INFINITY; channels], lowest: 0.0 };
+        let mut s = Stats {
+            places,
+            samples: 1.0,
+            sum: zeros.clone(),
+            squares: zeros.clone(),
+            active: zeros.clone(),
+            tops: zeros.clone(),
+            highest: vec![f64::NEG_INFINITY; channels],
+            lowest: 0.0,
+        };
         for (row, values) in x.chunks_exact(inner).enumerate() {
             let c = row % channels;
             for v in values.iter().map(|v| *v as f64) {
@@ -130,7 +139,9 @@ pub fn gains(g: &Graph, layers: &[Layer], stats: &BTreeMap<ValueId, Stats>) -> B
                     }
                     gain
                 }
-                (_, Op::Relu | Op::Clip) => (0..sx.channels()).map(|c| same(c) * if bound(g, node).is_some() || node.op == Op::Relu { sx.active(c) } else { 1.0 }).collect(),
+                (_, Op::Relu | Op::Clip) => {
+                    (0..sx.channels()).map(|c| same(c) * if bound(g, node).is_some() || node.op == Op::Relu { sx.active(c) } else { 1.0 }).collect()
+                }
                 (_, Op::LeakyRelu) => {
                     let slope = node.float("alpha").unwrap_or(0.01) as f64;
                     (0..sx.channels()).map(|c| same(c) * (sx.active(c) + slope * slope * (1.0 - sx.active(c)))).collect()

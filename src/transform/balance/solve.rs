@@ -26,7 +26,10 @@ impl Grid {
     pub fn of(weights: &Scheme, activations: &Scheme) -> Grid {
         let last = |s: &Scheme| s.format.code_range().map_or(s.format.max_value() as f64, |(_, last)| last as f64);
         let (signed, positive) = match activations.zero {
-            Zero::Integer | Zero::Real => (activations.format.code_range().map_or(1.0, |(a, b)| (b as f64 - a as f64) / 2.0), activations.format.code_range().map_or(1.0, |(a, b)| b as f64 - a as f64)),
+            Zero::Integer | Zero::Real => (
+                activations.format.code_range().map_or(1.0, |(a, b)| (b as f64 - a as f64) / 2.0),
+                activations.format.code_range().map_or(1.0, |(a, b)| b as f64 - a as f64),
+            ),
             Zero::Fixed(z) => (last(activations) - z as f64, last(activations) - z as f64),
             Zero::None => (last(activations), last(activations)),
         };
@@ -78,10 +81,16 @@ struct Local {
 }
 
 impl<'a> Search<'a> {
-    pub fn new(layers: &'a [Layer], groups: &'a [Group], stats: &'a BTreeMap<ValueId, Stats>, gains: &'a BTreeMap<ValueId, Vec<f64>>, points: &'a [Vec<ValueId>], grid: Grid) -> Self {
+    pub fn new(
+        layers: &'a [Layer],
+        groups: &'a [Group],
+        stats: &'a BTreeMap<ValueId, Stats>,
+        gains: &'a BTreeMap<ValueId, Vec<f64>>,
+        points: &'a [Vec<ValueId>],
+        grid: Grid,
+    ) -> Self {
         let scales = groups.iter().map(|g| vec![1.0; g.channels]).collect();
-        let mut s =
-            Search { layers, groups, stats, gains, points, grid, scales, cuts: vec![1.0; groups.len()], weights: Vec::new(), values: BTreeMap::new() };
+        let mut s = Search { layers, groups, stats, gains, points, grid, scales, cuts: vec![1.0; groups.len()], weights: Vec::new(), values: BTreeMap::new() };
         s.weights = layers.iter().map(|l| s.covering(l.largest.iter().fold(0.0, |a: f64, w| a.max(*w)) / grid.weights)).collect();
         for v in points.iter().flatten() {
             let top = (0..stats[v].channels()).map(|c| stats[v].top(c)).fold(0.0, f64::max);

@@ -20,10 +20,18 @@ fn noise(n: usize, k: usize) -> Vec<f32> {
 }
 
 /// A Conv whose output channel `c` is `size(c)` times as large, and whose weights undo what `of` says of its input channels.
-fn conv(g: &mut Graph, name: &str, x: ValueId, (outs, ins, kernel, groups): (usize, usize, usize, usize), size: impl Fn(usize) -> f32, of: impl Fn(usize) -> f32) -> ValueId {
+fn conv(
+    g: &mut Graph,
+    name: &str,
+    x: ValueId,
+    (outs, ins, kernel, groups): (usize, usize, usize, usize),
+    size: impl Fn(usize) -> f32,
+    of: impl Fn(usize) -> f32,
+) -> ValueId {
     let per = ins / groups;
     let n = outs * per * kernel * kernel;
-    let channel = |i: usize| (i / (per * kernel * kernel), i / (kernel * kernel) % per + if groups > 1 { i / (per * kernel * kernel) / (outs / groups) } else { 0 });
+    let channel =
+        |i: usize| (i / (per * kernel * kernel), i / (kernel * kernel) % per + if groups > 1 { i / (per * kernel * kernel) / (outs / groups) } else { 0 });
     let fan = ((per * kernel * kernel) as f32).sqrt();
     let w = noise(n, name.len()).into_iter().enumerate().map(|(i, w)| w / fan * size(channel(i).0) / of(channel(i).1)).collect();
     let w = g.add_constant(&format!("{name}_w"), Tensor::of_f32(&[outs, per, kernel, kernel], w));
@@ -37,7 +45,8 @@ fn conv(g: &mut Graph, name: &str, x: ValueId, (outs, ins, kernel, groups): (usi
 
 fn cut(g: &mut Graph, name: &str, x: ValueId, channels: usize) -> ValueId {
     let y = value(g, name, channels);
-    let (low, high) = (g.add_constant(&format!("{name}_low"), Tensor::of_f32(&[], vec![0.0])), g.add_constant(&format!("{name}_high"), Tensor::of_f32(&[], vec![6.0])));
+    let (low, high) =
+        (g.add_constant(&format!("{name}_low"), Tensor::of_f32(&[], vec![0.0])), g.add_constant(&format!("{name}_high"), Tensor::of_f32(&[], vec![6.0])));
     g.add_node(Node::new(Op::Clip, name), &[Some(x), Some(low), Some(high)], &[Some(y)]);
     y
 }
@@ -75,7 +84,17 @@ fn results(m: &Model) -> Vec<f32> {
     let shapes = InputShapes::from([("x".to_string(), vec![1, 3, 6, 6])]);
     let runner = Runner::new(m, &shapes, &m.graph.outputs).unwrap();
     let data = data();
-    (0..8).flat_map(|i| runner.run(&mut runner.spawn(), &BTreeMap::from([("x".into(), data.sample(i).unwrap()["x"].clone())]), &m.quantizers).unwrap().remove(0).to_f32().unwrap().into_owned()).collect()
+    (0..8)
+        .flat_map(|i| {
+            runner
+                .run(&mut runner.spawn(), &BTreeMap::from([("x".into(), data.sample(i).unwrap()["x"].clone())]), &m.quantizers)
+                .unwrap()
+                .remove(0)
+                .to_f32()
+                .unwrap()
+                .into_owned()
+        })
+        .collect()
 }
 
 /// The model with its weights in 8 bits under powers of two, one a tensor.

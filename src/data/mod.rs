@@ -179,13 +179,16 @@ impl Dataset {
 
     /// The samples of each file, which follow each other in time; samples made up are one sequence.
     pub fn sequences(&self) -> Vec<Range<usize>> {
-        let From::Files { parts, .. } = &self.from else { return vec![0..self.len()] };
-        let mut start = 0;
-        let one = |part: &Part| {
-            start += part.len();
-            start - part.len()..start
+        let lengths = match &self.from {
+            From::Random { n, .. } => vec![*n],
+            From::Files { parts, .. } => parts.iter().map(Part::len).collect(),
         };
-        parts.iter().map(one).collect()
+        let mut end = 0;
+        let one = |length: usize| {
+            end += length;
+            end - length..end
+        };
+        lengths.into_iter().map(one).collect()
     }
 
     /// Gives samples, by number, inputs in the place of those that the data holds.

@@ -153,7 +153,8 @@ mod tests {
 
     #[test]
     fn gelu_in_every_order_of_its_factors() {
-        let orders: [fn(&mut Build, ValueId, ValueId, ValueId) -> ValueId; 3] = [
+        type Order = fn(&mut Build, ValueId, ValueId, ValueId) -> ValueId;
+        let orders: [Order; 3] = [
             |b, x, gate, half| {
                 let m = b.op(Op::Mul, &[x, gate]);
                 b.op(Op::Mul, &[m, half])

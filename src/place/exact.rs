@@ -2,7 +2,7 @@
 //! number, so that `x == 3` fails on it.
 
 use super::kind::{Kind, is_real};
-use crate::graph::{Flow, Graph, Inferred, NodeId, Port};
+use crate::graph::{Flow, Graph, Inferred, NodeId, Op, Port};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Ports that read real values and need them as they are. Nodes that serve such ports become [`Kind::Exact`]: those that move values to one, and
@@ -19,6 +19,8 @@ pub fn exact_ports(g: &Graph, inferred: &Inferred, kinds: &mut BTreeMap<NodeId, 
                 continue;
             }
             (Kind::Moves, _) if uses().any(is_exact) => (0..node.inputs().len()).collect::<Vec<_>>(),
+            // From one real type to another.
+            (_, Flow::Meta) if node.op == Op::Cast && uses().any(is_exact) => vec![0],
             (Kind::Quantized | Kind::Float(_), Flow::Arithmetic | Flow::Pointwise | Flow::Clamp | Flow::Move)
                 if uses().next().is_some() && uses().all(is_exact) && !node.outputs().iter().flatten().any(|v| g.is_output(*v)) =>
             {

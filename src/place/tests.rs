@@ -309,13 +309,13 @@ fn what_is_compared_is_read_as_it_is() {
     let (w, three) = (b.weight("w", &[2, 2, 1, 1]), b.weight("three", &[1]));
     let c = b.node(Op::Conv, &[x, w], "c");
     let t = b.node(Op::Transpose, &[x], "t");
-    let e = b.node(Op::Equal, &[t, three], "e");
+    let f = b.with(Node::new(Op::Cast, "/f").with("to", 1i64), &[t], "f");
+    let e = b.node(Op::Equal, &[f, three], "e");
     b.g().outputs.push(e);
     let mut m = b.output(c);
     Asked::new().place(&mut m).unwrap();
     assert_eq!(quantizer_between(&m, "x", "c"), Some("x"));
-    assert_eq!(quantizer_between(&m, "x", "t"), None);
-    assert_eq!(quantizer_between(&m, "t", "e"), None);
+    assert_eq!([("x", "t"), ("t", "f"), ("f", "e")].map(|(v, reader)| quantizer_between(&m, v, reader)), [None; 3]);
 }
 
 #[test]

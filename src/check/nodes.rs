@@ -208,7 +208,7 @@ impl Judge<'_> {
                 Role::Activation | Role::Weight => Slot::Activations,
                 _ => continue,
             };
-            let of_codes = || self.codes.get(v).and_then(|q| self.limited(id, q, kind, v));
+            let of_codes = || self.codes.get(v).and_then(|q| self.limited(id, q, kind, v, false));
             let word = match self.codes.get(v) {
                 Some(q) => self.held(q, kind, v),
                 None if kind == Slot::Bias => self.format(Slot::Bias, "none", v),
@@ -223,9 +223,7 @@ impl Judge<'_> {
             return Some(word);
         }
         let out = node.output(0)?;
-        // Of a result, only its format is asked.
-        let formats = |q| self.bound.get(&id)?.iter().any(|l| matches!(l.must, Must::Activations(_))).then(|| self.limited(id, q, Slot::Activations, out))?;
-        let result = |q| self.held(q, Slot::Activations, out).or_else(|| formats(q));
+        let result = |q| self.held(q, Slot::Activations, out).or_else(|| self.limited(id, q, Slot::Activations, out, true));
         self.codes.taken(self.model, out).find_map(|(_, q)| result(q))
     }
 
@@ -238,12 +236,13 @@ impl Judge<'_> {
         (is != wanted).then(|| Word::new(Verdict::Float, "normalization", reason(), CONVERT))
     }
 
-    /// What the profile's limits say of codes at a kind of slot.
-    fn limited(&self, id: NodeId, q: QuantizerId, kind: Slot, v: ValueId) -> Option<Word> {
+    /// What the profile's limits say of codes at a kind of slot. Of a result, only its format is asked.
+    fn limited(&self, id: NodeId, q: QuantizerId, kind: Slot, v: ValueId, result: bool) -> Option<Word> {
         let table = &self.model.quantizers;
         let format = name_of(table[q].scheme.format).unwrap_or("a codebook");
         let broken = |l: &&&Limit| match (&l.must, kind) {
             (Must::Weights(list), Slot::Weights) | (Must::Activations(list), Slot::Activations) => !list.iter().any(|f| f == format),
+            _ if result => false,
             (Must::Zeroless, Slot::Activations) => !has_no_zero(table, q),
             (Must::Unsigned, Slot::Activations) => matches!(table[q].scheme.format, Format::Int { signed: true, .. }) && !self.is_read_once(v),
             _ => false,

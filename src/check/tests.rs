@@ -266,6 +266,9 @@ fn limits_speak_of_codes_too() {
         assert!(all_integer(&file(&GOOD), &with(must)));
     }
     assert!(all_integer(&file(&Spelled { activations: (DType::U8, 0), ..GOOD }), &with(Must::Zeroless)));
+    // Of a result nobody asks it.
+    let both = Profile { limits: vec![limit(Must::Activations(formats("uint8"))), Limit { ops: vec![Op::MaxPool], ..limit(Must::Zeroless) }], ..profile() };
+    assert_eq!(check(&file(&GOOD), &both).findings().map(|r| r.node.as_str()).collect::<Vec<_>>(), ["pool"]);
     // Signed codes are fine for one reader, and no more.
     let mut m = file(&Spelled { activations: (DType::I8, -5), ..GOOD });
     assert!(all_integer(&m, &with(Must::Unsigned)));

@@ -164,7 +164,8 @@ fn refusal(g: &Graph, n: &Node) -> Option<String> {
         return Some(format!("{spelled} on {t} tensors, which the engine does not compute with"));
     }
     // A constant behind a quantizer, or what passes for one in a float plan, is one when tract plans.
-    let computed = |slot: &usize| n.input(*slot).filter(|v| constant_behind(g, *v).is_none());
+    let codes = |v: ValueId| g.value(v).producer().is_some_and(|(id, _)| g.node(id).op == Op::FakeQuant && g.node(id).input(0).is_none());
+    let computed = |slot: &usize| n.input(*slot).filter(|v| constant_behind(g, *v).is_none() && !codes(*v));
     let needed = CONSTANT.iter().filter(|(ops, ..)| ops.contains(&n.op));
     if let Some((v, what)) = needed.filter_map(|(_, slots, what)| Some((slots.iter().find_map(computed)?, what))).next() {
         return Some(format!("{spelled} with {what} computed at run time ({})", g.value(v).name));

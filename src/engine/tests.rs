@@ -1,8 +1,8 @@
 //! Small graphs, run: FakeQuant under changing tables, weights, segments, and what is refused.
 
 use super::*;
-use crate::graph::{AttrValue, Dim, Graph, InputShapes, Model, Node, Op, Type, ValueId};
-use crate::quant::{self, Blocks, Params, QuantizerId, Scheme};
+use crate::graph::{AttrValue, Dim, Graph, InputShapes, Model, Node, Op, Site, Type, ValueId};
+use crate::quant::{self, Blocks, Codes, Params, QuantizerId, Scheme};
 use crate::tensor::{DType, Tensor};
 use std::collections::BTreeMap;
 
@@ -176,6 +176,23 @@ fn zeros_that_fill_share_a_quantizer_with_what_flows() {
         let y = r.run(&mut r.spawn(), &sample, &table).unwrap();
         assert_eq!((y[0].to_f32().unwrap()[0], y[0].len()), (0.0, 20));
     }
+}
+
+/// Pad of a lifted file: what it pads with is a FakeQuant that has only codes.
+#[test]
+fn what_pads_may_stand_as_codes() {
+    let mut b = Built::new();
+    let x = b.input("x", &[1, 2]);
+    let pads = b.m.graph.add_constant("pads", Tensor::of_i64(&[4], vec![0, 1, 0, 0]));
+    let q = b.quantizer(0.5);
+    let zero = b.node(Node::fake_quant(q, "zero"), &[], "zero", &[]);
+    let (fake, _) = b.m.graph.value(zero).producer().unwrap();
+    b.m.codes.insert(Site::of(fake), Codes(Tensor::new(DType::I8, vec![], vec![0].into()).unwrap()));
+    let y = b.node(Node::new(Op::Pad, "pad"), &[x, pads, zero], "y", &[1, 3]);
+    check_supported(&b.m).unwrap();
+    let sample = feed("x", Tensor::of_f32(&[1, 2], vec![3.0, 4.0]));
+    let r = Runner::new(&b.m, &shapes_of(&sample), &[y]).unwrap();
+    assert_eq!(r.run(&mut r.spawn(), &sample, &b.m.quantizers).unwrap()[0].to_f32().unwrap()[..], [0.0, 3.0, 4.0]);
 }
 
 #[test]

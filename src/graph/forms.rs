@@ -123,7 +123,7 @@ fn times(g: &Graph, mut gate: ValueId, x: ValueId, factor: f64, nodes: &mut Vec<
         }
         let (id, slot) = reader(g, gate)?;
         let node = g.node(id);
-        let other = node.input(1usize.checked_sub(slot)?)?;
+        let other = node.other(slot)?;
         match (node.op, number(g, other)) {
             (Op::Mul, Some(n)) => have *= n,
             (Op::Div, Some(n)) if slot == 0 => have /= n,
@@ -298,7 +298,7 @@ fn norm(g: &Graph, inferred: &Inferred, sqrt: NodeId) -> Option<Form> {
     let mut constants = Vec::new();
     for wanted in [Op::Mul, Op::Add] {
         let Some((id, slot)) = g.node(normal).output(0).and_then(|v| reader(g, v)).filter(|(id, _)| g.node(*id).op == wanted) else { break };
-        let other = g.node(id).input(1usize.checked_sub(slot)?)?;
+        let other = g.node(id).other(slot)?;
         let fits = |t: &Tensor| t.len() == width && t.shape().last() == Some(&width) && t.rank() <= shape.len();
         if !g.constant(other).is_some_and(|c| fits(&c.tensor)) {
             break;
@@ -322,7 +322,7 @@ fn norm(g: &Graph, inferred: &Inferred, sqrt: NodeId) -> Option<Form> {
 fn product(g: &Graph, id: NodeId, d: ValueId, nodes: &mut Vec<NodeId>) -> Option<NodeId> {
     let (mul, slot) = reader(g, g.node(id).output(0)?)?;
     nodes.push(id);
-    (g.node(mul).op == Op::Mul && 1usize.checked_sub(slot).and_then(|s| g.node(mul).input(s)) == Some(d)).then_some(mul)
+    (g.node(mul).op == Op::Mul && g.node(mul).other(slot) == Some(d)).then_some(mul)
 }
 
 /// What `v` is the mean of, over the last axis alone, which stays with length 1.

@@ -142,9 +142,8 @@ pub fn bias_behind(g: &Graph, mut product: ValueId, columns: usize) -> Option<(N
         match node.op {
             Op::FakeQuant => product = node.output(0)?,
             Op::Add => {
-                let slot = 1 - port.slot as usize;
-                let constant = &g.constant(constant_behind(g, node.input(slot)?)?)?.tensor;
-                return (constant.len() == columns && constant.shape().last() == Some(&columns)).then_some((port.node, slot));
+                let constant = &g.constant(constant_behind(g, node.other(port.slot as usize)?)?)?.tensor;
+                return (constant.len() == columns && constant.shape().last() == Some(&columns)).then_some((port.node, 1 - port.slot as usize));
             }
             _ => return None,
         }
@@ -207,5 +206,17 @@ mod tests {
             let (g, id) = layer(node, weight);
             assert_eq!(Linear::of(&g, id), None, "{op:?} {weight:?}");
         }
+    }
+
+    #[test]
+    fn an_add_of_three_operands_holds_no_bias() {
+        let mut g = Graph::default();
+        let [x, p, y] = ["x", "p", "y"].map(|n| g.add_value(n));
+        let b = g.add_constant("b", Tensor::of_f32(&[3], vec![1.0; 3]));
+        let add = g.add_node(Node::new(Op::Add, "add"), &[Some(b), Some(x), Some(p)], &[Some(y)]);
+        assert_eq!(bias_behind(&g, p, 3), None);
+        g.set_input(add, 1, Some(p));
+        g.set_input(add, 2, None);
+        assert_eq!(bias_behind(&g, p, 3), Some((add, 0)));
     }
 }

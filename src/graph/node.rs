@@ -73,6 +73,11 @@ impl Node {
         self.inputs.get(slot).copied().flatten()
     }
 
+    /// Of two operands, the one that is not at `slot`.
+    pub fn other(&self, slot: usize) -> Option<ValueId> {
+        self.input(1usize.checked_sub(slot)?)
+    }
+
     /// The value at output `slot`, if there is one.
     pub fn output(&self, slot: usize) -> Option<ValueId> {
         self.outputs.get(slot).copied().flatten()

@@ -255,7 +255,7 @@ fn float_product(g: &mut Graph, id: NodeId) -> Option<Result<Op, String>> {
     let (mut gone, mut out) = (vec![id], node.output(0)?);
     if let (Op::MatMul, [port], false) = (node.op, g.value(out).uses(), g.is_output(out))
         && let Some(add) = g.get_node(port.node).filter(|n| n.op == Op::Add)
-        && let Some(bias) = add.input(1 - port.slot as usize).filter(|b| column_numbers(g, *b) == columns(g, &w))
+        && let Some(bias) = add.other(port.slot as usize).filter(|b| column_numbers(g, *b) == columns(g, &w))
     {
         spelled.inputs.push(Some(bias));
         spelled.node.came_from = vec![node.name.clone(), add.name.clone()];

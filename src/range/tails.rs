@@ -121,7 +121,7 @@ fn reader(model: &Model, y: ValueId) -> Option<(Function, QuantizerId)> {
 /// `y · gate(y)`, where `gate` reads `y` and `product` multiplies with it: the function, and its result before any constant factor behind it.
 fn spelled_out(g: &Graph, y: ValueId, gate: &Port, product: &Port) -> Option<(Function, ValueId)> {
     let product_node = g.get_node(product.node).filter(|n| n.op == Op::Mul)?;
-    let other = product_node.input(1 - product.slot as usize)?;
+    let other = product_node.other(product.slot as usize)?;
     // What lies between the gate's first node and the product, in order.
     let mut ops = Vec::new();
     let mut v = other;

@@ -20,6 +20,9 @@ impl Patches {
     pub fn of(node: &Node, linear: &Linear, weight: &[usize]) -> Option<Patches> {
         let ints = |name: &str, n: usize, default: i64| node.ints(name).filter(|v| v.len() == n).map_or(vec![default; n], <[i64]>::to_vec);
         let sizes = |v: Vec<i64>| v.into_iter().map(|i| usize::try_from(i).ok().filter(|i| *i > 0)).collect::<Option<Vec<_>>>();
+        if weight.contains(&0) {
+            return None;
+        }
         let plain =
             Patches { kernel: vec![], strides: vec![], dilations: vec![], pads: vec![], auto: String::new(), groups: 1, ins: *weight.get(linear.in_axis)? };
         match node.op {
@@ -166,6 +169,15 @@ mod tests {
         holds(Node::new(Op::Gemm, "gemm").with("transB", 1i64), &[3, 5], &[4, 5], true);
         holds(Node::new(Op::Gemm, "gemm"), &[3, 5], &[5, 4], false);
         holds(Node::new(Op::MatMul, "product"), &[2, 3, 5], &[5, 4], false);
+    }
+
+    #[test]
+    fn a_kernel_without_elements_has_no_patches() {
+        let mut g = crate::graph::Graph::default();
+        let (x, y) = (g.add_value("x"), g.add_value("y"));
+        let w = g.add_constant("w", Tensor::of_f32(&[2, 3, 0], vec![]));
+        let id = g.add_node(Node::new(Op::Conv, "conv"), &[Some(x), Some(w)], &[Some(y)]);
+        assert!(Patches::of(g.node(id), &Linear::of(&g, id).unwrap(), &[2, 3, 0]).is_none());
     }
 
     #[test]

@@ -91,15 +91,15 @@ pub fn groups(g: &Graph, inferred: &Inferred) -> (Vec<Layer>, Vec<Group>) {
             layers.push(layer);
             continue;
         }
-        match joined(g, inferred, node) {
-            Joined::All => {
+        match (joined(g, inferred, node), read.first()) {
+            (Joined::All, Some(&x)) => {
                 if let Some(bound) = bound(g, node) {
-                    cuts.push(Cut { node: id, x: read[0], bound });
+                    cuts.push(Cut { node: id, x, bound });
                 }
-                read.iter().skip(1).chain(&made).for_each(|v| sets.join(read[0], *v));
+                read.iter().skip(1).chain(&made).for_each(|v| sets.join(x, *v));
             }
-            Joined::ShapeAlone => {}
-            Joined::None => frozen.extend(read.into_iter().chain(made)),
+            (Joined::ShapeAlone, _) => {}
+            _ => frozen.extend(read.into_iter().chain(made)),
         }
     }
     let frozen: BTreeSet<ValueId> = frozen.into_iter().map(|v| sets.root(v)).collect();

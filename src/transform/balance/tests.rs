@@ -166,3 +166,15 @@ fn outputs_and_what_does_not_commute_are_left_alone() {
     assert!(notes.list().iter().any(|n| n.text.contains("no layer's channels can be scaled")), "{notes:?}");
     assert!(balance(&mut m, &HOW, None).unwrap_err().to_string().contains("--data"));
 }
+
+#[test]
+fn functions_of_constants_alone_are_passed_over() {
+    let mut m = inverted_residual();
+    let c = m.graph.add_constant("c", Tensor::of_f32(&[1, 2, 6, 6], vec![1.0; 72]));
+    let y = value(&mut m.graph, "of_c", 2);
+    m.graph.add_node(Node::new(Op::Relu, "of_c"), &[Some(c)], &[Some(y)]);
+    m.graph.outputs.push(y);
+    let (data, samples) = (data(), (0..8).collect::<Vec<_>>());
+    let notes = balance(&mut m, &HOW, Some((&data, &samples))).unwrap();
+    assert!(notes.list().iter().any(|n| n.text.contains("scaled in")), "{notes:?}");
+}

@@ -16,11 +16,10 @@ With --check both files answer one prompt in ONNX Runtime, beside the float mode
 import argparse
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
-import threading
-import time
+
+from process import measure
 
 LAYERS, WIDTH, HEADS, INNER, VOCABULARY = 24, 1024, 16, 2816, 52480
 BLOCK = 32
@@ -98,38 +97,6 @@ def run_ort(model, out):
     quantizer.model.save_model_to_file(out, True)
 
 
-def anonymous(pid):
-    try:
-        for line in open(f"/proc/{pid}/status"):
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
-
-
-def measure(command):
-    """User and system seconds of a process, and the highest anonymous memory seen."""
-    allowed = sorted(os.sched_getaffinity(0))[-1:]
-    before, peak = os.times(), 0
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=lambda: os.sched_setaffinity(0, allowed))
-
-    def watch():
-        nonlocal peak
-        while running.poll() is None:
-            peak = max(peak, anonymous(running.pid))
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    complaint = running.stderr.read().decode()
-    if running.wait() != 0:
-        sys.exit(f"{command} failed: {complaint}")
-    watcher.join()
-    after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system, peak
-
-
 def answer(path):
     import numpy as np
     import onnxruntime as ort
@@ -166,7 +133,8 @@ def main():
             for name, out in outs.items():
                 out.parent.mkdir(exist_ok=True)
                 [f.unlink() for f in out.parent.iterdir()]
-                seen[name].append(measure(commands[name](str(out))))
+                cpu, _, peak = measure([commands[name](str(out))])
+                seen[name].append((cpu, peak))
                 print(f"  {name:8} {seen[name][-1][0]:7.2f} s CPU  {seen[name][-1][1] / 1e6:7.1f} MB", file=sys.stderr)
         for name, all in seen.items():
             bar = "  (below 5 s and 1000 MB)" if name == "requant" else ""

@@ -8,15 +8,13 @@ Makes a chain of 24 MatMuls with 4096 × 4096 float32 weights (1.5 GiB), once in
 
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from process import measure
 
 SIDE, LAYERS = 4096, 24
 
@@ -31,38 +29,14 @@ def make(path, external):
     onnx.save(model, path, save_as_external_data=external, location=path.name + ".data" if external else None)
 
 
-def anonymous(pid):
-    try:
-        for line in open(f"/proc/{pid}/status"):
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
-
-
-def measure(command, undo=()):
-    """Best seconds of three, and the highest anonymous memory seen."""
-    best, peak = float("inf"), 0
+def best_of_three(command, undo=()):
+    """Least seconds, and the highest anonymous memory seen."""
+    runs = []
     for _ in range(3):
         for path in undo:
             pathlib.Path(path).unlink(missing_ok=True)
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-        def watch():
-            nonlocal peak
-            while process.poll() is None:
-                peak = max(peak, anonymous(process.pid))
-                time.sleep(0.002)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        if process.wait() != 0:
-            sys.exit(f"{command} failed")
-        best = min(best, time.perf_counter() - start)
-        watcher.join()
-    return best, peak
+        runs.append(measure([command], cores=None))
+    return min(wall for _, wall, _ in runs), max(peak for _, _, peak in runs)
 
 
 def main():
@@ -75,9 +49,9 @@ def main():
             big = folder / (path.name + ".data") if external else path
             out, copy = folder / "out.onnx", folder / "copied"
             rows = {
-                "inspect": measure([requant, "inspect", str(path)]),
-                "copy": measure([requant, "convert", str(path), "--set", "steps=[]", "-o", str(out), "-q"], [out, f"{out}.data", folder / "out.report.json"]),
-                "cp": measure(["cp", str(big), str(copy)], [copy]),
+                "inspect": best_of_three([requant, "inspect", str(path)]),
+                "copy": best_of_three([requant, "convert", str(path), "--set", "steps=[]", "-o", str(out), "-q"], [out, f"{out}.data", folder / "out.report.json"]),
+                "cp": best_of_three(["cp", str(big), str(copy)], [copy]),
             }
             for name, (seconds, peak) in rows.items():
                 print(f"{path.name:16} {name:8} {seconds:7.3f} s  {peak / 1e6:7.1f} MB anonymous  ({big.stat().st_size / seconds / 1e9:.2f} GB/s)")

@@ -23,8 +23,8 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import threading
-import time
+
+from process import measure
 
 SIDE = 224
 
@@ -105,41 +105,6 @@ def run_ort(method, model, data, out):
 
     methods = {"minmax": q.CalibrationMethod.MinMax, "percentile": q.CalibrationMethod.Percentile, "entropy": q.CalibrationMethod.Entropy}
     q.quantize_static(model, out, Reader(), quant_format=q.QuantFormat.QDQ, per_channel=True, activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8, calibrate_method=methods[method])
-
-
-def anonymous(pid):
-    try:
-        for line in open(f"/proc/{pid}/status"):
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
-
-
-def measure(commands, cores=1):
-    """User and system seconds of the processes, wall seconds, and the highest anonymous memory seen in one of them; several run at once."""
-    allowed = sorted(os.sched_getaffinity(0))[-cores:]
-    before, start, peak = os.times(), time.perf_counter(), 0
-    hold = lambda: os.sched_setaffinity(0, allowed)
-    running = [subprocess.Popen(c, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=hold) for c in commands]
-
-    def watch():
-        nonlocal peak
-        while any(p.poll() is None for p in running):
-            peak = max([peak] + [anonymous(p.pid) for p in running])
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    for p in running:
-        complaint = p.stderr.read().decode()
-        if p.wait() != 0:
-            sys.exit(f"{p.args} failed: {complaint}")
-    watcher.join()
-    after = os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return cpu, time.perf_counter() - start, peak
 
 
 def main():

@@ -62,6 +62,14 @@ impl Notes {
         self.push(NoteKind::Declined, about, text);
     }
 
+    /// The same remark of several, told of the first. `text` is given what says how many more there are: empty, or ` (and 2 more)`.
+    pub fn declined_alike(&mut self, about: &[String], text: impl FnOnce(&str) -> String) {
+        if let [first, others @ ..] = about {
+            let more = if others.is_empty() { String::new() } else { format!(" (and {} more)", others.len()) };
+            self.declined(first, text(&more));
+        }
+    }
+
     pub fn fell_back(&mut self, about: impl Display, text: impl Display) {
         self.push(NoteKind::FellBack, about, text);
     }

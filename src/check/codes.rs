@@ -1,6 +1,6 @@
 //! Which values of a lifted model are codes, under which quantizer, and where their readers take them as codes.
 
-use crate::graph::{Flow, Graph, Model, Node, NodeId, Op, ValueId};
+use crate::graph::{Flow, Graph, Model, Node, NodeId, Op, ValueId, bounds};
 use crate::quant::{Params, QuantizerId, Table, Zero, Zeros};
 use crate::target::Profile;
 use std::collections::{BTreeMap, BTreeSet};
@@ -110,15 +110,9 @@ fn is_dropped(model: &Model, node: &Node, q: QuantizerId) -> bool {
     let row = &model.quantizers[q];
     let (Some((lo, hi)), Some(p)) = (row.scheme.format.code_range(), &row.params) else { return false };
     let real = |code: i32| (code as f32 - p.zero_at(0)) * p.scale_at(0);
-    let bound = |slot: usize, attr: &str, none: f32| match node.input(slot) {
-        Some(v) => model.graph.constant(v).and_then(|c| c.tensor.to_f32().ok()?.first().copied()),
-        None => Some(node.float(attr).unwrap_or(none)),
-    };
-    let (least, most) = match node.op {
-        Op::Relu => (Some(0.0), Some(f32::INFINITY)),
-        Op::Clip => (bound(1, "min", f32::NEG_INFINITY), bound(2, "max", f32::INFINITY)),
-        _ => return true,
-    };
+    if !matches!(node.op, Op::Relu | Op::Clip) {
+        return true;
+    }
     let near = p.scale_at(0) * 1e-3;
-    least.is_some_and(|x| real(lo) >= x - near) && most.is_some_and(|x| real(hi) <= x + near)
+    bounds(&model.graph, node).is_some_and(|(least, most)| real(lo) >= least - near && real(hi) <= most + near)
 }

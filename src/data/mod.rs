@@ -18,8 +18,9 @@ pub use image::{Filter, Preprocess, Resize};
 pub use labels::labels;
 pub use split::{Split, split};
 
+use crate::engine::{Plans, RunnerOptions, Running, over_samples};
 use crate::error::{At, Error, Result};
-use crate::graph::Dim;
+use crate::graph::{Dim, Model, ValueId};
 use crate::interrupt;
 use crate::onnx;
 use crate::tensor::{DType, Tensor};
@@ -175,6 +176,29 @@ impl Dataset {
         };
         sample.extend(self.states.get(&i).into_iter().flatten().map(|(name, t)| (name.clone(), t.clone())));
         Ok(sample)
+    }
+
+    /// Runs a model as it is without its quantizers over some of the samples, and hands what `see` makes of `values` to `merge`, in the samples' order.
+    pub fn watch<T: Send>(
+        &self,
+        model: &Model,
+        values: &[ValueId],
+        samples: &[usize],
+        threads: usize,
+        see: impl Fn(&[Tensor]) -> Result<T> + Sync,
+        mut merge: impl FnMut(T),
+    ) -> Result<()> {
+        let plans = Plans::new(model, values, RunnerOptions { float: true, ..RunnerOptions::default() });
+        over_samples(
+            samples.len(),
+            threads,
+            || Ok(Running::default()),
+            |running, i| see(&plans.run(running, &self.sample(samples[i])?, &model.quantizers).at(|| self.name(samples[i]))?),
+            |_, seen| {
+                merge(seen);
+                Ok(())
+            },
+        )
     }
 
     /// The samples of each file, which follow each other in time; samples made up are one sequence.

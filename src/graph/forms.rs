@@ -3,7 +3,7 @@
 //! may read what lies within.
 //! Source: ONNX operators Gelu, Swish, HardSwish, Mish, LayerNormalization, RMSNormalization, by their function bodies.
 
-use super::{Attr, Dim, Graph, Inferred, NodeId, Op, ValueId};
+use super::{Attr, Dim, Graph, Inferred, NodeId, Op, ValueId, bounds};
 use crate::tensor::Tensor;
 
 /// A function spelled out.
@@ -253,9 +253,8 @@ fn hard_swish(g: &Graph, gate: NodeId) -> Option<Form> {
             (node.input(0).filter(|_| close(alpha, 1.0 / 6.0) && close(beta, 0.5))?, 1.0, vec![gate])
         }
         _ => {
-            let bound = |slot: usize, name: &str| node.input(slot).map_or(node.float(name).map(f64::from), |v| number(g, v));
             let (offset, x, add) = shifted(g, node.input(0)?)?;
-            if bound(1, "min")? != 0.0 || bound(2, "max")? != 6.0 || offset != 3.0 {
+            if bounds(g, node)? != (0.0, 6.0) || offset != 3.0 {
                 return None;
             }
             (x, 1.0 / 6.0, vec![add, gate])

@@ -311,6 +311,14 @@ impl Graph {
         node
     }
 
+    /// Removes a value if nobody makes, reads or hands it out.
+    pub fn remove_idle(&mut self, id: ValueId) {
+        let v = self.value(id);
+        if v.producer.is_none() && v.uses.is_empty() && !self.inputs.contains(&id) && !self.outputs.contains(&id) {
+            self.remove_value(id);
+        }
+    }
+
     /// Removes a value that nobody makes, reads or hands out.
     ///
     /// # Panics

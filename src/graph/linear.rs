@@ -1,6 +1,6 @@
 //! Conv, ConvTranspose, Gemm and MatMul seen as one thing: multiply-adds of an input with a weight, and perhaps a bias.
 
-use super::{Graph, Inferred, NodeId, Op, ValueId};
+use super::{Graph, Inferred, Node, NodeId, Op, ValueId};
 
 /// A node that multiplies and adds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -150,6 +150,19 @@ pub fn bias_behind(g: &Graph, mut product: ValueId, columns: usize) -> Option<(N
     }
 }
 
+/// The interval to which a Relu, or a Clip with constant bounds, cuts.
+pub fn bounds(g: &Graph, node: &Node) -> Option<(f32, f32)> {
+    let number = |slot: usize, attr: &str, none: f32| match node.input(slot) {
+        Some(v) => g.constant(v)?.tensor.to_f32().ok()?.first().copied(),
+        None => Some(node.float(attr).unwrap_or(none)),
+    };
+    match node.op {
+        Op::Relu => Some((0.0, f32::INFINITY)),
+        Op::Clip => Some((number(1, "min", f32::NEG_INFINITY)?, number(2, "max", f32::INFINITY)?)),
+        _ => None,
+    }
+}
+
 /// The constant that a value is, or moves from, behind FakeQuant, Identity and Cast.
 pub fn constant_behind(g: &Graph, mut v: ValueId) -> Option<ValueId> {
     loop {
@@ -167,7 +180,6 @@ pub fn constant_behind(g: &Graph, mut v: ValueId) -> Option<ValueId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::Node;
     use crate::tensor::Tensor;
 
     fn layer(node: Node, weight: &[usize]) -> (Graph, NodeId) {

@@ -17,7 +17,7 @@ pub use eval::eval;
 pub use forms::{Form, forms, since};
 pub use graph::{Dim, Graph, NodeId, Port, Type, Value, ValueId, shape_text};
 pub use infer::{Fact, Inferred, InputShapes, fold, infer, specialize};
-pub use linear::{Linear, Recurrent, bias_behind, constant_behind};
+pub use linear::{Linear, Recurrent, bias_behind, bounds, constant_behind};
 pub use model::{Model, Site};
 pub use node::Node;
 pub use op::{Facts, Flow, Op, Role};

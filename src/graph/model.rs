@@ -46,6 +46,13 @@ impl Model {
     }
 
     /// Sets the opset version of a domain.
+    /// Imports version 1 of a domain that a node of the outermost graph is of, where the model does not import it yet.
+    pub fn import_used(&mut self, domain: &str) {
+        if self.opset(domain).is_none() && self.graph.nodes().any(|(_, n)| &*n.domain == domain) {
+            self.set_opset(domain, 1);
+        }
+    }
+
     pub fn set_opset(&mut self, domain: &str, version: i64) {
         let own = |d: &str| if d == "ai.onnx" { String::new() } else { d.to_string() };
         match self.opsets.iter_mut().find(|(d, _)| own(d) == own(domain)) {

@@ -1,6 +1,6 @@
 //! Codes in a graph of QuantizeLinear and DequantizeLinear: who reads them, who makes them, and what lies between a node and its quantizer.
 
-use crate::graph::{Graph, Node, NodeId, Op, Port, ValueId};
+use crate::graph::{Graph, Node, NodeId, Op, Port, ValueId, bounds};
 use crate::tensor::{DType, Tensor, pack};
 use std::collections::BTreeSet;
 
@@ -102,19 +102,6 @@ pub fn made(g: &Graph, mut v: ValueId) -> Option<Made> {
     }
 }
 
-/// The interval to which a Relu or a Clip with constant bounds cuts.
-fn bounds(g: &Graph, n: &Node) -> Option<(f32, f32)> {
-    let number = |slot: usize, attr: &str, none: f32| match (n.input(slot), n.float(attr)) {
-        (Some(v), _) => g.constant(v)?.tensor.to_f32().ok()?.first().copied(),
-        (None, given) => Some(given.unwrap_or(none)),
-    };
-    match n.op {
-        Op::Relu => Some((0.0, f32::INFINITY)),
-        Op::Clip => Some((number(1, "min", f32::NEG_INFINITY)?, number(2, "max", f32::INFINITY)?)),
-        _ => None,
-    }
-}
-
 /// Takes out nodes, the values between them, and constants that nobody reads any more; `keep` gets a new maker.
 pub fn take_out(g: &mut Graph, nodes: &[NodeId], keep: &[ValueId]) {
     let mut idle = BTreeSet::new();
@@ -122,17 +109,12 @@ pub fn take_out(g: &mut Graph, nodes: &[NodeId], keep: &[ValueId]) {
         let n = g.remove_node(*id);
         idle.extend(n.inputs().iter().chain(n.outputs()).flatten().copied());
     }
-    for v in idle.into_iter().filter(|v| !keep.contains(v)) {
-        let value = g.value(v);
-        if value.producer().is_none() && value.uses().is_empty() && !g.is_output(v) && !g.inputs.contains(&v) {
-            g.remove_value(v);
-        }
-    }
+    idle.into_iter().filter(|v| !keep.contains(v)).for_each(|v| g.remove_idle(v));
 }
 
-/// Takes out every DequantizeLinear that nobody reads any more.
-pub fn sweep(g: &mut Graph) {
+/// Takes out every `op` that nobody reads any more, and constants that it alone read.
+pub fn sweep(g: &mut Graph, op: Op) {
     let idle = |v: &ValueId| g.value(*v).uses().is_empty() && !g.is_output(*v);
-    let dead: Vec<NodeId> = g.nodes().filter(|(_, n)| n.op == Op::DequantizeLinear && n.outputs().iter().flatten().all(idle)).map(|(id, _)| id).collect();
+    let dead: Vec<NodeId> = g.nodes().filter(|(_, n)| n.op == op && n.outputs().iter().flatten().all(idle)).map(|(id, _)| id).collect();
     take_out(g, &dead, &[]);
 }

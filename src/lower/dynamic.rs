@@ -5,10 +5,11 @@
 //! Source: ONNX operators; ONNX Runtime 1.31, matmul_integer_to_float.cc and dynamic_quantize_lstm.cc, for the forms that it takes.
 //! Needs: codes for the weights, and schemes that `target::spelling::dynamic` takes. Declines: nothing.
 
+use super::coded::sweep;
 use crate::error::{At, Error, Result};
 use crate::graph::{Graph, Model, Node, NodeId, Op, Site, ValueId};
 use crate::note::Notes;
-use crate::quant::{Codes, Params, QuantizerId, Scheme, Table, Timing, Zeros};
+use crate::quant::{Codes, Params, QuantizerId, Scheme, Table, Timing};
 use crate::tensor::{DType, Tensor, pack};
 use std::collections::BTreeMap;
 
@@ -42,12 +43,9 @@ pub fn dynamic(model: &mut Model) -> Result<Notes> {
     if count == 0 {
         return Ok(notes);
     }
-    sweep(g);
+    sweep(g, Op::FakeQuant);
     g.sort().map_err(|node| Error::failed(format!("node {node} stands on a cycle")))?;
-    let contrib = Op::DynamicQuantizeLSTM.spelling().0;
-    if model.graph.nodes().any(|(_, n)| &*n.domain == contrib) && model.opset(contrib).is_none() {
-        model.set_opset(contrib, 1);
-    }
+    model.import_used(Op::DynamicQuantizeLSTM.spelling().0);
     notes.changed("", format!("{count} layers multiply codes whose scale is found when the model runs"));
     Ok(notes)
 }
@@ -58,13 +56,6 @@ fn dynamic_input(g: &Graph, table: &Table, id: NodeId) -> Option<(ValueId, Quant
     let fq = g.node(g.value(node.input(0)?).producer()?.0);
     let q = fq.quantizer().filter(|q| table[*q].scheme.timing == Timing::Dynamic)?;
     Some((fq.input(0)?, q))
-}
-
-/// Takes out FakeQuants that nobody reads any more, and constants that they alone read.
-fn sweep(g: &mut Graph) {
-    let idle = |v: &ValueId| g.value(*v).uses().is_empty() && !g.is_output(*v);
-    let dead: Vec<NodeId> = g.nodes().filter(|(_, n)| n.op == Op::FakeQuant && n.outputs().iter().flatten().all(idle)).map(|(id, _)| id).collect();
-    super::coded::take_out(g, &dead, &[]);
 }
 
 struct Layer<'a> {
@@ -169,7 +160,7 @@ impl Layer<'_> {
                 _ => (0..directions * rows).map(|i| i % rows).collect(),
             };
             let shape = if params.scale.len() == 1 { vec![directions] } else { vec![directions, rows] };
-            let zeros: Vec<i32> = from.iter().map(|i| zero_of(params, *i)).collect();
+            let zeros: Vec<i32> = from.iter().map(|i| params.zero_at(*i) as i32).collect();
             let scale = Tensor::of_f32(&shape, from.iter().map(|i| params.scale_at(*i)).collect());
             let zero = Tensor::new(codes.dtype(), shape, pack::pack(&zeros, codes.dtype()).into())?;
             let name = g.value(w).name.clone();
@@ -186,19 +177,6 @@ impl Layer<'_> {
     }
 }
 
-fn zero_of(params: &Params, block: usize) -> i32 {
-    match &params.zero {
-        Zeros::Integer(z) => {
-            if z.len() == 1 {
-                z[0]
-            } else {
-                z[block]
-            }
-        }
-        _ => 0,
-    }
-}
-
 /// A weight's codes, scales and zero points as initializers: one scale, or one an output channel, which stands last, or second before the window.
 fn constants(g: &mut Graph, w: ValueId, codes: Tensor, params: &Params, channels_second: bool) -> Result<Found> {
     let (name, dtype, n) = (g.value(w).name.clone(), codes.dtype(), params.scale.len());
@@ -207,7 +185,7 @@ fn constants(g: &mut Graph, w: ValueId, codes: Tensor, params: &Params, channels
         n if channels_second => [vec![1, n], vec![1; codes.rank() - 2]].concat(),
         n => vec![n],
     };
-    let mut zeros: Vec<i32> = (0..n).map(|i| zero_of(params, i)).collect();
+    let mut zeros: Vec<i32> = (0..n).map(|i| params.zero_at(i) as i32).collect();
     if zeros.iter().all(|z| *z == zeros[0]) {
         zeros.truncate(1);
     }

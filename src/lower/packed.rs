@@ -12,7 +12,6 @@ use crate::tensor::{DType, Tensor, pack};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
-const DOMAIN: &str = "com.microsoft";
 /// Blocks of MatMulBnb4.
 const BNB4_BLOCKS: [usize; 5] = [16, 32, 64, 128, 256];
 /// Rows that are packed together, so that what is read and written stays in the cache.
@@ -65,15 +64,12 @@ pub fn lower_packed(model: &mut Model, accuracy: Option<i64>) -> Result<Notes> {
             remove_unread(model, id, y);
         }
     }
-    if !written.is_empty() && model.opset(DOMAIN).is_none() {
-        model.set_opset(DOMAIN, 1);
-    }
+    model.import_used(Op::MatMulNBits.spelling().0);
     for (op, n) in written {
         notes.changed("", format!("{n} nodes written as {op}"));
     }
     for (why, names) in declined {
-        let more = if names.len() > 1 { format!(" (and {} more)", names.len() - 1) } else { String::new() };
-        notes.declined(&names[0], format!("its weight{more} is left to qdq: {why}"));
+        notes.declined_alike(&names, |more| format!("its weight{more} is left to qdq: {why}"));
     }
     Ok(notes)
 }
@@ -105,8 +101,8 @@ fn remove_unread(model: &mut Model, id: NodeId, y: ValueId) {
     let x = g.remove_node(id).input(0);
     g.remove_value(y);
     model.codes.remove(&Site::of(id));
-    if let Some(x) = x.filter(|x| g.value(*x).uses().is_empty() && !g.is_output(*x) && g.value(*x).producer().is_none() && !g.inputs.contains(x)) {
-        g.remove_value(x);
+    if let Some(x) = x {
+        g.remove_idle(x);
     }
 }
 

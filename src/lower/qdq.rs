@@ -136,7 +136,7 @@ fn lower_node(
     if spelling::is_spelled_out(scheme) {
         let codes = codes.ok_or_else(no_codes)?;
         spelled::write(g, at, &name, codes, scheme, params, y)?;
-        remove_idle(g, x);
+        g.remove_idle(x);
         return Ok(());
     }
     let mut at = at;
@@ -151,7 +151,7 @@ fn lower_node(
     let code_value = match (constant, codes) {
         (true, Some(codes)) => {
             let v = g.add_constant(&format!("{name}_quantized"), Constant::from(codes.0.clone()));
-            remove_idle(g, x);
+            g.remove_idle(x);
             v
         }
         (true, None) => return Err(no_codes()),
@@ -177,13 +177,6 @@ fn lower_node(
 
 fn no_codes() -> Error {
     Error::failed("its weights have no codes yet; `round` must stand before `lower`")
-}
-
-/// Removes a constant that nobody reads any more.
-fn remove_idle(g: &mut Graph, x: ValueId) {
-    if g.value(x).uses().is_empty() && !g.is_output(x) && g.value(x).producer().is_none() && !g.inputs.contains(&x) {
-        g.remove_value(x);
-    }
 }
 
 fn inputs(x: ValueId, pair: Pair) -> Vec<Option<ValueId>> {

@@ -37,15 +37,12 @@ pub fn qoperator(model: &mut Model) -> Notes {
             None => {}
         }
     }
-    sweep(g);
-    if model.graph.nodes().any(|(_, n)| &*n.domain == Op::QGemm.spelling().0) && model.opset(Op::QGemm.spelling().0).is_none() {
-        model.set_opset(Op::QGemm.spelling().0, 1);
-    }
+    sweep(g, Op::DequantizeLinear);
+    model.import_used(Op::QGemm.spelling().0);
     let counts: Vec<String> = done.iter().map(|(op, n)| format!("{n} {op}")).collect();
     notes.changed("", if counts.is_empty() { "no node runs on codes".to_string() } else { format!("on codes: {}", counts.join(", ")) });
     for (why, names) in left {
-        let more = if names.len() > 1 { format!(" (and {} more)", names.len() - 1) } else { String::new() };
-        notes.declined(&names[0], format!("{why}{more}"));
+        notes.declined_alike(&names, |more| format!("{why}{more}"));
     }
     notes
 }

@@ -98,15 +98,7 @@ impl Planner<'_> {
                     spelling::dynamic(node.op, &scheme, weight, &shape, axis).map_err(Error::usage).at(|| format!("node {} ({})", node.name, node.op_type))?;
                 }
             }
-            let q = match made.iter().find(|(w, s, _)| *w == v && *s == scheme) {
-                Some((.., q)) => *q,
-                None => {
-                    let params = keys.params(&scheme).at(|| name)?;
-                    let q = self.quantizer(name.clone(), scheme.clone(), params);
-                    made.push((v, scheme, q));
-                    q
-                }
-            };
+            let q = self.once(&mut made, v, scheme, &keys)?;
             self.plan.ports.insert((id, 0), PortPlan::Own(q));
         }
         Ok(())

@@ -195,21 +195,26 @@ impl Planner<'_> {
                 if let (Some(r), Some(Granularity::Gate), None) = (recurrent, keys.granularity, keys.axis) {
                     scheme.blocks = Blocks::gate(r.gates);
                 }
-                let q = match made.iter().find(|(w, s, _)| *w == v && *s == scheme) {
-                    Some((.., q)) => *q,
-                    None => {
-                        let q = self.quantizer(name, scheme.clone(), keys.params(&scheme)?);
-                        made.push((v, scheme, q));
-                        q
-                    }
-                };
+                let q = self.once(&mut made, v, scheme, &keys)?;
                 self.plan.ports.insert((id, slot), PortPlan::Own(q));
             }
         }
         Ok(())
     }
 
-    pub(super) fn quantizer(&mut self, name: String, scheme: Scheme, params: Option<Params>) -> usize {
+    /// The quantizer of `v` under a scheme: one for all ports that read it so.
+    pub(super) fn once(&mut self, made: &mut Vec<(ValueId, Scheme, usize)>, v: ValueId, scheme: Scheme, keys: &SchemeKeys) -> Result<usize> {
+        if let Some((.., q)) = made.iter().find(|(w, s, _)| *w == v && *s == scheme) {
+            return Ok(*q);
+        }
+        let name = self.model.graph.value(v).name.clone();
+        let params = keys.params(&scheme).at(|| &name)?;
+        let q = self.quantizer(name, scheme.clone(), params);
+        made.push((v, scheme, q));
+        Ok(q)
+    }
+
+    fn quantizer(&mut self, name: String, scheme: Scheme, params: Option<Params>) -> usize {
         self.plan.quantizers.push(Planned { name, scheme, params });
         self.plan.quantizers.len() - 1
     }
@@ -375,16 +380,7 @@ impl Planner<'_> {
                 if self.plan.quantizers[q].scheme == scheme {
                     continue;
                 }
-                let own = match made.iter().find(|(w, s, _)| *w == v && *s == scheme) {
-                    Some((.., q)) => *q,
-                    None => {
-                        let name = self.model.graph.value(v).name.clone();
-                        let params = keys.params(&scheme).at(|| &name)?;
-                        let q = self.quantizer(name, scheme.clone(), params);
-                        made.push((v, scheme, q));
-                        q
-                    }
-                };
+                let own = self.once(&mut made, v, scheme, &keys)?;
                 self.plan.ports.insert((id, slot), PortPlan::Own(own));
             }
         }
@@ -489,8 +485,7 @@ impl Planner<'_> {
             self.plan.decisions.push(Decision { node: name, what: details.join("; "), rule });
         }
         for (why, names) in declined {
-            let more = if names.len() > 1 { format!(" (and {} more)", names.len() - 1) } else { String::new() };
-            self.plan.notes.declined(&names[0], format!("stays float{more}: {why}"));
+            self.plan.notes.declined_alike(&names, |more| format!("stays float{more}: {why}"));
         }
     }
 }

@@ -20,4 +20,4 @@ pub use fit::{block_ranges, first_curve, fit, fit_codebook, fit_grid, fit_range}
 pub use params::{Codes, Curve, NestedScale, Origin, Params, Zeros};
 pub use scheme::{Book, Format, Rounding, ScaleKind, Scheme, Specials, Timing, Zero};
 pub use table::{Quantizer, QuantizerId, Table};
-pub use value::{e8m0_code, e8m0_value};
+pub use value::{e8m0_code, e8m0_value, nearest_scale};

@@ -25,7 +25,7 @@ pub(super) fn exponent_of(x: f32) -> i32 {
 }
 
 /// The number of type `dtype` (F32, F16, BF16) nearest to a positive `x`, kept positive and finite.
-pub(super) fn nearest_scale(x: f32, dtype: DType) -> f32 {
+pub fn nearest_scale(x: f32, dtype: DType) -> f32 {
     match dtype {
         DType::F16 => half::f16::from_f32(x).to_f32().clamp(half::f16::from_bits(1).to_f32(), half::f16::MAX.to_f32()),
         DType::BF16 => half::bf16::from_f32(x).to_f32().clamp(f32::MIN_POSITIVE, half::bf16::MAX.to_f32()),

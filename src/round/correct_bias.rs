@@ -5,7 +5,7 @@
 //! Declines: layers whose bias is computed, shared or has no slot; samples of rarer shapes than the commonest eight.
 
 use crate::data::Dataset;
-use crate::engine::{Plans, RunnerOptions, Running, Walk, over_samples, shapes_of};
+use crate::engine::{RunnerOptions, Walk, shapes_of};
 use crate::error::{At, Error, Result};
 use crate::graph::{self, InputShapes, Linear, Model, NodeId, Op, Site, ValueId, bias_behind, constant_behind};
 use crate::note::Notes;
@@ -203,24 +203,16 @@ fn within(model: &Model, data: &Dataset, groups: Vec<Vec<usize>>, stops: &[NodeI
 
 fn float_means(model: &Model, layers: &[Layer], data: &Dataset, samples: &[usize], threads: usize, progress: &dyn Progress) -> Result<Vec<Means>> {
     let outputs: Vec<ValueId> = layers.iter().map(|l| l.output).collect();
-    let plans = Plans::new(model, &outputs, RunnerOptions { float: true, ..RunnerOptions::default() });
     let mut total: Vec<Means> = layers.iter().map(|l| Means::new(l.channels)).collect();
-    over_samples(
-        samples.len(),
-        threads,
-        || Ok(Running::default()),
-        |running, i| {
-            let tensors = plans.run(running, &data.sample(samples[i])?, &model.quantizers).at(|| data.name(samples[i]))?;
-            let mut means: Vec<Means> = layers.iter().map(|l| Means::new(l.channels)).collect();
-            means.iter_mut().zip(layers).zip(&tensors).try_for_each(|((m, l), t)| m.add(t, l.axis))?;
-            Ok(means)
-        },
-        |_, means| {
-            total.iter_mut().zip(&means).for_each(|(t, m)| t.merge(m));
-            progress.tick(1);
-            Ok(())
-        },
-    )?;
+    let see = |tensors: &[Tensor]| {
+        let mut means: Vec<Means> = layers.iter().map(|l| Means::new(l.channels)).collect();
+        means.iter_mut().zip(layers).zip(tensors).try_for_each(|((m, l), t)| m.add(t, l.axis))?;
+        Ok(means)
+    };
+    data.watch(model, &outputs, samples, threads, see, |means| {
+        total.iter_mut().zip(&means).for_each(|(t, m)| t.merge(m));
+        progress.tick(1);
+    })?;
     Ok(total)
 }
 

@@ -7,7 +7,7 @@ use super::refit::{Weights, refit};
 use crate::error::Result;
 use crate::graph::Model;
 use crate::note::Notes;
-use crate::quant::Zero;
+use crate::quant::{Zero, nearest_scale};
 
 /// Grids tried, and how much of a code each is finer than the last.
 const GRIDS: usize = 20;
@@ -29,7 +29,7 @@ fn solve_block(w: &Weights, block: &[f32], start: (f32, f32)) -> (f32, f32) {
     let size = (block.iter().map(|x| (x * x) as f64).sum::<f64>() / block.len().max(1) as f64).sqrt();
     let weight: Vec<f64> = block.iter().map(|x| size + x.abs() as f64).collect();
     let loss = |(scale, zero): (f32, f32)| -> f64 {
-        let (scale, zero) = (w.storable_scale(scale), w.storable_zero(zero));
+        let (scale, zero) = (nearest_scale(scale, w.stored), w.storable_zero(zero));
         block.iter().zip(&weight).map(|(x, c)| c * ((w.fake(*x, scale, zero) - x) as f64).powi(2)).sum()
     };
     let (min, max) = block.iter().fold((0f32, 0f32), |(l, h), x| (l.min(*x), h.max(*x)));

@@ -3,7 +3,7 @@
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, NodeId, Site};
 use crate::note::Notes;
-use crate::quant::{Format, Params, QuantizerId, ScaleKind, Scheme, Zero, Zeros};
+use crate::quant::{Format, Params, QuantizerId, ScaleKind, Scheme, Zero, Zeros, nearest_scale};
 use crate::tensor::DType;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -37,15 +37,6 @@ impl Weights {
     /// A zero point as it can be stored.
     pub fn storable_zero(&self, zero: f32) -> f32 {
         if self.kind == Zero::Real { zero } else { zero.round_ties_even().clamp(self.codes.0, self.codes.1) }
-    }
-
-    /// A scale as it is stored.
-    pub fn storable_scale(&self, scale: f32) -> f32 {
-        match self.stored {
-            DType::F16 => half::f16::from_f32(scale).to_f32(),
-            DType::BF16 => half::bf16::from_f32(scale).to_f32(),
-            _ => scale,
-        }
     }
 
     /// Squared error of a block.
@@ -127,13 +118,13 @@ fn one(model: &Model, id: QuantizerId, node: NodeId, stored: DType, fit: &(impl 
     let better: Vec<bool> = weights
         .blocks()
         .map(|(b, block)| {
-            let (s, z) = (weights.storable_scale(weights.scale[b]), weights.storable_zero(weights.zero[b]));
+            let (s, z) = (nearest_scale(weights.scale[b], stored), weights.storable_zero(weights.zero[b]));
             s > 0.0 && s.is_finite() && z.is_finite() && weights.loss(block, s, z) < weights.loss(block, scale[b], zero[b])
         })
         .collect();
     let (mut scales, mut zeros) = (scale, zero);
     for (b, _) in better.iter().enumerate().filter(|(_, better)| **better) {
-        (scales[b], zeros[b]) = (weights.storable_scale(weights.scale[b]), weights.storable_zero(weights.zero[b]));
+        (scales[b], zeros[b]) = (nearest_scale(weights.scale[b], stored), weights.storable_zero(weights.zero[b]));
         changed += 1;
     }
     let zero = match row.scheme.zero {

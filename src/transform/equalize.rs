@@ -5,10 +5,10 @@
 //! Exact up to the rounding of the weights, but for absorbed biases, which hold for all but the rarest values.
 //! Needs: constant weights; samples, to absorb biases. Declines, with the reason: every layer whose readers do not allow it.
 
-use super::fold_batch_norm::{replace, scaled_outputs};
-use super::fold_forward::{apply, into, own_bias};
+use super::edit::{rename, replace, replace_each};
+use super::fold_batch_norm::scaled_outputs;
+use super::fold_forward::{fold_into, into, own_bias};
 use crate::data::Dataset;
-use crate::engine::{Plans, RunnerOptions, Running, over_samples};
 use crate::error::{Error, Result};
 use crate::graph::{self, Dim, Graph, Inferred, InputShapes, Linear, Model, Node, NodeId, Op, ValueId};
 use crate::note::Notes;
@@ -256,19 +256,12 @@ fn scale(g: &mut Graph, inferred: &Inferred, pairs: &[Pair], scales: &[Vec<f64>]
         let weight = scaled_outputs(g, &p.linear, &divide).map_err(Error::failed)?;
         replace(g, p.linear.node, p.linear.weight_slot, "weight", weight);
         if let Some((node, slot)) = p.bias {
-            let old = &g.constant(g.node(node).input(slot).expect("found")).expect("found").tensor;
-            let values = old.to_f32()?.iter().zip(&divide).map(|(b, d)| (*b as f64 * d) as f32).collect();
-            let bias = Tensor::of_f32(old.shape(), values);
-            replace(g, node, slot, "bias", bias);
+            replace_each(g, node, slot, "bias", |c, b| (b as f64 * divide[c]) as f32)?;
         }
         fold(g, inferred, p, s, &vec![0.0; p.channels])?;
         renamed.extend(p.between.iter().copied());
     }
-    // These hold other numbers now.
-    for v in renamed {
-        let name = g.fresh_name(&format!("{}_equalized", g.value(v).name));
-        g.rename_value(v, &name);
-    }
+    rename(g, renamed, "equalized");
     Ok((before, spread(g)?))
 }
 
@@ -278,8 +271,7 @@ fn fold(g: &mut Graph, inferred: &Inferred, p: &Pair, factor: &[f64], offset: &[
     for r in &p.readers {
         // The bias may have been made since.
         let linear = Linear::of(g, r.linear.node).expect("it was one");
-        let fold = into(g, inferred, linear, r.axis, r.rank, (factor, offset)).map_err(Error::failed)?;
-        apply(g, fold, &name);
+        fold_into(g, inferred, linear, (r.axis, r.rank), (factor, offset), &name)?;
     }
     Ok(())
 }
@@ -307,24 +299,13 @@ fn absorb(
     }
     let samples = &samples[..samples.len().min(how.samples)];
     let mut sums: Vec<Vec<[f64; 3]>> = chosen.iter().map(|p| vec![[0.0; 3]; p.channels]).collect();
-    let plans = Plans::new(model, &values, RunnerOptions { float: true, ..RunnerOptions::default() });
     let axes: Vec<(usize, usize)> = chosen.iter().map(|p| (if g.node(p.linear.node).op == Op::MatMul { usize::MAX } else { 1 }, p.channels)).collect();
-    over_samples(
-        samples.len(),
-        how.threads,
-        || Ok(Running::default()),
-        |running, i| {
-            let tensors = plans.run(running, &data.sample(samples[i])?, &model.quantizers)?;
-            tensors.iter().zip(&axes).map(|(t, (axis, channels))| moments(t, *axis, *channels)).collect::<Result<Vec<_>>>()
-        },
-        |_, new| {
-            for (have, new) in sums.iter_mut().flatten().zip(new.iter().flatten()) {
-                have.iter_mut().zip(new).for_each(|(a, b)| *a += b);
-            }
-            Ok(())
-        },
-    )?;
-    drop(plans);
+    let see = |tensors: &[Tensor]| tensors.iter().zip(&axes).map(|(t, (axis, channels))| moments(t, *axis, *channels)).collect::<Result<Vec<_>>>();
+    data.watch(model, &values, samples, how.threads, see, |new| {
+        for (have, new) in sums.iter_mut().flatten().zip(new.iter().flatten()) {
+            have.iter_mut().zip(new).for_each(|(a, b)| *a += b);
+        }
+    })?;
     let mut absorbed = 0;
     for (p, sums) in chosen.iter().zip(&sums) {
         let lowest = |[n, sum, squares]: &[f64; 3]| {
@@ -337,9 +318,7 @@ fn absorb(
         }
         let g = &mut model.graph;
         let (node, slot) = p.bias.expect("checked");
-        let old = &g.constant(g.node(node).input(slot).expect("found")).expect("found").tensor;
-        let bias = Tensor::of_f32(old.shape(), old.to_f32()?.iter().zip(&offset).map(|(b, c)| (*b as f64 - c) as f32).collect());
-        replace(g, node, slot, "bias", bias);
+        replace_each(g, node, slot, "bias", |c, b| (b as f64 - offset[c]) as f32)?;
         fold(g, inferred, p, &vec![1.0; p.channels], &offset)?;
         absorbed += offset.iter().filter(|c| **c > 0.0).count();
     }

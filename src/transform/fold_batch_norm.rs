@@ -3,9 +3,10 @@
 //! Exact up to the rounding of the new weights. Needs: constant weights and statistics, and nobody else who reads the value between.
 //! Declines, with the reason: everything else.
 
+use super::edit::replace;
 use super::fold_forward::{fold_forward, spell_out};
 use crate::error::Result;
-use crate::graph::{self, Constant, Graph, InputShapes, Linear, Model, Node, NodeId, Op, ValueId};
+use crate::graph::{self, Graph, InputShapes, Linear, Model, Node, NodeId, Op, ValueId};
 use crate::note::Notes;
 use crate::tensor::Tensor;
 
@@ -150,21 +151,6 @@ fn apply(g: &mut Graph, id: NodeId, fold: Fold) {
         node.came_from.push(names[1].clone());
     }
     node.came_from.push(names[0].clone());
-}
-
-/// Gives a slot a new constant: under the old one's name if nobody else reads that.
-pub(super) fn replace(g: &mut Graph, node: NodeId, slot: usize, what: &str, tensor: Tensor) {
-    let old = g.node(node).input(slot);
-    match old {
-        Some(v) if g.value(v).uses().len() == 1 && g.value(v).constant.is_some() && !g.inputs.contains(&v) && !g.is_output(v) => {
-            g.value_mut(v).constant = Some(Constant::from(tensor))
-        }
-        _ => {
-            let name = old.map_or_else(|| format!("{}_{what}", g.node(node).name), |v| format!("{}_folded", g.value(v).name));
-            let v = g.add_constant(&name, tensor);
-            g.set_input(node, slot, Some(v));
-        }
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //! too, so there only a norm without offset goes in. Transposes between are followed.
 //! Exact up to the rounding of the new weights. Needs: constant weights in every reader. Declines, with the reason: everything else.
 
-use super::fold_batch_norm::{factors, replace};
+use super::edit::{rename, replace};
+use super::fold_batch_norm::factors;
 use crate::graph::{Constant, Graph, Inferred, Linear, Node, NodeId, Op, ValueId, bias_behind};
 use crate::tensor::Tensor;
 
@@ -32,10 +33,7 @@ pub fn fold_forward(g: &mut Graph, inferred: &Inferred, id: NodeId) -> Result<()
             folds.iter().filter(|f| g.node(f.linear.node).op == Op::MatMul).filter_map(|f| g.node(f.linear.node).output(0)).filter(|v| !g.is_output(*v)),
         );
     }
-    for v in changed {
-        let name = g.fresh_name(&format!("{}_unnormalized", g.value(v).name));
-        g.rename_value(v, &name);
-    }
+    rename(g, changed, "unnormalized");
     let name = g.node(id).name.clone();
     for fold in folds {
         apply(g, fold, &name);
@@ -114,8 +112,22 @@ pub(super) fn into(g: &Graph, inferred: &Inferred, linear: Linear, axis: usize, 
     Ok(Fold { linear, weight, offset: sums })
 }
 
+/// Makes a layer read what lies along `axis` of `rank` as if each channel had been times `factor`, plus `offset`; `from`: the node that this comes from.
+pub(super) fn fold_into(
+    g: &mut Graph,
+    inferred: &Inferred,
+    linear: Linear,
+    (axis, rank): (usize, usize),
+    norm: (&[f64], &[f64]),
+    from: &str,
+) -> crate::error::Result<()> {
+    let fold = into(g, inferred, linear, axis, rank, norm).map_err(crate::error::Error::failed)?;
+    apply(g, fold, from);
+    Ok(())
+}
+
 /// Gives the layer what was folded into it.
-pub(super) fn apply(g: &mut Graph, fold: Fold, norm: &str) {
+fn apply(g: &mut Graph, fold: Fold, norm: &str) {
     let layer = fold.linear.node;
     replace(g, layer, fold.linear.weight_slot, "weight", fold.weight);
     let n = fold.offset.len();

@@ -1,6 +1,7 @@
 //! Equivalent float graphs that quantize better.
 
 mod balance;
+mod edit;
 mod equalize;
 mod fold_batch_norm;
 mod fold_constants;

@@ -4,9 +4,8 @@
 //! Source: HPTQ (Habi et al. 2021, section 3.3).
 //! Needs: samples. Exact up to the rounding of biases. Declines, with the reason: functions that something else reads as well.
 
-use super::fold_forward::{apply, into};
+use super::fold_forward::fold_into;
 use crate::data::Dataset;
-use crate::engine::{Plans, RunnerOptions, Running, over_samples};
 use crate::error::{Error, Result};
 use crate::graph::{self, Flow, Graph, Inferred, InputShapes, Linear, Model, Node, NodeId, Op, ValueId};
 use crate::note::Notes;
@@ -125,24 +124,13 @@ fn histograms(model: &Model, candidates: &[Candidate], data: &Dataset, samples: 
     if values.is_empty() {
         return Ok(all);
     }
-    let plans = Plans::new(model, &values, RunnerOptions { float: true, ..RunnerOptions::default() });
-    over_samples(
-        samples.len(),
-        threads,
-        || Ok(Running::default()),
-        |running, i| {
-            let of = |t: &Tensor| -> Result<Histogram> {
-                let mut h = Histogram::default();
-                h.observe(&t.to_f32()?);
-                Ok(h)
-            };
-            plans.run(running, &data.sample(samples[i])?, &model.quantizers)?.iter().map(of).collect::<Result<Vec<_>>>()
-        },
-        |_, new| {
-            all.iter_mut().zip(&new).for_each(|(a, b)| a.merge(b));
-            Ok(())
-        },
-    )?;
+    let of = |t: &Tensor| -> Result<Histogram> {
+        let mut h = Histogram::default();
+        h.observe(&t.to_f32()?);
+        Ok(h)
+    };
+    let see = |tensors: &[Tensor]| tensors.iter().map(of).collect::<Result<Vec<_>>>();
+    data.watch(model, &values, samples, threads, see, |new| all.iter_mut().zip(&new).for_each(|(a, b)| a.merge(b)))?;
     Ok(all)
 }
 
@@ -165,8 +153,7 @@ fn shift(model: &mut Model, inferred: &Inferred, c: &Candidate, by: f32) -> Resu
         let linear = Linear::of(g, layer).ok_or_else(|| Error::failed("a layer is gone"))?;
         let ins = g.constant(linear.weight).map_or(0, |w| w.tensor.shape()[linear.in_axis]) * linear.groups;
         let rank = inferred.get(c.y).shape.as_ref().map_or(0, Vec::len).max(if g.node(layer).op == Op::Gemm { 2 } else { 3 });
-        let fold = into(g, inferred, linear, 1, rank, (&vec![1.0; ins], &vec![-by as f64; ins])).map_err(Error::failed)?;
-        apply(g, fold, &name);
+        fold_into(g, inferred, linear, (1, rank), (&vec![1.0; ins], &vec![-by as f64; ins]), &name)?;
     }
     Ok(())
 }

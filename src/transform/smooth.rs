@@ -4,10 +4,9 @@
 //! Exact up to the rounding of constants. Needs: samples, and constant weights in MatMul or Gemm layers that alone read the value; the value is made
 //! by a normalization with constants of one number a channel, or by its last Mul and Add. Declines, with the reason: everything else.
 
-use super::fold_batch_norm::replace;
-use super::fold_forward::{apply, into};
+use super::edit::{rename, replace_each};
+use super::fold_forward::{fold_into, into};
 use crate::data::Dataset;
-use crate::engine::{Plans, RunnerOptions, Running, over_samples};
 use crate::error::{Error, Result};
 use crate::graph::{self, Graph, Inferred, InputShapes, Linear, Model, NodeId, Op, ValueId};
 use crate::note::Notes;
@@ -145,38 +144,28 @@ fn makers(g: &Graph, v: ValueId, channels: usize, rank: usize) -> std::result::R
 
 fn look(model: &Model, values: &[Value], how: &Smooth, data: &Dataset, samples: &[usize]) -> Result<Vec<Seen>> {
     let ids: Vec<ValueId> = values.iter().map(|v| v.id).collect();
-    let plans = Plans::new(model, &ids, RunnerOptions { float: true, ..RunnerOptions::default() });
     let each = ROWS.div_ceil(samples.len().max(1));
     let none = |v: &Value| Seen { lo: vec![f32::INFINITY; v.channels], hi: vec![f32::NEG_INFINITY; v.channels], rows: Vec::new() };
     let mut seen: Vec<Seen> = values.iter().map(none).collect();
-    over_samples(
-        samples.len(),
-        how.threads,
-        || Ok(Running::default()),
-        |running, i| {
-            let tensors = plans.run(running, &data.sample(samples[i])?, &model.quantizers)?;
-            let one = |(t, v): (&Tensor, &Value)| -> Result<Seen> {
-                let (x, mut s) = (t.to_f32()?, none(v));
-                let n = x.len() / v.channels;
-                for (r, row) in x.chunks_exact(v.channels).enumerate() {
-                    row.iter().enumerate().for_each(|(c, x)| (s.lo[c], s.hi[c]) = (s.lo[c].min(*x), s.hi[c].max(*x)));
-                    if r % n.div_ceil(each).max(1) == 0 {
-                        s.rows.extend(row);
-                    }
-                }
-                Ok(s)
-            };
-            tensors.iter().zip(values).map(one).collect::<Result<Vec<_>>>()
-        },
-        |_, new| {
-            for (have, new) in seen.iter_mut().zip(new) {
-                have.lo.iter_mut().zip(new.lo).for_each(|(a, b)| *a = a.min(b));
-                have.hi.iter_mut().zip(new.hi).for_each(|(a, b)| *a = a.max(b));
-                have.rows.extend(new.rows);
+    let one = |(t, v): (&Tensor, &Value)| -> Result<Seen> {
+        let (x, mut s) = (t.to_f32()?, none(v));
+        let n = x.len() / v.channels;
+        for (r, row) in x.chunks_exact(v.channels).enumerate() {
+            row.iter().enumerate().for_each(|(c, x)| (s.lo[c], s.hi[c]) = (s.lo[c].min(*x), s.hi[c].max(*x)));
+            if r % n.div_ceil(each).max(1) == 0 {
+                s.rows.extend(row);
             }
-            Ok(())
-        },
-    )?;
+        }
+        Ok(s)
+    };
+    let see = |tensors: &[Tensor]| tensors.iter().zip(values).map(one).collect::<Result<Vec<_>>>();
+    data.watch(model, &ids, samples, how.threads, see, |new| {
+        for (have, new) in seen.iter_mut().zip(new) {
+            have.lo.iter_mut().zip(new.lo).for_each(|(a, b)| *a = a.min(b));
+            have.hi.iter_mut().zip(new.hi).for_each(|(a, b)| *a = a.max(b));
+            have.rows.extend(new.rows);
+        }
+    })?;
     Ok(seen)
 }
 
@@ -256,23 +245,15 @@ fn losses(weights: &[(Vec<f64>, usize)], seen: &Seen, s: &[f64]) -> Vec<f64> {
 fn scale(g: &mut Graph, inferred: &Inferred, value: &Value, s: &[f64]) -> Result<()> {
     let (maker, _) = value.makers[0];
     for (node, slot) in &value.makers {
-        let old = &g.constant(g.node(*node).input(*slot).expect("found")).expect("found").tensor;
-        let values = old.to_f32()?.iter().zip(s).map(|(x, s)| (*x as f64 / s) as f32).collect();
-        let new = Tensor::of_f32(old.shape(), values);
-        replace(g, *node, *slot, "smoothed", new);
+        replace_each(g, *node, *slot, "smoothed", |c, x| (x as f64 / s[c]) as f32)?;
     }
     let name = g.node(maker).name.clone();
     for r in &value.readers {
         // A weight that two of them share was copied by the first.
         let linear = Linear::of(g, r.node).expect("it was one");
-        let fold = into(g, inferred, linear, value.rank - 1, value.rank, (s, &vec![0.0; s.len()])).map_err(Error::failed)?;
-        apply(g, fold, &name);
+        fold_into(g, inferred, linear, (value.rank - 1, value.rank), (s, &vec![0.0; s.len()]), &name)?;
     }
-    // These hold other numbers now.
-    for v in value.inner.into_iter().chain([value.id]) {
-        let name = g.fresh_name(&format!("{}_smoothed", g.value(v).name));
-        g.rename_value(v, &name);
-    }
+    rename(g, value.inner.into_iter().chain([value.id]), "smoothed");
     Ok(())
 }
 

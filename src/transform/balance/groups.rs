@@ -2,7 +2,7 @@
 
 use super::super::equalize::passes;
 use super::super::fold_forward::into;
-use crate::graph::{Dim, Graph, Inferred, Linear, Node, NodeId, Op, Sets, ValueId};
+use crate::graph::{Dim, Graph, Inferred, Linear, Node, NodeId, Op, Sets, ValueId, bounds};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A layer with a constant weight, output channel by input channel.
@@ -180,12 +180,8 @@ fn joined(g: &Graph, inferred: &Inferred, node: &Node) -> Joined {
 
 /// The upper bound of a Clip whose lower one is 0.
 pub fn bound(g: &Graph, node: &Node) -> Option<f64> {
-    let number = |slot: usize, attr: &str| match node.input(slot) {
-        Some(v) => g.constant(v)?.tensor.to_f32().ok()?.first().copied(),
-        None => node.float(attr),
-    };
-    let (low, high) = (number(1, "min")?, number(2, "max")?);
-    (node.op == Op::Clip && low == 0.0 && high > 0.0 && high.is_finite()).then_some(high as f64)
+    let (low, high) = bounds(g, node)?;
+    (low == 0.0 && high > 0.0 && high.is_finite()).then_some(high as f64)
 }
 
 /// Whether a mean leaves samples and channels apart.

@@ -11,8 +11,9 @@ mod solve;
 
 pub use solve::Grid;
 
-use super::fold_batch_norm::{replace, scaled_outputs};
-use super::fold_forward::{apply, into};
+use super::edit::{rename, replace, replace_each};
+use super::fold_batch_norm::scaled_outputs;
+use super::fold_forward::fold_into;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::graph::{self, Constant, Graph, InputShapes, Linear, Model, Op, ValueId};
@@ -92,19 +93,14 @@ fn scale(g: &mut Graph, inferred: &graph::Inferred, layers: &[Layer], group: &Gr
         let linear = Linear::of(g, node).ok_or_else(|| Error::failed("a layer is gone"))?;
         let weight = scaled_outputs(g, &linear, scales).map_err(Error::failed)?;
         replace(g, node, linear.weight_slot, "weight", weight);
-        if let Some(bias) = linear.bias.and_then(|b| g.constant(b)) {
-            let values = bias.tensor.to_f32()?.iter().zip(scales).map(|(b, s)| (*b as f64 * s) as f32).collect();
-            let bias = Tensor::of_f32(bias.tensor.shape(), values);
-            replace(g, node, 2, "bias", bias);
-        }
+        replace_each(g, node, 2, "bias", |c, b| (b as f64 * scales[c]) as f32)?;
     }
     let back: Vec<f64> = scales.iter().map(|s| 1.0 / s).collect();
     for r in &group.readers {
         let node = layers[*r].linear.node;
         let linear = Linear::of(g, node).ok_or_else(|| Error::failed("a layer is gone"))?;
         let rank = inferred.get(layers[*r].x).shape.as_ref().map_or(0, Vec::len);
-        let fold = into(g, inferred, linear, 1, rank, (&back, &vec![0.0; back.len()])).map_err(Error::failed)?;
-        apply(g, fold, "balance");
+        fold_into(g, inferred, linear, (1, rank), (&back, &vec![0.0; back.len()]), "balance")?;
     }
     for c in &group.cuts {
         let bound = (c.bound * cut) as f32;
@@ -116,10 +112,7 @@ fn scale(g: &mut Graph, inferred: &graph::Inferred, layers: &[Layer], group: &Gr
             g.node_mut(c.node).set_attr("max", bound);
         }
     }
-    for v in &group.values {
-        let name = g.fresh_name(&format!("{}_balanced", g.value(*v).name));
-        g.rename_value(*v, &name);
-    }
+    rename(g, group.values.iter().copied(), "balanced");
     Ok(())
 }
 

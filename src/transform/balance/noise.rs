@@ -3,7 +3,6 @@
 
 use super::groups::{Layer, bound};
 use crate::data::Dataset;
-use crate::engine::{Plans, RunnerOptions, Running, over_samples};
 use crate::error::Result;
 use crate::graph::{Graph, Model, Op, ValueId};
 use crate::tensor::Tensor;
@@ -91,24 +90,17 @@ impl Stats {
 
 /// Statistics of all values that nodes of the float graph make of real numbers, and of its inputs.
 pub fn statistics(model: &Model, (data, samples): (&Dataset, &[usize]), threads: usize, values: &[ValueId]) -> Result<BTreeMap<ValueId, Stats>> {
-    let plans = Plans::new(model, values, RunnerOptions { float: true, ..RunnerOptions::default() });
     let mut all: BTreeMap<ValueId, Stats> = BTreeMap::new();
-    over_samples(
-        samples.len(),
-        threads,
-        || Ok(Running::default()),
-        |running, i| plans.run(running, &data.sample(samples[i])?, &model.quantizers)?.iter().map(Stats::of).collect::<Result<Vec<_>>>(),
-        |_, new| {
-            for (v, s) in values.iter().zip(new).filter_map(|(v, s)| Some((*v, s?))) {
-                match all.get_mut(&v) {
-                    Some(have) if have.channels() == s.channels() => have.merge(&s),
-                    Some(_) => {}
-                    None => drop(all.insert(v, s)),
-                }
+    let see = |tensors: &[Tensor]| tensors.iter().map(Stats::of).collect::<Result<Vec<_>>>();
+    data.watch(model, values, samples, threads, see, |new| {
+        for (v, s) in values.iter().zip(new).filter_map(|(v, s)| Some((*v, s?))) {
+            match all.get_mut(&v) {
+                Some(have) if have.channels() == s.channels() => have.merge(&s),
+                Some(_) => {}
+                None => drop(all.insert(v, s)),
             }
-            Ok(())
-        },
-    )?;
+        }
+    })?;
     Ok(all)
 }
 

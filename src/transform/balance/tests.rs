@@ -1,10 +1,9 @@
 //! Channels far apart, with bounds and residual sums between the layers: the result stays, and rounding costs less.
 
+use super::super::testing::{result, rounded, sqnr};
 use super::*;
 use crate::data::{DataSettings, InputInfo};
-use crate::engine::Runner;
 use crate::graph::{Dim, Node, Type};
-use std::collections::BTreeMap;
 
 const GRID: Grid = Grid { weights: 127.0, by_channel: false, signed: 127.0, positive: 127.0, pow2: true };
 const HOW: Balance = Balance { grid: GRID, sweeps: 8, samples: 8, threads: 1 };
@@ -81,37 +80,13 @@ fn data() -> Dataset {
 }
 
 fn results(m: &Model) -> Vec<f32> {
-    let shapes = InputShapes::from([("x".to_string(), vec![1, 3, 6, 6])]);
-    let runner = Runner::new(m, &shapes, &m.graph.outputs).unwrap();
     let data = data();
-    (0..8)
-        .flat_map(|i| {
-            runner
-                .run(&mut runner.spawn(), &BTreeMap::from([("x".into(), data.sample(i).unwrap()["x"].clone())]), &m.quantizers)
-                .unwrap()
-                .remove(0)
-                .to_f32()
-                .unwrap()
-                .into_owned()
-        })
-        .collect()
+    (0..8).flat_map(|i| result(m, &data.sample(i).unwrap()["x"])).collect()
 }
 
-/// The model with its weights in 8 bits under powers of two, one a tensor.
-fn rounded(m: &Model) -> Model {
-    let mut m = m.clone();
-    let weights: Vec<ValueId> = m.graph.nodes().filter_map(|(id, _)| Some(Linear::of(&m.graph, id)?.weight)).collect();
-    for v in weights {
-        let t = m.graph.constant(v).unwrap().tensor.clone();
-        let w = t.to_f32().unwrap();
-        let scale = 2f32.powf((w.iter().fold(0f32, |a, w| a.max(w.abs())) / 127.0).log2().ceil());
-        m.graph.value_mut(v).constant = Some(Tensor::of_f32(t.shape(), w.iter().map(|w| (w / scale).round_ties_even() * scale).collect()).into());
-    }
-    m
-}
-
-fn sqnr(a: &[f32], b: &[f32]) -> f64 {
-    crate::observe::Sums::of(a, b).sqnr().0
+/// The step that is a power of two.
+fn pow2(largest: f32) -> f32 {
+    2f32.powf((largest / 127.0).log2().ceil())
 }
 
 #[test]
@@ -123,7 +98,7 @@ fn the_result_stays_and_rounding_costs_less() {
     assert!(notes.list().iter().any(|n| n.text.contains("6 layers scaled in 4 groups") || n.text.contains("5 layers scaled in 4 groups")), "{notes:?}");
     let (a, b) = (results(&before), results(&after));
     assert!(sqnr(&a, &b) > 90.0, "{}", sqnr(&a, &b));
-    let (plain, balanced) = (sqnr(&a, &results(&rounded(&before))), sqnr(&a, &results(&rounded(&after))));
+    let (plain, balanced) = (sqnr(&a, &results(&rounded(&before, pow2))), sqnr(&a, &results(&rounded(&after, pow2))));
     assert!(balanced > plain + 6.0, "{plain} {balanced}");
     // What the channels hold now has other names.
     assert!(after.graph.find_value("a_cut").is_none() && after.graph.find_value("a_cut_balanced").is_some() && after.graph.find_value("x").is_some());

@@ -1,4 +1,4 @@
-use super::super::testing::{noise, result, value};
+use super::super::testing::{noise, result, rounded, sqnr, value};
 use super::*;
 use crate::data::{DataSettings, InputInfo};
 use crate::tensor::DType;
@@ -46,24 +46,6 @@ fn spread_out() -> Model {
     m
 }
 
-/// The model with its weights in 8 bits, one scale a tensor.
-fn rounded(m: &Model) -> Model {
-    let mut m = m.clone();
-    let weights: Vec<ValueId> = m.graph.nodes().filter_map(|(id, _)| Some(Linear::of(&m.graph, id)?.weight)).collect();
-    for v in weights {
-        let t = m.graph.constant(v).unwrap().tensor.clone();
-        let w = t.to_f32().unwrap();
-        let scale = w.iter().fold(0f32, |a, w| a.max(w.abs())) / 127.0;
-        let w = w.iter().map(|w| (w / scale).round_ties_even() * scale).collect();
-        m.graph.value_mut(v).constant = Some(Tensor::of_f32(t.shape(), w).into());
-    }
-    m
-}
-
-fn sqnr(a: &[f32], b: &[f32]) -> f64 {
-    crate::observe::Sums::of(a, b).sqnr().0
-}
-
 #[test]
 fn the_result_stays_and_weights_of_one_scale_lose_far_less() {
     let (before, mut after) = (spread_out(), spread_out());
@@ -73,7 +55,7 @@ fn the_result_stays_and_weights_of_one_scale_lose_far_less() {
     let x = Tensor::of_f32(&[1, 4, 6, 6], noise(&[144], 9));
     let (y, z) = (result(&before, &x), result(&after, &x));
     assert!(y.iter().zip(&z).all(|(a, b)| (a - b).abs() <= 1e-5 * a.abs().max(1.0)), "{y:?} {z:?}");
-    let (plain, equalized) = (sqnr(&y, &result(&rounded(&before), &x)), sqnr(&y, &result(&rounded(&after), &x)));
+    let (plain, equalized) = (sqnr(&y, &result(&rounded(&before, |w| w / 127.0), &x)), sqnr(&y, &result(&rounded(&after, |w| w / 127.0), &x)));
     assert!(equalized > plain + 20.0, "{plain} {equalized}");
 }
 

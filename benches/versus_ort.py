@@ -20,7 +20,6 @@ ONNX Runtime's pre-processing (`quant_pre_process`) is done beforehand and not c
 import argparse
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 

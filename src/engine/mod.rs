@@ -27,7 +27,7 @@ pub const NAMES: [&str; 1] = ["tract"];
 pub use plans::{Plans, Running, shapes_of};
 pub use runner::{Runner, RunnerOptions, State};
 pub use samples::over_samples;
-pub use segment::Given;
+pub use segment::{Given, cut, cut_at};
 pub use support::check_supported;
 pub use trial::Trial;
 pub use walk::Walk;

@@ -1,6 +1,8 @@
 //! What each operator records on a tape, for fixed shapes. An op, form or attribute that is not covered is refused with the reason, never guessed.
 
 mod moves;
+#[cfg(test)]
+mod tests;
 mod windows;
 
 use super::tape::{Tape, Var};

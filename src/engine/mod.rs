@@ -29,5 +29,5 @@ pub use runner::{Runner, RunnerOptions, State};
 pub use samples::over_samples;
 pub use segment::{Given, cut, cut_at};
 pub use support::check_supported;
-pub use trial::Trial;
+pub use trial::{Probe, Trial};
 pub use walk::Walk;

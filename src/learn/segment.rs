@@ -5,8 +5,8 @@ use super::tape::{Tape, Var};
 use crate::engine::{Given, cut, cut_at};
 use crate::error::{At, Error, Result};
 use crate::graph::{Graph, InputShapes, Model, Node, Op, Site, ValueId, infer, specialize};
-use crate::quant::{QuantizerId, dequantize};
-use crate::tensor::DType;
+use crate::quant::{QuantizerId, dequantize, fake_quantize};
+use crate::tensor::{DType, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -96,7 +96,8 @@ impl Segment {
     }
 
     /// Records the segment on `tape`; the values wanted, in their order. `values` takes the place of values of the segment (a constant, or what a
-    /// FakeQuant makes of it); `quantizers`, by their roots, that of scales and zero points.
+    /// FakeQuant makes of it); `quantizers`, by their roots, that of scales and zero points (codes
+    /// under them are set aside: what they were rounded from is rounded anew).
     ///
     /// # Errors
     /// As [`Segment::of`]; shapes that do not fit the graph.
@@ -141,7 +142,8 @@ impl Segment {
             .collect();
         let part = cut(&self.part, &given, &self.outputs)?;
         let fixed = given.iter().map(|i| (part.graph.value(i.value).name.clone(), i.shape.clone())).collect();
-        let part = specialize(&part, &fixed)?;
+        let mut part = specialize(&part, &fixed)?;
+        bake(&mut part, &key.quantizers)?;
         let g = &part.graph;
         let mut tape = Tape::new();
         let mut constants: BTreeMap<ValueId, Var> = BTreeMap::new();
@@ -154,20 +156,9 @@ impl Segment {
             }
         }
         let mut steps = Vec::new();
-        for (id, node) in g.nodes() {
-            let site = part.codes.get(&Site::of(id));
+        for (_, node) in g.nodes() {
             let (run, free) = match node.quantizer() {
-                Some(q) => {
-                    let q = part.quantizers.root(q);
-                    if let (Some(codes), Some(y), false) = (site, node.output(0), key.quantizers.contains(&q)) {
-                        let row = &part.quantizers[q];
-                        let params = row.params.as_ref().ok_or_else(|| Error::failed("has codes but no scale")).at(|| &row.name)?;
-                        let values = dequantize(codes, &row.scheme, params).at(|| &row.name)?;
-                        constants.insert(y, tape.constant(values, codes.0.shape()));
-                        continue;
-                    }
-                    (Run::Quantizer(q), key.quantizers.contains(&q))
-                }
+                Some(q) => (Run::Quantizer(part.quantizers.root(q)), true),
                 None => {
                     real(g, node)?;
                     (Run::Kernel(ops::kernel(g, node, part.opset("").unwrap_or(0)).map_err(|why| refused(node, &why))?), false)
@@ -184,6 +175,32 @@ impl Segment {
         let constants = constants.into_iter().filter(|(v, _)| read.contains(v)).map(|(v, var)| (v, tape.shared(var), tape.shape(var).to_vec())).collect();
         Ok(Program { constants, steps })
     }
+}
+
+/// Makes constants of those that are fake-quantized, under quantizers other than `open`.
+fn bake(part: &mut Model, open: &[QuantizerId]) -> Result<()> {
+    for id in part.graph.order().to_vec() {
+        let node = part.graph.node(id);
+        let (Some(q), Some(y)) = (node.quantizer().map(|q| part.quantizers.root(q)), node.output(0)) else { continue };
+        let (row, codes) = (&part.quantizers[q], part.codes.get(&Site::of(id)));
+        let constant = node.input(0).and_then(|v| part.graph.constant(v));
+        let Some(shape) = codes.map(|c| c.0.shape()).or(constant.map(|c| c.tensor.shape())).filter(|_| !open.contains(&q)).map(<[usize]>::to_vec) else {
+            continue;
+        };
+        let values = match (codes, constant, &row.params) {
+            (Some(codes), _, Some(params)) => dequantize(codes, &row.scheme, params),
+            (None, Some(c), params) => c.tensor.to_f32().and_then(|x| {
+                let mut x = x.into_owned();
+                fake_quantize(&mut x, &shape, &row.scheme, params.as_ref())?;
+                Ok(x)
+            }),
+            _ => Err(Error::failed("has codes but no scale")),
+        };
+        let values = values.at(|| &row.name)?;
+        part.graph.remove_node(id);
+        part.graph.value_mut(y).constant = Some(Tensor::of_f32(&shape, values).into());
+    }
+    Ok(())
 }
 
 impl Program {

@@ -291,7 +291,7 @@ fn tune_bias(w: &mut Work, args: &Args) -> Result<Notes> {
         samples: count("samples", 128),
         epochs: count("epochs", 20),
         batch: count("batch", 16),
-        rate: args.number("rate").unwrap_or(0.003),
+        rate: args.number("rate").unwrap_or(0.001),
         seed: w.recipe.seed,
         biases: Biases { bias: bias.as_ref(), shifts: &w.recipe.target.shifts },
         threads: w.threads,

@@ -145,7 +145,7 @@ static TUNE_BIAS: &[Key] = &[
     Key::new("samples", COUNT, "samples at most, of which every fourth judges; default 128"),
     Key::new("epochs", COUNT, "times that all samples are seen at most; default 20"),
     Key::new("batch", COUNT, "samples a step; default 16"),
-    Key::new("rate", Shape::Number(0.0, 1.0), "length of a first step, as a share of the deviation of what a layer gives out; default 0.003"),
+    Key::new("rate", Shape::Number(0.0, 1.0), "length of a first step, as a share of the deviation of what a layer gives out; default 0.001"),
 ];
 static LOWER: &[Key] = &[
     Key::new(

@@ -8,6 +8,8 @@ mod k_quant;
 mod moments;
 mod patches;
 mod refit;
+#[cfg(test)]
+mod testing;
 mod tune_batch_norm;
 mod tune_bias;
 

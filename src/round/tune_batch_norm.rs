@@ -201,3 +201,84 @@ impl Scales {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Plans, Running};
+    use crate::note::NoteKind;
+    use crate::pass::Silent;
+    use crate::quant::Blocks;
+    use crate::round::testing::{models, samples, weight_codes};
+
+    fn how(threads: usize) -> TuneBatchNorm<'static> {
+        TuneBatchNorm { samples: 64, biases: Biases { bias: None, shifts: &[] }, memory: 1 << 20, threads }
+    }
+
+    /// Moments of the layers' outputs over the samples that are learnt from.
+    fn moments(m: &Model, data: &Dataset, samples: &[usize]) -> Vec<Moments> {
+        let layers = layers(m, &mut Notes::default());
+        let plans = Plans::new(m, &layers.iter().map(|l| l.output).collect::<Vec<_>>(), RunnerOptions::default());
+        let mut all: Vec<Moments> = layers.iter().map(|l| Moments::new(l.channels)).collect();
+        for i in samples.iter().filter(|i| *i % 4 != 3) {
+            let tensors = plans.run(&mut Running::default(), &data.sample(*i).unwrap(), &m.quantizers).unwrap();
+            all.iter_mut().zip(&layers).zip(&tensors).for_each(|((a, l), t)| a.add(t, l.axis).unwrap());
+        }
+        all
+    }
+
+    #[test]
+    fn means_and_deviations_are_those_of_the_float_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = samples(dir.path(), 64, false);
+        let all: Vec<usize> = (0..64).collect();
+        for blocks in [Blocks::channel(0), Blocks::block(1, 4)] {
+            let (float, m) = models(&blocks);
+            // A bias has one scale a channel whatever the weights have.
+            let (mut one, mut two) = (m.clone(), m.clone());
+            let notes = tune_batch_norm(&mut one, &how(1), &float, Some((&data, &all)), &Silent).unwrap();
+            tune_batch_norm(&mut two, &how(3), &float, Some((&data, &all)), &Silent).unwrap();
+            assert!(one == two, "the result depends on the number of threads");
+            assert!(notes.list().iter().any(|n| n.text.contains("means of 2 layers") && n.text.contains("deviations of 2")), "{notes:?}");
+            assert_eq!(weight_codes(&one), weight_codes(&m));
+            let (wanted, before, got) = (moments(&float, &data, &all), moments(&m, &data, &all), moments(&one, &data, &all));
+            let mut far = 0;
+            for ((w, b), g) in wanted.iter().zip(&before).zip(&got) {
+                for c in 0..w.mean().len() {
+                    let spread = w.deviation()[c];
+                    far += ((b.mean()[c] - w.mean()[c]).abs() > 0.05 * spread) as usize;
+                    assert!((g.mean()[c] - w.mean()[c]).abs() < 0.01 * spread, "{} {}", g.mean()[c], w.mean()[c]);
+                    assert!((g.deviation()[c] / spread - 1.0).abs() < 0.02, "{} {spread}", g.deviation()[c]);
+                }
+            }
+            assert!(far > 10, "nothing was wrong before");
+        }
+    }
+
+    #[test]
+    fn one_scale_for_all_channels_restores_means_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = samples(dir.path(), 64, false);
+        let all: Vec<usize> = (0..64).collect();
+        let (float, mut m) = models(&Blocks::tensor());
+        let before = m.clone();
+        let notes = tune_batch_norm(&mut m, &how(1), &float, Some((&data, &all)), &Silent).unwrap();
+        assert!(notes.list().iter().any(|n| n.kind == NoteKind::Declined && n.about == "first" && n.text.contains("and 1 more")), "{notes:?}");
+        for (w, g) in moments(&float, &data, &all).iter().zip(moments(&m, &data, &all)) {
+            (0..w.mean().len()).for_each(|c| assert!((g.mean()[c] - w.mean()[c]).abs() < 0.01 * w.deviation()[c]));
+        }
+        let scales = |m: &Model| m.quantizers.ids().filter_map(|q| m.quantizers[q].params.clone()).map(|p| p.scale).collect::<Vec<_>>();
+        assert_eq!(scales(&m), scales(&before));
+    }
+
+    #[test]
+    fn what_does_not_serve_samples_it_has_not_seen_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let (float, m) = models(&Blocks::channel(0));
+        let all: Vec<usize> = (0..16).collect();
+        let mut tuned = m.clone();
+        let notes = tune_batch_norm(&mut tuned, &how(1), &float, Some((&samples(dir.path(), 16, true), &all)), &Silent).unwrap();
+        assert!(tuned == m && notes.list().iter().any(|n| n.text.contains("left as it was")), "{notes:?}");
+        assert_eq!((factor(1.0, 0.0), factor(0.0, 1.0), factor(9.0, 1.0), factor(3.0, 2.0)), (1.0, 1.0, 1.0, 1.5));
+    }
+}

@@ -3,12 +3,12 @@
 //! Source: Hubara et al. 2021, Accurate Post Training Quantization With Small Calibration Sets, section 3.5 (bias tuning). Adam with steps relative to
 //! what each layer gives out, instead of the authors' rates for one family of models. Biases are rounded as they will be written while they are learnt.
 //! Needs: weights with codes, samples, a model that is differentiable from its inputs to its outputs (declined by name where it is not).
-//! The best iterate on held-out samples is kept; where none is better than the start, the biases stay.
+//! The best iterate on held-out samples is kept; where none is better than the start by more than chance, the biases stay.
 
 use super::biases::{Biases, Layer, current, layers};
 use super::held_out;
 use crate::data::{Dataset, shuffle};
-use crate::engine::Trial;
+use crate::engine::{Plans, RunnerOptions, Running, Trial, over_samples};
 use crate::error::{Error, Result};
 use crate::graph::{Model, Op, Site, ValueId};
 use crate::learn::{Adam, Segment, Tape, Var, over_batch};
@@ -101,7 +101,7 @@ pub fn tune_bias(model: &mut Model, how: &TuneBias, float: &Model, data: Option<
         notes.changed("", format!("{count} biases of {layers} layers learnt over {} samples in {epochs} epochs: {told}", seen.samples().len()));
     } else {
         *model = kept;
-        notes.declined("", format!("the biases stay, since no others were better after {epochs} epochs: {told}"));
+        notes.declined("", format!("the biases stay, since no others were better by more than chance in {epochs} epochs: {told}"));
     }
     Ok(notes)
 }
@@ -134,11 +134,11 @@ fn spreads(float: &Model, layers: &[Layer], seen: &Trial, threads: usize) -> Res
     let outputs: Vec<ValueId> = layers.iter().map(|l| l.output).collect();
     let few = seen.samples()[..seen.samples().len().min(MEASURED)].to_vec();
     let mut sums = vec![(0f64, 0f64, 0f64); layers.len()];
-    let plans = crate::engine::Plans::new(float, &outputs, crate::engine::RunnerOptions::default());
-    crate::engine::over_samples(
+    let plans = Plans::new(float, &outputs, RunnerOptions::default());
+    over_samples(
         few.len(),
         threads,
-        || Ok(crate::engine::Running::default()),
+        || Ok(Running::default()),
         |running, i| plans.run(running, &few[i], &float.quantizers),
         |_, tensors| {
             for (sum, t) in sums.iter_mut().zip(&tensors) {
@@ -207,11 +207,21 @@ impl Objective {
         Ok((value, biases.iter().map(|b| grads.take(values[&b.value], b.now.len())).collect()))
     }
 
-    /// Mean loss over all samples of a trial.
-    fn loss(&self, biases: &[Bias], trial: &Trial, threads: usize) -> Result<f64> {
-        let all: Vec<usize> = (0..trial.samples().len()).collect();
-        let (sum, _) = over_batch(&all, threads, |i| self.of(biases, trial, i, false))?;
-        Ok(sum / all.len().max(1) as f64)
+    /// The loss of each sample of a trial.
+    fn losses(&self, biases: &[Bias], trial: &Trial, threads: usize) -> Result<Vec<f64>> {
+        let mut losses = Vec::with_capacity(trial.samples().len());
+        let run = |_: &mut (), i: usize| Ok(self.of(biases, trial, i, false)?.0);
+        over_samples(
+            trial.samples().len(),
+            threads,
+            || Ok(()),
+            run,
+            |_, loss| {
+                losses.push(loss);
+                Ok(())
+            },
+        )?;
+        Ok(losses)
     }
 
     /// Runs the epochs; the biases with the best iterate, and how many were run.
@@ -222,7 +232,8 @@ impl Objective {
         let estimate = begun.elapsed().as_secs_f64() * (how.epochs * (n + held.samples().len() / 2)) as f64 / how.threads.max(1) as f64;
         progress.say(&format!("tune-bias: at most some {estimate:.0} s for {} epochs", how.epochs));
         progress.begin("tune-bias", how.epochs as u64);
-        let mut best = self.loss(&biases, held, how.threads)?;
+        let start = self.losses(&biases, held, how.threads)?;
+        let mut best = mean(&start);
         let (mut idle, mut run) = (0, 0);
         let batch = how.batch.clamp(1, n.max(1));
         let steps = (how.epochs * n.div_ceil(batch)) as f64;
@@ -230,10 +241,10 @@ impl Objective {
         for epoch in 0..how.epochs {
             let mut order: Vec<usize> = (0..n).collect();
             shuffle(&mut order, how.seed.wrapping_add(epoch as u64));
-            let mut mean = 0.0;
+            let mut learnt = 0.0;
             for samples in order.chunks(batch) {
                 let (loss, grads) = over_batch(samples, how.threads, |i| self.of(&biases, seen, i, true))?;
-                mean += loss / n as f64;
+                learnt += loss / n as f64;
                 // The rate falls to nothing along half a cosine.
                 let rate = how.rate * 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps).cos());
                 for (b, grad) in biases.iter_mut().zip(&grads) {
@@ -243,10 +254,11 @@ impl Objective {
                 step += 1;
             }
             run = epoch + 1;
-            let loss = self.loss(&biases, held, how.threads)?;
-            progress.say(&format!("tune-bias: epoch {run}: {mean:.5} seen, {loss:.5} held out"));
+            let losses = self.losses(&biases, held, how.threads)?;
+            let loss = mean(&losses);
+            progress.say(&format!("tune-bias: epoch {run}: {learnt:.5} seen, {loss:.5} held out"));
             progress.tick(1);
-            if loss < best {
+            if loss < best && is_better(&start, &losses) {
                 (best, idle) = (loss, 0);
                 biases.iter_mut().for_each(|b| b.best = b.now.clone());
             } else {
@@ -258,5 +270,78 @@ impl Objective {
         }
         progress.end();
         Ok((biases, run))
+    }
+}
+
+fn mean(x: &[f64]) -> f64 {
+    x.iter().sum::<f64>() / x.len().max(1) as f64
+}
+
+/// Whether samples lose less than before by more than chance would have it: their mean gain is above its standard error.
+fn is_better(before: &[f64], after: &[f64]) -> bool {
+    let gains: Vec<f64> = before.iter().zip(after).map(|(b, a)| b - a).collect();
+    let (m, n) = (mean(&gains), gains.len() as f64);
+    let variance = gains.iter().map(|g| (g - m).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+    m > (variance / n).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Node;
+    use crate::note::NoteKind;
+    use crate::pass::Silent;
+    use crate::quant::Blocks;
+    use crate::round::testing::{models, models_before, samples, weight_codes};
+
+    fn how(threads: usize) -> TuneBias<'static> {
+        TuneBias { samples: 64, epochs: 12, batch: 8, rate: 0.02, seed: 3, biases: Biases { bias: None, shifts: &[] }, threads }
+    }
+
+    #[test]
+    fn outputs_come_nearer_to_the_float_models_on_samples_it_has_not_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = samples(dir.path(), 96, false);
+        let (float, m) = models(&Blocks::channel(0));
+        let all: Vec<usize> = (0..64).collect();
+        let others = Trial::new(&float, (64..96).map(|i| data.sample(i).unwrap()).collect(), 1).unwrap();
+        let loss = |m: &Model| others.loss(&others.plans(m), &m.quantizers).unwrap();
+        let (mut one, mut two) = (m.clone(), m.clone());
+        let notes = tune_bias(&mut one, &how(1), &float, Some((&data, &all)), &Silent).unwrap();
+        tune_bias(&mut two, &how(3), &float, Some((&data, &all)), &Silent).unwrap();
+        assert!(one == two, "the result depends on the number of threads");
+        assert!(notes.list().iter().any(|n| n.kind == NoteKind::Changed && n.text.contains("21 biases of 2 layers")), "{notes:?}");
+        assert_eq!(weight_codes(&one), weight_codes(&m));
+        assert!(loss(&one) < 0.7 * loss(&m), "{} {}", loss(&m), loss(&one));
+    }
+
+    #[test]
+    fn what_does_not_serve_samples_it_has_not_seen_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let (float, m) = models(&Blocks::channel(0));
+        let all: Vec<usize> = (0..16).collect();
+        let mut tuned = m.clone();
+        let notes = tune_bias(&mut tuned, &how(1), &float, Some((&samples(dir.path(), 16, true), &all)), &Silent).unwrap();
+        assert!(tuned == m && notes.count(NoteKind::Declined) == 1, "{notes:?}");
+        let notes = tune_bias(&mut tuned, &how(1), &float, Some((&samples(dir.path(), 16, false), &all[..7])), &Silent).unwrap();
+        assert!(tuned == m && notes.list()[0].text.contains("at least 8 samples, and gets 7"), "{notes:?}");
+        assert!(tune_bias(&mut tuned, &how(1), &float, None, &Silent).unwrap_err().to_string().contains("--data"));
+    }
+
+    #[test]
+    fn a_model_that_is_not_differentiable_is_declined_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (float, mut m) = models_before(&Blocks::channel(0), Some(Node::new(Op::Mod, "wrap").with("fmod", 1i64)));
+        let before = m.clone();
+        let all: Vec<usize> = (0..16).collect();
+        let notes = tune_bias(&mut m, &how(1), &float, Some((&samples(dir.path(), 16, false), &all)), &Silent).unwrap();
+        assert!(m == before && notes.list().iter().any(|n| n.text.contains("wrap: Mod is not differentiated")), "{notes:?}");
+    }
+
+    #[test]
+    fn gains_within_their_standard_error_are_chance() {
+        assert!(is_better(&[1.0, 1.0, 1.0, 1.0], &[0.9, 0.8, 0.9, 0.8]));
+        assert!(!is_better(&[1.0, 1.0, 1.0, 5.0], &[1.1, 1.1, 1.1, 3.0]));
+        assert!(!is_better(&[1.0, 1.0], &[1.0, 1.0]));
     }
 }

@@ -46,7 +46,8 @@ fn block(layers: &[Layer], x: &Arc<Vec<f32>>, weights: &[Arc<Vec<f32>>]) -> f32 
     if tape.shape(y) == tape.shape(input) {
         y = tape.add(y, input);
     }
-    let zeros = tape.constant(vec![0.0; tape.value(y).len()], &tape.shape(y).to_vec());
+    let shape = tape.shape(y).to_vec();
+    let zeros = tape.constant(vec![0.0; tape.value(y).len()], &shape);
     let loss = tape.mean_square(y, zeros);
     tape.backward(loss).of(input).map_or(0.0, |g| g[0])
 }

@@ -1,6 +1,7 @@
 //! Convolutions and their transposes: groups, strides, dilations, asymmetric pads, one to three spatial axes. Products over gathered patches, a strip of
-//! positions at a time so that it stays in the cache; depthwise ones tap by tap.
+//! positions at a time so that it stays in the cache; depthwise ones row by row (`depthwise`).
 
+use super::buffers;
 use super::tape::{Tape, Var};
 use crate::math::{Matrix, multiply};
 use std::ops::Range;
@@ -38,15 +39,15 @@ impl Window {
 /// A convolution goes from image to map, its transpose from map to image. Always three spatial axes, of length 1 where there are fewer.
 #[derive(Debug, Clone)]
 pub(super) struct Slide {
-    groups: usize,
-    channels: usize,
-    maps: usize,
-    image: [usize; 3],
-    map: [usize; 3],
-    kernel: [usize; 3],
-    strides: [usize; 3],
-    dilations: [usize; 3],
-    begin: [usize; 3],
+    pub groups: usize,
+    pub channels: usize,
+    pub maps: usize,
+    pub image: [usize; 3],
+    pub map: [usize; 3],
+    pub kernel: [usize; 3],
+    pub strides: [usize; 3],
+    pub dilations: [usize; 3],
+    pub begin: [usize; 3],
 }
 
 impl Slide {
@@ -65,11 +66,11 @@ impl Slide {
         }
     }
 
-    fn taps(&self) -> usize {
+    pub(super) fn taps(&self) -> usize {
         self.kernel.iter().product()
     }
 
-    fn positions(&self) -> usize {
+    pub(super) fn positions(&self) -> usize {
         self.map.iter().product()
     }
 
@@ -91,7 +92,7 @@ impl Slide {
     }
 
     /// Positions along `axis` at which tap `k` lies inside the image.
-    fn inside(&self, axis: usize, k: usize) -> Range<usize> {
+    pub(super) fn inside(&self, axis: usize, k: usize) -> Range<usize> {
         let (offset, begin, stride) = (k * self.dilations[axis], self.begin[axis], self.strides[axis]);
         let first = begin.saturating_sub(offset).div_ceil(stride);
         let last = (self.image[axis] + begin).saturating_sub(offset).div_ceil(stride);
@@ -99,7 +100,7 @@ impl Slide {
     }
 
     /// Where tap `k` at `position` lies along `axis`.
-    fn at(&self, axis: usize, k: usize, position: usize) -> usize {
+    pub(super) fn at(&self, axis: usize, k: usize, position: usize) -> usize {
         position * self.strides[axis] + k * self.dilations[axis] - self.begin[axis]
     }
 
@@ -168,15 +169,7 @@ impl Slide {
     /// Maps from an image: the convolution. `map` is overwritten.
     pub(super) fn to_map(&self, image: &[f32], weight: &[f32], map: &mut [f32]) {
         if self.is_depthwise() {
-            map.fill(0.0);
-            return self.each_tap(|c, m, t| {
-                let w = weight[m * self.taps() + t];
-                let (image, map) = (self.plane(image, c), &mut map[m * self.positions()..][..self.positions()]);
-                self.runs(t, &self.rows(), |to, from, n| match self.strides[2] {
-                    1 => map[to..to + n].iter_mut().zip(&image[from..from + n]).for_each(|(y, x)| *y += w * x),
-                    s => map[to..to + n].iter_mut().zip(image[from..].iter().step_by(s)).for_each(|(y, x)| *y += w * x),
-                });
-            });
+            return self.depthwise_map(image, weight, map);
         }
         self.products(image, |g, rows, patches, columns| {
             let (out, patch) = (self.maps / self.groups, self.channels / self.groups * self.taps());
@@ -189,17 +182,7 @@ impl Slide {
     /// Adds to `weight` the gradient of the weight, for the gradient of the map.
     pub(super) fn to_weight(&self, image: &[f32], map: &[f32], weight: &mut [f32]) {
         if self.is_depthwise() {
-            return self.each_tap(|c, m, t| {
-                let (image, map) = (self.plane(image, c), &map[m * self.positions()..][..self.positions()]);
-                let mut sum = 0.0;
-                self.runs(t, &self.rows(), |to, from, n| {
-                    sum += match self.strides[2] {
-                        1 => dot(&map[to..to + n], &image[from..from + n]),
-                        s => map[to..to + n].iter().zip(image[from..].iter().step_by(s)).map(|(y, x)| y * x).sum(),
-                    }
-                });
-                weight[m * self.taps() + t] += sum;
-            });
+            return self.depthwise_weight(image, map, weight);
         }
         self.products(image, |g, rows, patches, columns| {
             let (out, patch) = (self.maps / self.groups, self.channels / self.groups * self.taps());
@@ -212,15 +195,7 @@ impl Slide {
     /// Adds to `image` what the map passes back: the transposed convolution.
     pub(super) fn to_image(&self, map: &[f32], weight: &[f32], image: &mut [f32]) {
         if self.is_depthwise() {
-            let plane = self.image.iter().product::<usize>();
-            return self.each_tap(|c, m, t| {
-                let w = weight[m * self.taps() + t];
-                let (image, map) = (&mut image[c * plane..][..plane], &map[m * self.positions()..][..self.positions()]);
-                self.runs(t, &self.rows(), |from, to, n| match self.strides[2] {
-                    1 => image[to..to + n].iter_mut().zip(&map[from..from + n]).for_each(|(x, y)| *x += w * y),
-                    s => image[to..].iter_mut().step_by(s).zip(&map[from..from + n]).for_each(|(x, y)| *x += w * y),
-                });
-            });
+            return self.depthwise_image(map, weight, image);
         }
         let (out, own) = (self.maps / self.groups, self.channels / self.groups);
         let (patch, plane) = (own * self.taps(), self.image.iter().product::<usize>());
@@ -258,37 +233,6 @@ impl Slide {
             }
         }
     }
-
-    fn rows(&self) -> Range<usize> {
-        0..self.map[0] * self.map[1]
-    }
-
-    fn plane<'a>(&self, image: &'a [f32], c: usize) -> &'a [f32] {
-        let plane = self.image.iter().product::<usize>();
-        &image[c * plane..][..plane]
-    }
-
-    /// Each channel, map and tap of a depthwise convolution.
-    fn each_tap(&self, mut f: impl FnMut(usize, usize, usize)) {
-        for m in 0..self.maps {
-            for t in 0..self.taps() {
-                f(m * self.groups / self.maps, m, t);
-            }
-        }
-    }
-}
-
-/// A sum of products, in lanes that the compiler makes SIMD of.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0f32; 8];
-    let (x, y) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest: f32 = x.remainder().iter().zip(y.remainder()).map(|(a, b)| a * b).sum();
-    for (x, y) in x.zip(y) {
-        for i in 0..8 {
-            lanes[i] += x[i] * y[i];
-        }
-    }
-    lanes.iter().sum::<f32>() + rest
 }
 
 impl Tape {
@@ -299,7 +243,7 @@ impl Tape {
         let slide = Slide::new(window, groups, from[1], &from[2..], w[0], &map);
         let mut shape = vec![from[0], w[0]];
         shape.extend(&map);
-        let mut value = vec![0.0; shape.iter().product()];
+        let mut value = buffers::zeros(shape.iter().product());
         for (x, y) in self.value(x).chunks_exact(slide.image_len().max(1)).zip(value.chunks_exact_mut(slide.map_len().max(1))) {
             slide.to_map(x, self.value(weight), y);
         }
@@ -325,7 +269,7 @@ impl Tape {
         let mut shape = vec![from[0], slide.channels];
         shape.extend(to);
         let plane = to.iter().product::<usize>();
-        let mut value = vec![0.0; shape.iter().product()];
+        let mut value = buffers::zeros(shape.iter().product());
         for (x, y) in self.value(x).chunks_exact(slide.map_len().max(1)).zip(value.chunks_exact_mut(slide.image_len().max(1))) {
             slide.to_image(x, self.value(weight), y);
         }
@@ -336,7 +280,7 @@ impl Tape {
             let samples = || xs.chunks_exact(slide.map_len().max(1)).zip(grad.chunks_exact(slide.image_len().max(1)));
             grads.add_to(weight, ws.len(), |sum| samples().for_each(|(x, g)| slide.to_weight(g, x, sum)));
             grads.give_with(x, || {
-                let mut to = vec![0.0; xs.len()];
+                let mut to = buffers::zeros(xs.len());
                 to.chunks_exact_mut(slide.map_len().max(1)).zip(samples()).for_each(|(t, (_, g))| slide.to_map(g, ws, t));
                 to
             });

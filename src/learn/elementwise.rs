@@ -1,5 +1,6 @@
 //! Functions of one element, and of two with ONNX's broadcasting.
 
+use super::buffers;
 use super::tape::{Grads, Tape, Var};
 use crate::graph::broadcast;
 
@@ -9,11 +10,11 @@ type Slope = fn(f32, f32) -> f32;
 impl Tape {
     /// Records `f` of each element; `slope` is given the operand and the value.
     pub(super) fn map(&mut self, x: Var, f: impl Fn(f32) -> f32, slope: impl Fn(f32, f32) -> f32 + Send + 'static) -> Var {
-        let value: Vec<f32> = self.value(x).iter().map(|v| f(*v)).collect();
+        let value = buffers::collect(self.value(x).len(), self.value(x).iter().map(|v| f(*v)));
         let shape = self.shape(x).to_vec();
         let y = self.next();
         self.push(value, &shape, &[x], move |tape, grad, grads| {
-            grads.give_with(x, || tape.value(x).iter().zip(tape.value(y)).zip(grad).map(|((x, y), g)| g * slope(*x, *y)).collect());
+            grads.give_with(x, || buffers::collect(grad.len(), tape.value(x).iter().zip(tape.value(y)).zip(grad).map(|((x, y), g)| g * slope(*x, *y))));
         })
     }
 
@@ -131,7 +132,7 @@ impl Tape {
     fn pair(&mut self, a: Var, b: Var, f: impl Fn(f32, f32) -> f32, slopes: impl Fn(f32, f32) -> (f32, f32) + Send + 'static) -> Var {
         let rows = Rows::new(self.shape(a), self.shape(b));
         let (x, y) = (self.value(a), self.value(b));
-        let mut value = vec![0.0; rows.len()];
+        let mut value = buffers::zeros(rows.len());
         rows.each(|at, i, j, n| {
             let out = &mut value[at..at + n];
             match rows.steps {
@@ -144,9 +145,8 @@ impl Tape {
         let shape = rows.shape.clone();
         self.push(value, &shape, &[a, b], move |tape, grad, grads| {
             let (x, y) = (tape.value(a), tape.value(b));
-            let (step_a, step_b) = rows.steps;
-            spread(grads, a, x.len(), &rows, |at, i, j, k| (i + k * step_a, grad[at + k] * slopes(x[i + k * step_a], y[j + k * step_b]).0));
-            spread(grads, b, y.len(), &rows, |at, i, j, k| (j + k * step_b, grad[at + k] * slopes(x[i + k * step_a], y[j + k * step_b]).1));
+            pass_back(grads, a, grad, (x, y), &rows, false, |x, y| slopes(x, y).0);
+            pass_back(grads, b, grad, (y, x), &rows, true, |y, x| slopes(x, y).1);
         })
     }
 
@@ -202,13 +202,20 @@ impl Tape {
     }
 }
 
-/// Adds what `of` says to the gradient of `v`: for element `k` of the row at `(out, i, j)` an index and a number.
-fn spread(grads: &mut Grads, v: Var, len: usize, rows: &Rows, of: impl Fn(usize, usize, usize, usize) -> (usize, f32)) {
-    grads.add_to(v, len, |sum| {
+/// Adds to the gradient of operand `v` the result's times `slope`, which is given the elements of this operand and of the other (`swapped`: `v` is the second).
+fn pass_back(grads: &mut Grads, v: Var, grad: &[f32], (own, other): (&[f32], &[f32]), rows: &Rows, swapped: bool, slope: impl Fn(f32, f32) -> f32) {
+    grads.add_to(v, own.len(), |sum| {
         rows.each(|at, i, j, n| {
-            for k in 0..n {
-                let (index, g) = of(at, i, j, k);
-                sum[index] += g;
+            let (i, j, steps) = if swapped { (j, i, (rows.steps.1, rows.steps.0)) } else { (i, j, rows.steps) };
+            let g = &grad[at..at + n];
+            match steps {
+                (1, 1) => {
+                    let both = own[i..i + n].iter().zip(&other[j..j + n]);
+                    sum[i..i + n].iter_mut().zip(both).zip(g).for_each(|((s, (x, y)), g)| *s += g * slope(*x, *y));
+                }
+                (1, _) => sum[i..i + n].iter_mut().zip(&own[i..i + n]).zip(g).for_each(|((s, x), g)| *s += g * slope(*x, other[j])),
+                (_, 1) => sum[i] += other[j..j + n].iter().zip(g).map(|(y, g)| g * slope(own[i], *y)).sum::<f32>(),
+                _ => sum[i] += g.iter().sum::<f32>() * slope(own[i], other[j]),
             }
         })
     });

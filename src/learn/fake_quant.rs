@@ -1,6 +1,7 @@
 //! Fake quantization with gradients: straight through to what is quantized (Bengio et al. 2013), and Learned Step Size Quantization's to the scale (Esser
 //! et al. 2020, eq. 3) and, by the same argument, to the zero point (Jain et al. 2020; Bhalgat et al. 2020).
 
+use super::buffers;
 use super::tape::{Tape, Var};
 use crate::error::Result;
 use crate::quant::{self, Params, Scheme, Timing, Zeros, fake_quantize};
@@ -27,7 +28,7 @@ impl Tape {
             origin: params.origin,
         };
         let shape = self.shape(x).to_vec();
-        let mut value = self.value(x).to_vec();
+        let mut value = buffers::copy(self.value(x));
         fake_quantize(&mut value, &shape, scheme, Some(&params))?;
         let (lo, hi) = quant::span(scheme, &params)?;
         let layout = scheme.blocks.layout(&shape)?;
@@ -43,7 +44,14 @@ impl Tape {
                 let v = x_values[i] / params.scale_at(b) + params.zero_at(b);
                 v >= lo && v <= hi
             };
-            grads.give_with(x, || grad.iter().enumerate().map(|(i, g)| if inside(i) { *g } else { 0.0 }).collect());
+            grads.give_with(x, || match blocks {
+                0 | 1 => {
+                    let (scale, zero) = (params.scale_at(0), params.zero_at(0));
+                    let (lo, hi) = ((lo - zero) * scale, (hi - zero) * scale);
+                    buffers::collect(grad.len(), grad.iter().zip(x_values).map(|(g, x)| if *x >= lo && *x <= hi { *g } else { 0.0 }))
+                }
+                _ => grad.iter().enumerate().map(|(i, g)| if inside(i) { *g } else { 0.0 }).collect(),
+            });
             let gather = |of: Var, slope: &dyn Fn(usize) -> f32| {
                 let one = tape.value(of).len() == 1;
                 let mut sums = vec![0f64; tape.value(of).len()];

@@ -1,5 +1,6 @@
 //! Products of matrices: MatMul with broadcasting stacks, and Gemm.
 
+use super::buffers;
 use super::tape::{Tape, Var};
 use crate::graph::broadcast;
 use crate::math::{Matrix, multiply};
@@ -54,7 +55,7 @@ impl Tape {
     pub fn matmul(&mut self, a: Var, b: Var) -> Var {
         let s = Stacks::new(self.shape(a), self.shape(b));
         let (size_a, size_b, size_y) = (s.rows * s.inner, s.inner * s.cols, s.rows * s.cols);
-        let mut value = vec![0.0; s.shape.iter().product()];
+        let mut value = buffers::zeros(s.shape.iter().product());
         let (x, y) = (self.value(a), self.value(b));
         for (out, (i, j)) in value.chunks_exact_mut(size_y.max(1)).zip(&s.pairs) {
             let (x, y) = (Matrix::new(&x[i * size_a..], s.rows, s.inner), Matrix::new(&y[j * size_b..], s.inner, s.cols));
@@ -86,7 +87,7 @@ impl Tape {
         let (rows, inner) = if transposed_a { (of_a.1, of_a.0) } else { of_a };
         let cols = if transposed_b { of_b.0 } else { of_b.1 };
         assert_eq!(inner, if transposed_b { of_b.1 } else { of_b.0 }, "{of_a:?} times {of_b:?}");
-        let mut value = vec![0.0; rows * cols];
+        let mut value = buffers::zeros(rows * cols);
         let x = Matrix::new(self.value(a), of_a.0, of_a.1).transposed_if(transposed_a);
         let y = Matrix::new(self.value(b), of_b.0, of_b.1).transposed_if(transposed_b);
         multiply(&mut value, cols, x, y, false);

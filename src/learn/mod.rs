@@ -6,7 +6,9 @@
 
 mod adam;
 mod batch;
+mod buffers;
 mod conv;
+mod depthwise;
 mod elementwise;
 mod fake_quant;
 mod loss;

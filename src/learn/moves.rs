@@ -1,5 +1,6 @@
 //! What moves elements: every rearrangement is a table of sources, every interpolation a table of weighted ones.
 
+use super::buffers;
 use super::tape::{Tape, Var};
 use std::sync::Arc;
 
@@ -14,14 +15,14 @@ impl Tape {
     pub fn reshape(&mut self, x: Var, shape: &[usize]) -> Var {
         let value = self.shared(x);
         assert_eq!(value.len(), shape.iter().product::<usize>(), "{:?} as {shape:?}", self.shape(x));
-        self.push(value, shape, &[x], move |_, grad, grads| grads.give_with(x, || grad.to_vec()))
+        self.push(value, shape, &[x], move |_, grad, grads| grads.give_with(x, || buffers::copy(grad)))
     }
 
     /// Element `i` of the result is element `source[i]` of `x`, or `filler` at [`FILLED`]: transpositions, slices, pads, repetitions.
     pub fn pick(&mut self, x: Var, source: impl Into<Arc<Vec<u32>>>, shape: &[usize], filler: f32) -> Var {
         let source: Arc<Vec<u32>> = source.into();
         let values = self.value(x);
-        let value: Vec<f32> = source.iter().map(|i| if *i == FILLED { filler } else { values[*i as usize] }).collect();
+        let value = buffers::collect(source.len(), source.iter().map(|i| if *i == FILLED { filler } else { values[*i as usize] }));
         self.push(value, shape, &[x], move |tape, grad, grads| {
             grads.add_to(x, tape.value(x).len(), |sum| {
                 for (i, g) in source.iter().zip(grad).filter(|(i, _)| **i != FILLED) {
@@ -63,7 +64,7 @@ impl Tape {
         shape[axis] = parts.iter().map(|p| self.shape(*p)[axis]).sum();
         let rows: usize = shape[..axis].iter().product();
         let widths: Vec<usize> = parts.iter().map(|p| self.shape(*p)[axis..].iter().product()).collect();
-        let mut value = Vec::with_capacity(shape.iter().product());
+        let mut value = buffers::empty(shape.iter().product());
         for r in 0..rows {
             parts.iter().zip(&widths).for_each(|(p, w)| value.extend_from_slice(&self.value(*p)[r * w..(r + 1) * w]));
         }
@@ -71,7 +72,7 @@ impl Tape {
         self.push(value, &shape, &parts.clone(), move |_, grad, grads| {
             let mut at = 0;
             for (p, w) in parts.iter().zip(&widths) {
-                grads.give_with(*p, || (0..rows).flat_map(|r| &grad[r * width + at..][..*w]).copied().collect());
+                grads.give_with(*p, || buffers::collect(rows * w, (0..rows).flat_map(|r| &grad[r * width + at..][..*w]).copied()));
                 at += w;
             }
         })
@@ -83,7 +84,7 @@ impl Tape {
         let mut shape = from.clone();
         shape[axis] = taps.len();
         let inner: usize = from[axis + 1..].iter().product();
-        let mut value = vec![0.0; shape.iter().product()];
+        let mut value = buffers::zeros(shape.iter().product());
         let (width, wide) = ((from[axis] * inner).max(1), (taps.len() * inner).max(1));
         for (x, y) in self.value(x).chunks_exact(width).zip(value.chunks_exact_mut(wide)) {
             for (y, taps) in y.chunks_exact_mut(inner.max(1)).zip(taps) {

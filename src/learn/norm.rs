@@ -1,5 +1,6 @@
 //! Softmax, and normalisation to a mean of 0 and a spread of 1.
 
+use super::buffers;
 use super::tape::{Tape, Var};
 
 /// Lengths before, along and behind an axis.
@@ -12,7 +13,7 @@ impl Tape {
     pub fn softmax(&mut self, x: Var, axis: usize) -> Var {
         let shape = self.shape(x).to_vec();
         let (_, n, inner) = around(&shape, axis);
-        let mut value = self.value(x).to_vec();
+        let mut value = buffers::copy(self.value(x));
         each_line(value.len(), n, inner, |at| {
             let top = (0..n).map(|k| value[at + k * inner]).fold(f32::NEG_INFINITY, f32::max);
             let mut sum = 0.0;
@@ -26,7 +27,7 @@ impl Tape {
         let y = self.next();
         self.push(value, &shape, &[x], move |tape, grad, grads| {
             grads.give_with(x, || {
-                let (y, mut dx) = (tape.value(y), grad.to_vec());
+                let (y, mut dx) = (tape.value(y), buffers::copy(grad));
                 each_line(dx.len(), n, inner, |at| {
                     let mean: f32 = (0..n).map(|k| grad[at + k * inner] * y[at + k * inner]).sum();
                     (0..n).for_each(|k| dx[at + k * inner] = y[at + k * inner] * (grad[at + k * inner] - mean));
@@ -40,7 +41,7 @@ impl Tape {
     pub fn log_softmax(&mut self, x: Var, axis: usize) -> Var {
         let shape = self.shape(x).to_vec();
         let (_, n, inner) = around(&shape, axis);
-        let mut value = self.value(x).to_vec();
+        let mut value = buffers::copy(self.value(x));
         each_line(value.len(), n, inner, |at| {
             let top = (0..n).map(|k| value[at + k * inner]).fold(f32::NEG_INFINITY, f32::max);
             let log = top + (0..n).map(|k| (value[at + k * inner] - top).exp()).sum::<f32>().ln();
@@ -49,7 +50,7 @@ impl Tape {
         let y = self.next();
         self.push(value, &shape, &[x], move |tape, grad, grads| {
             grads.give_with(x, || {
-                let (y, mut dx) = (tape.value(y), grad.to_vec());
+                let (y, mut dx) = (tape.value(y), buffers::copy(grad));
                 each_line(dx.len(), n, inner, |at| {
                     let sum: f32 = (0..n).map(|k| grad[at + k * inner]).sum();
                     (0..n).for_each(|k| dx[at + k * inner] -= y[at + k * inner].exp() * sum);
@@ -63,7 +64,7 @@ impl Tape {
     /// Instance- and GroupNormalization do before they scale.
     pub fn normalize(&mut self, x: Var, length: usize, epsilon: f32, keep_mean: bool) -> Var {
         let shape = self.shape(x).to_vec();
-        let mut value = self.value(x).to_vec();
+        let mut value = buffers::copy(self.value(x));
         let n = length.max(1) as f32;
         let mut slopes = Vec::with_capacity(value.len() / length.max(1));
         for row in value.chunks_exact_mut(length.max(1)) {
@@ -76,7 +77,7 @@ impl Tape {
         let y = self.next();
         self.push(value, &shape, &[x], move |tape, grad, grads| {
             grads.give_with(x, || {
-                let mut dx = grad.to_vec();
+                let mut dx = buffers::copy(grad);
                 for ((dx, y), slope) in dx.chunks_exact_mut(length.max(1)).zip(tape.value(y).chunks_exact(length.max(1))).zip(&slopes) {
                     let along = dx.iter().zip(y).map(|(g, y)| g * y).sum::<f32>() / n;
                     let mean = if keep_mean { 0.0 } else { dx.iter().sum::<f32>() / n };

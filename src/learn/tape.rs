@@ -1,5 +1,6 @@
 //! The tape: what was computed, from what, and how a gradient passes back.
 
+use super::buffers;
 use crate::tensor::numel;
 use std::sync::Arc;
 
@@ -120,8 +121,19 @@ impl Tape {
             let Some(back) = &record.back else { continue };
             let Some(grad) = (if record.kept { grads.of[i].clone() } else { grads.of[i].take() }) else { continue };
             back(self, &grad, &mut grads);
+            buffers::give_back(grad);
         }
         grads
+    }
+}
+
+impl Drop for Tape {
+    fn drop(&mut self) {
+        for record in self.records.drain(..) {
+            if let Ok(value) = Arc::try_unwrap(record.value) {
+                buffers::give_back(value);
+            }
+        }
     }
 }
 
@@ -147,7 +159,10 @@ impl Grads {
             return;
         }
         match &mut self.of[v.0] {
-            Some(sum) => sum.iter_mut().zip(&grad).for_each(|(s, g)| *s += g),
+            Some(sum) => {
+                sum.iter_mut().zip(&grad).for_each(|(s, g)| *s += g);
+                buffers::give_back(grad);
+            }
             none => *none = Some(grad),
         }
     }
@@ -162,7 +177,7 @@ impl Grads {
     /// Lets `add` add to the gradient of `v`, which has `len` elements, if it is wanted.
     pub(super) fn add_to(&mut self, v: Var, len: usize, add: impl FnOnce(&mut [f32])) {
         if self.wants(v) {
-            add(self.of[v.0].get_or_insert_with(|| vec![0.0; len]));
+            add(self.of[v.0].get_or_insert_with(|| buffers::zeros(len)));
         }
     }
 }

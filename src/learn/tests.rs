@@ -122,7 +122,9 @@ fn convolutions_with_groups_strides_dilations_and_pads_of_every_side() {
     let mut n = Numbers(11);
     // (image, maps, kernel, groups, strides, dilations, begin, end)
     type Case = (&'static [usize], usize, &'static [usize], usize, &'static [usize], &'static [usize], &'static [usize], &'static [usize]);
-    let cases: [Case; 9] = [
+    let cases: [Case; 11] = [
+        (&[2, 3, 9], 2, &[3, 3], 2, &[1, 1], &[1, 1], &[1, 1], &[1, 1]),
+        (&[2, 2, 12], 4, &[2, 3], 2, &[1, 1], &[1, 2], &[0, 3], &[1, 1]),
         (&[3, 5, 4], 4, &[3, 3], 1, &[1, 1], &[1, 1], &[1, 1], &[1, 1]),
         (&[2, 6, 5], 2, &[3, 2], 1, &[2, 1], &[1, 2], &[0, 2], &[1, 0]),
         (&[4, 5, 5], 6, &[2, 3], 2, &[1, 2], &[2, 1], &[2, 0], &[0, 1]),

@@ -88,9 +88,7 @@ pub fn tune_batch_norm(model: &mut Model, how: &TuneBatchNorm, float: &Model, da
     }
     let after = trial.loss(&trial.plans(model), &model.quantizers)?;
     progress.end();
-    notes.declined_alike(&refused, |more| {
-        format!("{more}: its channels' deviations stay: no scale of their own takes a factor; the means are restored").trim_start_matches(": ").to_string()
-    });
+    notes.declined_alike(&refused, |more| format!("the deviations of its channels stay{more}: no scale of their own takes a factor; the means are restored"));
     let told = format!("{before:.4} → {after:.4} on {} held-out samples", held.len());
     if after.is_nan() || after > before {
         *model = kept;

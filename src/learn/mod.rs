@@ -18,6 +18,8 @@ mod norm;
 mod ops;
 mod pool;
 mod segment;
+#[cfg(test)]
+mod segment_tests;
 mod tape;
 #[cfg(test)]
 mod tests;

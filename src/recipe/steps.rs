@@ -292,6 +292,7 @@ fn tune_bias(w: &mut Work, args: &Args) -> Result<Notes> {
         epochs: count("epochs", 20),
         batch: count("batch", 16),
         rate: args.number("rate").unwrap_or(0.001),
+        loss: args.number("loss").unwrap_or(0.001),
         seed: w.recipe.seed,
         biases: Biases { bias: bias.as_ref(), shifts: &w.recipe.target.shifts },
         threads: w.threads,

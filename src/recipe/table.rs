@@ -146,6 +146,7 @@ static TUNE_BIAS: &[Key] = &[
     Key::new("epochs", COUNT, "times that all samples are seen at most; default 20"),
     Key::new("batch", COUNT, "samples a step; default 16"),
     Key::new("rate", Shape::Number(0.0, 1.0), "length of a first step, as a share of the deviation of what a layer gives out; default 0.001"),
+    Key::new("loss", Shape::Number(0.0, f64::INFINITY), "models that lose less keep their biases: noise over signal, or nats; default 0.001"),
 ];
 static LOWER: &[Key] = &[
     Key::new(

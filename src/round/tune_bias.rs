@@ -30,6 +30,8 @@ pub struct TuneBias<'a> {
     pub batch: usize,
     /// Length of a first step, as a share of the standard deviation of what a layer gives out.
     pub rate: f64,
+    /// Models that lose less need no other biases.
+    pub loss: f64,
     pub seed: u64,
     pub biases: Biases<'a>,
     pub threads: usize,
@@ -83,6 +85,10 @@ pub fn tune_bias(model: &mut Model, how: &TuneBias, float: &Model, data: Option<
     };
     let kept = model.clone();
     let before = held.loss(&held.plans(model), &model.quantizers)?;
+    if before < how.loss {
+        notes.declined("", format!("the biases stay: the model loses {before:.5}, less than {}", how.loss));
+        return Ok(notes);
+    }
     let count: usize = biases.iter().map(|b| b.now.len()).sum();
     let layers = biases.len();
     let (biases, epochs) = match objective.descend(biases, how, &seen, &held, progress) {
@@ -277,12 +283,12 @@ fn mean(x: &[f64]) -> f64 {
     x.iter().sum::<f64>() / x.len().max(1) as f64
 }
 
-/// Whether samples lose less than before by more than chance would have it: their mean gain is above its standard error.
+/// Whether samples lose less than before by more than chance would have it: their mean gain is above twice its standard error.
 fn is_better(before: &[f64], after: &[f64]) -> bool {
     let gains: Vec<f64> = before.iter().zip(after).map(|(b, a)| b - a).collect();
     let (m, n) = (mean(&gains), gains.len() as f64);
     let variance = gains.iter().map(|g| (g - m).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-    m > (variance / n).sqrt()
+    m > 2.0 * (variance / n).sqrt()
 }
 
 #[cfg(test)]
@@ -295,7 +301,7 @@ mod tests {
     use crate::round::testing::{models, models_before, samples, weight_codes};
 
     fn how(threads: usize) -> TuneBias<'static> {
-        TuneBias { samples: 64, epochs: 12, batch: 8, rate: 0.02, seed: 3, biases: Biases { bias: None, shifts: &[] }, threads }
+        TuneBias { samples: 64, epochs: 12, batch: 8, rate: 0.02, loss: 1e-4, seed: 3, biases: Biases { bias: None, shifts: &[] }, threads }
     }
 
     #[test]
@@ -325,6 +331,8 @@ mod tests {
         assert!(tuned == m && notes.count(NoteKind::Declined) == 1, "{notes:?}");
         let notes = tune_bias(&mut tuned, &how(1), &float, Some((&samples(dir.path(), 16, false), &all[..7])), &Silent).unwrap();
         assert!(tuned == m && notes.list()[0].text.contains("at least 8 samples, and gets 7"), "{notes:?}");
+        let notes = tune_bias(&mut tuned, &TuneBias { loss: 100.0, ..how(1) }, &float, Some((&samples(dir.path(), 16, false), &all)), &Silent).unwrap();
+        assert!(tuned == m && notes.list()[0].text.contains("less than 100"), "{notes:?}");
         assert!(tune_bias(&mut tuned, &how(1), &float, None, &Silent).unwrap_err().to_string().contains("--data"));
     }
 

@@ -347,11 +347,13 @@ fn gradients_stop_where_no_parameter_lies_behind_and_stay_where_they_are_kept() 
     let d = t.mul(c, b);
     let e = t.exp(a);
     let f = t.mul(d, e);
+    t.keep(f);
     let loss = t.sum(f);
     let grads = t.backward(loss);
     assert!(grads.of(a).is_none() && grads.of(d).is_none() && grads.of(e).is_none());
     assert_eq!(grads.of(c).unwrap()[0], 3.0 * 1f32.exp());
     assert_eq!(grads.of(b).unwrap()[1], 4.0 * 2f32.exp());
+    assert_eq!(grads.of(f).unwrap(), [1.0, 1.0]);
 }
 
 #[test]
@@ -362,6 +364,8 @@ fn batches_add_up_in_order_on_any_number_of_threads() {
     };
     let samples: Vec<usize> = (0..23).rev().collect();
     let one = over_batch(&samples, 1, run).unwrap();
+    let sums = (0..23).map(|i| 0.1 + i as f32 * 0.37).fold((0.0, 0.0), |(a, b), x| (a + x, b + x * x));
+    assert!((one.0 - sums.0 as f64).abs() < 1e-3 && (one.1[0][1] - sums.1).abs() < 1e-2 && one.1[1].len() == 1, "{one:?}");
     for threads in [2, 5] {
         assert_eq!(over_batch(&samples, threads, run).unwrap(), one);
     }

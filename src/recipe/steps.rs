@@ -295,6 +295,7 @@ fn tune_bias(w: &mut Work, args: &Args) -> Result<Notes> {
         loss: args.number("loss").unwrap_or(0.001),
         seed: w.recipe.seed,
         biases: Biases { bias: bias.as_ref(), shifts: &w.recipe.target.shifts },
+        memory: w.recipe.memory,
         threads: w.threads,
     };
     let float = float(w);

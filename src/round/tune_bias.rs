@@ -8,9 +8,9 @@
 use super::biases::{Biases, Layer, current, layers};
 use super::held_out;
 use crate::data::{Dataset, shuffle};
-use crate::engine::{Plans, RunnerOptions, Running, Trial, over_samples};
+use crate::engine::{Plans, RunnerOptions, Running, Trial, over_samples, shapes_of};
 use crate::error::{Error, Result};
-use crate::graph::{Model, Op, Site, ValueId};
+use crate::graph::{Model, Op, Site, ValueId, infer};
 use crate::learn::{Adam, Segment, Tape, Var, over_batch};
 use crate::note::Notes;
 use crate::pass::Progress;
@@ -34,6 +34,8 @@ pub struct TuneBias<'a> {
     pub loss: f64,
     pub seed: u64,
     pub biases: Biases<'a>,
+    /// Bytes that samples and the float model's outputs may take.
+    pub memory: u64,
     pub threads: usize,
 }
 
@@ -67,7 +69,11 @@ struct Objective {
 pub fn tune_bias(model: &mut Model, how: &TuneBias, float: &Model, data: Option<(&Dataset, &[usize])>, progress: &dyn Progress) -> Result<Notes> {
     let mut notes = Notes::of("tune-bias");
     let (data, samples) = data.ok_or_else(|| Error::usage("tune-bias needs sample inputs: give --data"))?;
-    let Some((seen, held)) = held_out(&samples[..samples.len().min(how.samples)], 8, &mut notes) else { return Ok(notes) };
+    let fits = match samples.first() {
+        Some(i) => (how.memory / bytes(float, &data.sample(*i)?).max(1)) as usize,
+        None => 0,
+    };
+    let Some((seen, held)) = held_out(&samples[..samples.len().min(how.samples).min(fits)], 8, &mut notes) else { return Ok(notes) };
     let layers: Vec<Layer> = layers(model, &mut notes).into_iter().filter(|l| float.graph.has_value(l.output)).collect();
     let trial = |samples: &[usize]| Trial::new(float, samples.iter().map(|i| data.sample(*i)).collect::<Result<_>>()?, how.threads);
     let (seen, held) = (trial(&seen)?, trial(&held)?);
@@ -110,6 +116,13 @@ pub fn tune_bias(model: &mut Model, how: &TuneBias, float: &Model, data: Option<
         notes.declined("", format!("the biases stay, since no others were better by more than chance in {epochs} epochs: {told}"));
     }
     Ok(notes)
+}
+
+/// Bytes of a sample, and of what the float model gives for it.
+fn bytes(float: &Model, sample: &BTreeMap<String, Tensor>) -> u64 {
+    let inferred = infer(float, &shapes_of(sample));
+    let outputs = float.graph.outputs.iter().filter_map(|v| inferred.shape(*v)).map(|s| 4 * s.iter().product::<usize>());
+    (sample.values().map(|t| t.bytes().len()).sum::<usize>() + outputs.sum::<usize>()) as u64
 }
 
 /// The biases, and a model in which each is a constant of its own without codes, so that it is rounded anew whenever it is read.
@@ -301,7 +314,7 @@ mod tests {
     use crate::round::testing::{models, models_before, samples, weight_codes};
 
     fn how(threads: usize) -> TuneBias<'static> {
-        TuneBias { samples: 64, epochs: 12, batch: 8, rate: 0.02, loss: 1e-4, seed: 3, biases: Biases { bias: None, shifts: &[] }, threads }
+        TuneBias { samples: 64, epochs: 12, batch: 8, rate: 0.02, loss: 1e-4, seed: 3, biases: Biases { bias: None, shifts: &[] }, memory: 1 << 20, threads }
     }
 
     #[test]
@@ -331,6 +344,10 @@ mod tests {
         assert!(tuned == m && notes.count(NoteKind::Declined) == 1, "{notes:?}");
         let notes = tune_bias(&mut tuned, &how(1), &float, Some((&samples(dir.path(), 16, false), &all[..7])), &Silent).unwrap();
         assert!(tuned == m && notes.list()[0].text.contains("at least 8 samples, and gets 7"), "{notes:?}");
+        // Eight numbers in and five out.
+        let little = TuneBias { memory: 5 * 13 * 4, ..how(1) };
+        let notes = tune_bias(&mut tuned, &little, &float, Some((&samples(dir.path(), 16, false), &all)), &Silent).unwrap();
+        assert!(notes.list()[0].text.contains("gets 5"), "{notes:?}");
         let notes = tune_bias(&mut tuned, &TuneBias { loss: 100.0, ..how(1) }, &float, Some((&samples(dir.path(), 16, false), &all)), &Silent).unwrap();
         assert!(tuned == m && notes.list()[0].text.contains("less than 100"), "{notes:?}");
         assert!(tune_bias(&mut tuned, &how(1), &float, None, &Silent).unwrap_err().to_string().contains("--data"));

@@ -2,6 +2,7 @@
 
 mod cholesky;
 mod gram;
+pub mod knapsack;
 
 pub use cholesky::cholesky;
 pub use gram::add_gram;

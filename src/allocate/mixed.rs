@@ -46,6 +46,8 @@ pub type Latencies = BTreeMap<String, BTreeMap<u8, f64>>;
 pub struct Allocate<'a> {
     /// Widths to choose from.
     pub bits: Vec<u8>,
+    /// Bits of the recipe's weights: layers of another width have it by an override, and keep it.
+    pub base: u8,
     /// Limit on the bytes of the layers' weights.
     pub size: Option<Amount>,
     /// Limit on multiply-adds times the bits of both operands.
@@ -91,8 +93,8 @@ pub fn allocate(model: &mut Model, how: &Allocate, data: Option<(&Dataset, &[usi
         return Ok(notes);
     }
     problem.check()?;
-    let trial = Trial::new(model, few.clone(), how.threads)?;
-    let losses = sensitivity(model, &problem.layers, &problem.widths, how.sensitivity, &trial, &few, how.threads, progress)?;
+    let trial = Trial::new(model, few, how.threads)?;
+    let losses = sensitivity(model, &problem.layers, &problem.widths, how.sensitivity, &trial, progress)?;
     for (choices, losses) in problem.items.iter_mut().zip(&losses) {
         choices.iter_mut().zip(losses).for_each(|(c, l)| c.loss = *l);
     }
@@ -100,36 +102,27 @@ pub fn allocate(model: &mut Model, how: &Allocate, data: Option<(&Dataset, &[usi
         return Err(Error::failed(format!("layer {}: what it loses is no finite number; the model's outputs overflow or are NaN on the samples", layer.name)));
     }
     let most: Vec<f64> = problem.limits.iter().map(|l| l.most).collect();
-    let (chosen, table) = {
-        let plans = trial.plans(model);
-        let mut best = problem.decide(how.strategy, &most).and_then(|c| problem.measured(model, &trial, &plans, c).transpose()).transpose()?;
+    let table = {
+        let plans = trial.live_plans(model);
+        let try_out = |strategy| problem.decide(strategy, &most).map(|c| problem.measured(model, &trial, &plans, c)).transpose();
+        let mut best = try_out(how.strategy)?.ok_or_else(|| problem.cannot(how.strategy))?;
         if how.strategy == Strategy::Program {
-            for (name, other) in [("greedy", Strategy::Greedy), ("uniform", Strategy::Uniform)] {
-                let other = problem.decide(other, &most).and_then(|c| problem.measured(model, &trial, &plans, c).transpose()).transpose()?;
-                if let (Some(a), Some(b)) = (&best, &other)
-                    && b.loss < a.loss
-                {
-                    notes.declined("", format!("the integer program's widths lose {:.3e}, the {name} ones {:.3e}: these stand", a.loss, b.loss));
+            for (name, strategy) in [("greedy", Strategy::Greedy), ("uniform", Strategy::Uniform)] {
+                if let Some(other) = try_out(strategy)?.filter(|other| other.loss < best.loss) {
+                    notes.declined("", format!("the integer program's widths lose {:.3e}, the {name} ones {:.3e}: these stand", best.loss, other.loss));
                     best = other;
                 }
             }
         }
-        let Some(best) = best else { return Err(problem.cannot(how.strategy)) };
         for share in &how.front {
             let limits: Vec<f64> = problem.limits.iter().map(|l| l.full * share).collect();
-            let found = problem.decide(how.strategy, &limits).map(|c| problem.measured(model, &trial, &plans, c)).transpose()?.flatten();
-            notes.changed(
-                "",
-                match found {
-                    Some(m) => format!("front: at {share} of the widest, {} lose {:.3e}", problem.spent(&m.chosen), m.loss),
-                    None => format!("front: at {share} of the widest nothing fits"),
-                },
-            );
+            let found = problem.decide(how.strategy, &limits).map(|c| problem.measured(model, &trial, &plans, c)).transpose()?;
+            let text = found.map_or("nothing fits".to_string(), |m| format!("{} lose {:.3e}", problem.spent(&m.chosen), m.loss));
+            notes.changed("", format!("front: at {share} of the widest, {text}"));
         }
         problem.tell(model, &best, &mut notes);
-        (best.chosen, best.table)
+        best.table
     };
-    let _ = chosen;
     model.quantizers = table;
     // The scales of biases are products of the weights'.
     range::settle(model, &mut notes)?;
@@ -146,10 +139,13 @@ struct Measured {
 impl Problem {
     fn of(model: &Model, how: &Allocate, all: Vec<Layer>, notes: &mut Notes) -> Result<Problem> {
         let mut problem = Problem { layers: Vec::new(), widths: Vec::new(), items: Vec::new(), limits: Vec::new() };
-        let mut fixed = Vec::new();
+        let (mut fixed, mut set) = (Vec::new(), Vec::new());
         for layer in all {
-            let legal = legal_widths(model, how.profile, &layer, &how.bits);
-            if legal.len() < 2 {
+            let mut legal = legal_widths(model, how.profile, &layer, &how.bits);
+            if layer.bits(model) != how.base {
+                set.push(layer.name.clone());
+                legal.clear();
+            } else if legal.len() < 2 {
                 fixed.push(layer.name.clone());
             }
             // What cannot be chosen counts as it is.
@@ -158,6 +154,7 @@ impl Problem {
         }
         let target = &how.profile.name;
         notes.declined_alike(&fixed, |more| format!("its weights keep one width{more}: target {target} holds them in no other of those asked for"));
+        notes.declined_alike(&set, |more| format!("its weights keep their width{more}: an override set it"));
         if problem.layers.is_empty() {
             notes.declined("", "no weights are integer codes with scales of their own: there is nothing to allocate");
             return Ok(problem);
@@ -240,13 +237,13 @@ impl Problem {
         }
     }
 
-    fn measured(&self, model: &Model, trial: &Trial, plans: &Plans, chosen: Vec<usize>) -> Result<Option<Measured>> {
+    fn measured(&self, model: &Model, trial: &Trial, plans: &Plans, chosen: Vec<usize>) -> Result<Measured> {
         let mut table = model.quantizers.clone();
         for ((layer, widths), &k) in self.layers.iter().zip(&self.widths).zip(&chosen) {
             layer_at(model, layer, widths[k])?.into_iter().for_each(|(q, row)| table[q] = row);
         }
         let loss = trial.loss(plans, &table)?;
-        Ok(Some(Measured { chosen, table, loss }))
+        Ok(Measured { chosen, table, loss })
     }
 
     /// `123 bytes of weights (0.5 of the widest)`
@@ -258,10 +255,10 @@ impl Problem {
 
     fn tell(&self, model: &Model, best: &Measured, notes: &mut Notes) {
         let mut counts: BTreeMap<u8, usize> = BTreeMap::new();
-        for ((layer, widths), &k) in self.layers.iter().zip(&self.widths).zip(&best.chosen) {
+        for (i, ((layer, widths), &k)) in self.layers.iter().zip(&self.widths).zip(&best.chosen).enumerate() {
             *counts.entry(widths[k]).or_default() += 1;
             if widths[k] != layer.bits(model) {
-                notes.changed(&layer.name, format!("weights in {} bits, estimated to cost {:.2e} of the outputs", widths[k], self.items_loss(layer, k)));
+                notes.changed(&layer.name, format!("weights in {} bits, estimated to lose {:.2e}", widths[k], self.items[i][k].loss));
             }
         }
         let counts = counts.iter().map(|(b, n)| format!("{n} in {b} bits")).collect::<Vec<_>>().join(", ");
@@ -274,10 +271,6 @@ impl Problem {
                 best.loss
             ),
         );
-    }
-
-    fn items_loss(&self, layer: &Layer, k: usize) -> f64 {
-        self.layers.iter().position(|l| l == layer).map_or(0.0, |i| self.items[i][k].loss)
     }
 }
 
@@ -306,4 +299,116 @@ fn greedy(items: &[Vec<Choice>], limits: &[f64]) -> Option<Vec<usize>> {
         chosen[next] -= 1;
     }
     Some(chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::InputInfo;
+    use crate::data::tests::npy;
+    use crate::graph::{Dim, Node, Op, Type, ValueId};
+    use crate::pass::Silent;
+    use crate::quant::{Params, QuantizerId, Scheme};
+    use crate::tensor::{DType, Tensor};
+
+    const N: usize = 8;
+
+    /// Four products of 8×8, Relu between; the weights of the second are fine-grained, those of the others nearly fit 4 bits.
+    fn model() -> (Model, Vec<QuantizerId>) {
+        let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+        let typed = |m: &mut Model, name: &str| -> ValueId {
+            let v = m.graph.add_value(name);
+            m.graph.value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(vec![Dim::Known(1), Dim::Known(N)]) };
+            v
+        };
+        let mut at = typed(&mut m, "x");
+        m.graph.inputs = vec![at];
+        let mut ids = Vec::new();
+        for i in 0..4 {
+            let u = |k: usize| ((k * 7 + i * 13) as f32 * 0.618_034).fract() * 2.0 - 1.0;
+            let w: Vec<f32> = (0..N * N).map(|k| if i == 1 { u(k) } else { (u(k) * 7.0).round() / 7.0 + 0.002 * u(k + 3) }).collect();
+            let q = m.quantizers.add(format!("w{i}"), Scheme::int(8, true));
+            m.quantizers[q].params = Some(Params::tensor(1.0 / 127.0, None));
+            let [c, wq] = [m.graph.add_constant(&format!("w{i}"), Tensor::of_f32(&[N, N], w)), m.graph.add_value(&format!("wq{i}"))];
+            m.graph.add_node(Node::fake_quant(q, format!("f{i}")), &[Some(c)], &[Some(wq)]);
+            let y = typed(&mut m, &format!("y{i}"));
+            m.graph.add_node(Node::new(Op::MatMul, format!("layer{i}")), &[Some(at), Some(wq)], &[Some(y)]);
+            at = typed(&mut m, &format!("r{i}"));
+            m.graph.add_node(Node::new(Op::LeakyRelu, format!("relu{i}")), &[Some(y)], &[Some(at)]);
+            ids.push(q);
+        }
+        m.graph.outputs = vec![at];
+        (m, ids)
+    }
+
+    fn run(how: &Allocate) -> Result<(Vec<u8>, Notes)> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.npy");
+        let x: Vec<u8> = (0..4 * N).flat_map(|k| ((k as f32 * 0.754_877).fract() * 2.0 - 1.0).to_le_bytes()).collect();
+        std::fs::write(&path, npy("<f4", false, &[4, N], &x)).unwrap();
+        let input = InputInfo { name: "x".into(), dtype: DType::F32, shape: Some(vec![Dim::Known(1), Dim::Known(N)]) };
+        let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
+        let (mut m, ids) = model();
+        let notes = allocate(&mut m, how, Some((&data, &[0, 1, 2, 3])), &Silent)?;
+        Ok((ids.iter().map(|q| m.quantizers[*q].scheme.format.bits()).collect(), notes))
+    }
+
+    fn how(profile: &Profile) -> Allocate<'_> {
+        Allocate {
+            bits: vec![4, 8],
+            base: 8,
+            size: Some(Amount::Share(0.63)),
+            bitops: None,
+            latency: None,
+            latencies: None,
+            front: vec![],
+            strategy: Strategy::Program,
+            sensitivity: Sensitivity::OneAtATime,
+            samples: 4,
+            profile,
+            threads: 1,
+        }
+    }
+
+    #[test]
+    fn the_layer_that_needs_width_gets_it_under_each_limit_and_by_each_measure() {
+        let profile = Profile::default();
+        for sensitivity in [Sensitivity::OneAtATime, Sensitivity::LayerMse] {
+            for strategy in [Strategy::Program, Strategy::Greedy] {
+                assert_eq!(run(&Allocate { sensitivity, strategy, ..how(&profile) }).unwrap().0, [4, 8, 4, 4]);
+            }
+        }
+        assert_eq!(run(&Allocate { strategy: Strategy::Uniform, ..how(&profile) }).unwrap().0, [4, 4, 4, 4]);
+        assert_eq!(run(&Allocate { size: None, bitops: Some(Amount::Share(0.63)), ..how(&profile) }).unwrap().0, [4, 8, 4, 4]);
+        assert_eq!(run(&Allocate { size: Some(Amount::Share(1.0)), ..how(&profile) }).unwrap().0, [8, 8, 8, 8]);
+        // 8 bits take no longer in the first three; in the last they do.
+        let times = |eight: f64| BTreeMap::from([(4, 1.0), (8, eight)]);
+        let latencies: Latencies = (0..4).map(|i| (format!("layer{i}"), times(if i == 3 { 2.0 } else { 1.0 }))).collect();
+        let by_time = Allocate { size: None, latency: Some(4.5), latencies: Some(&latencies), ..how(&profile) };
+        assert_eq!(run(&by_time).unwrap().0, [8, 8, 8, 4]);
+        let (_, notes) = run(&Allocate { front: vec![0.5, 0.75, 0.1], ..how(&profile) }).unwrap();
+        let front: Vec<_> = notes.list().iter().filter(|n| n.text.starts_with("front: ")).collect();
+        assert!(front.len() == 3 && front[1].text.contains("192 bytes") && front[2].text.contains("nothing fits"), "{front:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_met_is_told_with_the_smallest_possible() {
+        let profile = Profile::default();
+        let fails = |how: &Allocate, words: &[&str]| {
+            let e = run(how).unwrap_err();
+            assert!(e.exit_code() == 2 && words.iter().all(|w| e.to_string().contains(w)), "{e}");
+        };
+        fails(&Allocate { size: Some(Amount::Whole(100.0)), ..how(&profile) }, &["size", "smallest possible is 128", "0.5"]);
+        fails(&Allocate { size: None, latency: Some(9.0), ..how(&profile) }, &["latency_table"]);
+        let latencies = Latencies::from([("layer0".to_string(), BTreeMap::from([(4, 1.0)]))]);
+        fails(&Allocate { size: None, latency: Some(9.0), latencies: Some(&latencies), ..how(&profile) }, &["layer0", "8 bits"]);
+        // An override set all widths.
+        assert_eq!(run(&Allocate { base: 6, ..how(&profile) }).unwrap_err().exit_code(), 2);
+        assert_eq!(run(&Allocate { base: 6, size: Some(Amount::Share(1.0)), ..how(&profile) }).unwrap().0, [8, 8, 8, 8]);
+        // A target that holds 8 bits alone.
+        let narrow = Profile { legal: crate::target::Legal { weights: vec!["int8".into()], ..Default::default() }, ..Profile::default() };
+        let (bits, notes) = run(&Allocate { size: Some(Amount::Share(1.0)), ..how(&narrow) }).unwrap();
+        assert_eq!(bits, [8, 8, 8, 8]);
+        assert!(notes.list().iter().any(|n| n.text.contains("(and 3 more)")), "{notes:?}");
+    }
 }

@@ -84,7 +84,7 @@ pub fn units(model: &Model, profile: &Profile, shapes: &InputShapes) -> Vec<Unit
 pub fn noises(model: &Model, units: &[Unit], trial: &Trial, progress: &dyn Progress) -> Result<Vec<f64>> {
     let layers: Vec<Layer> = units.iter().filter_map(|u| u.layer.clone()).collect();
     let wide = all_wide(model, &layers)?;
-    let plans = trial.plans(model);
+    let plans = trial.live_plans(model);
     let least = trial.loss(&plans, &wide)?;
     progress.begin("sensitivity", units.len() as u64);
     let mut noises = Vec::new();

@@ -45,23 +45,14 @@ pub fn all_wide(model: &Model, layers: &[Layer]) -> Result<Table> {
 }
 
 /// For each layer, the loss in each of its widths (ascending); 16 bits lose nothing.
-pub fn sensitivity(
-    model: &Model,
-    layers: &[Layer],
-    widths: &[Vec<u8>],
-    by: Sensitivity,
-    trial: &Trial,
-    samples: &[BTreeMap<String, Tensor>],
-    threads: usize,
-    progress: &dyn Progress,
-) -> Result<Vec<Vec<f64>>> {
+pub fn sensitivity(model: &Model, layers: &[Layer], widths: &[Vec<u8>], by: Sensitivity, trial: &Trial, progress: &dyn Progress) -> Result<Vec<Vec<f64>>> {
     let wide = all_wide(model, layers)?;
-    let plans = trial.plans(model);
+    let plans = trial.live_plans(model);
     let least = if by == Sensitivity::OneAtATime { trial.loss(&plans, &wide)? } else { 0.0 };
     progress.begin("sensitivity", widths.iter().map(|w| w.len() as u64).sum());
     let mut losses = Vec::new();
     for (layer, widths) in layers.iter().zip(widths) {
-        let own = if by == Sensitivity::LayerMse { Some(Own::of(model, layer, &wide, samples, threads)?) } else { None };
+        let own = if by == Sensitivity::LayerMse { Some(Own::of(model, layer, &wide, trial)?) } else { None };
         let mut of_layer = Vec::new();
         for &bits in widths {
             progress.tick(1);
@@ -94,9 +85,11 @@ struct Own<'a> {
 }
 
 impl<'a> Own<'a> {
-    fn of(model: &'a Model, layer: &Layer, wide: &Table, samples: &'a [BTreeMap<String, Tensor>], threads: usize) -> Result<Own<'a>> {
+    fn of(model: &'a Model, layer: &Layer, wide: &Table, trial: &'a Trial) -> Result<Own<'a>> {
+        let (samples, threads) = trial.samples();
         let outputs: Vec<_> = layer.nodes.iter().filter_map(|n| model.graph.node(*n).output(0)).collect();
-        let mut own = Own { plans: Plans::new(model, &outputs, RunnerOptions::default()), samples, wanted: Vec::new(), threads };
+        let mut own =
+            Own { plans: Plans::new(model, &outputs, RunnerOptions { live_weights: true, ..RunnerOptions::default() }), samples, wanted: Vec::new(), threads };
         own.wanted = own.run(wide)?;
         Ok(own)
     }

@@ -50,9 +50,20 @@ impl Trial {
         Ok(Trial { samples, probes, wanted, threads })
     }
 
+    /// The samples, and the threads that run them.
+    pub fn samples(&self) -> (&[BTreeMap<String, Tensor>], usize) {
+        (&self.samples, self.threads)
+    }
+
     /// Plans of the model as it is now: its weights are built in.
     pub fn plans<'m>(&self, model: &'m Model) -> Plans<'m> {
         Plans::new(model, &self.probes.iter().map(|p| p.value).collect::<Vec<_>>(), RunnerOptions::default())
+    }
+
+    /// Plans whose weights follow the table of each run.
+    pub fn live_plans<'m>(&self, model: &'m Model) -> Plans<'m> {
+        let options = RunnerOptions { live_weights: true, ..RunnerOptions::default() };
+        Plans::new(model, &self.probes.iter().map(|p| p.value).collect::<Vec<_>>(), options)
     }
 
     /// The mean over the outputs' parts of what each loses under `table`.

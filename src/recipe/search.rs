@@ -1,15 +1,13 @@
 //! `requant search`: the fewest layers raised to 16 bits, or float, so that what is lost stays below a limit.
 //!
-//! Layers are ranked by the noise that each causes alone, for its cost; that is measured under tables, in the engine. How far down the ranking one must go is found
-//! by halving, over whole conversions; then single layers are taken back, the dearest first, as long as the limit holds. Each decision rests on the loss of a
-//! written file, and the recipe is converted once more before it is handed over.
-//! Source: a ranked list of quantizers and a search along it (Wu et al. 2020, section 6.1; Pandey et al. 2023, A Practical Mixed Precision Algorithm, section 3).
+//! Layers are ranked by the noise that each causes alone, measured under tables, in the engine; [`allocate::fewest`] searches along that ranking. Each of its
+//! decisions rests on the loss of a written file, and the recipe is converted once more before it is handed over.
 
 use super::driver::{self, Request};
 use super::output;
 use super::shape::Tree;
 use super::{eval, resolve};
-use crate::allocate::{self, Latencies, Unit};
+use crate::allocate::{self, Fewest, Latencies, Outcome, Raised, Unit};
 use crate::engine::{Trial, shapes_of};
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, NodeId};
@@ -17,7 +15,7 @@ use crate::interrupt;
 use crate::pass::{Progress, Silent};
 use crate::report::Report;
 use crate::target::{self, Select};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What counts as cheap.
@@ -111,7 +109,7 @@ pub fn search(request: &SearchRequest, progress: &dyn Progress) -> Result<Found>
     let mut loop_ =
         Loop { request, space: &space, folder: folder.path(), known: BTreeMap::new(), reference: None, resolved: String::new(), measure: "", progress };
     let chosen = loop_.run()?;
-    let before = loop_.drop(&BTreeSet::new())?;
+    let before = loop_.drop(&Raised::new())?;
 
     // The recipe as it will be read.
     let measured = loop_.drop(&chosen)?;
@@ -166,13 +164,13 @@ struct Space {
 
 impl Space {
     /// The cost of a choice above that of none.
-    fn cost(&self, raised: &BTreeSet<usize>) -> Result<f64> {
+    fn cost(&self, raised: &Raised) -> Result<f64> {
         let sum = |of: &dyn Fn(&Unit) -> f64| raised.iter().map(|i| of(&self.units[*i])).sum::<f64>();
         Ok(match self.minimize {
             Minimize::Layers => raised.len() as f64,
             Minimize::Size => sum(&|u| allocate::added_bytes(&self.model, u)),
             Minimize::BitOps => {
-                allocate::bit_operations_of(&self.model, &self.units, raised) - allocate::bit_operations_of(&self.model, &self.units, &BTreeSet::new())
+                allocate::bit_operations_of(&self.model, &self.units, raised) - allocate::bit_operations_of(&self.model, &self.units, &Raised::new())
             }
             Minimize::Latency => {
                 let mut all = 0.0;
@@ -188,25 +186,6 @@ impl Space {
             }
         })
     }
-
-    /// Units by noise for cost, best first.
-    fn ranked(&self) -> Result<Vec<usize>> {
-        let costs = (0..self.units.len()).map(|i| self.cost(&BTreeSet::from([i]))).collect::<Result<Vec<_>>>()?;
-        let least = costs.iter().copied().filter(|c| *c > 0.0).fold(f64::INFINITY, f64::min);
-        // What costs nothing counts as a thousandth of the cheapest.
-        let price = |i: usize| {
-            if costs[i] > 0.0 {
-                costs[i]
-            } else if least.is_finite() {
-                least / 1000.0
-            } else {
-                1.0
-            }
-        };
-        let mut ranked: Vec<usize> = (0..self.units.len()).collect();
-        ranked.sort_by(|a, b| (self.noises[*b] / price(*b)).total_cmp(&(self.noises[*a] / price(*a))).then(a.cmp(b)));
-        Ok(ranked)
-    }
 }
 
 /// Conversions, and what each lost.
@@ -214,7 +193,7 @@ struct Loop<'a> {
     request: &'a SearchRequest,
     space: &'a Space,
     folder: &'a Path,
-    known: BTreeMap<BTreeSet<usize>, (f64, String)>,
+    known: BTreeMap<Raised, (f64, String)>,
     /// What the command prints for the float model.
     reference: Option<f64>,
     resolved: String,
@@ -223,90 +202,33 @@ struct Loop<'a> {
 }
 
 impl Loop<'_> {
-    fn run(&mut self) -> Result<BTreeSet<usize>> {
-        let n = self.space.units.len();
-        let most = self.request.max_drop;
+    fn run(&mut self) -> Result<Raised> {
+        let (space, request, progress) = (self.space, self.request, self.progress);
+        let (n, most) = (space.units.len(), request.max_drop);
+        // Whatever lacks in the table of times is told before any work.
+        (0..n).try_for_each(|i| space.cost(&Raised::from([i])).map(drop))?;
+        let cost = |set: &Raised| space.cost(set).unwrap_or(f64::INFINITY);
+        let how = Fewest { noises: &space.noises, cost: &cost, most, tries: request.tries };
         let started = std::time::Instant::now();
-        let none = BTreeSet::new();
-        let before = self.drop(&none)?;
-        if before <= most {
-            return Ok(none);
-        }
-        let all: BTreeSet<usize> = (0..n).collect();
-        let seconds = started.elapsed().as_secs_f64();
-        self.progress.say(&format!("{n} layers can be raised; a conversion takes {seconds:.0} s, and at most {} are made", self.request.tries));
-        let best = self.drop(&all)?;
-        if best > most {
-            return Err(Error::failed(format!(
+        let found = allocate::fewest(&how, |set| {
+            let drop = self.drop(set)?;
+            if set.is_empty() && drop > most {
+                let seconds = started.elapsed().as_secs_f64();
+                progress.say(&format!("{n} layers can be raised; a conversion takes some {seconds:.0} s, and about {} are made at most", request.tries));
+            }
+            Ok(drop)
+        })?;
+        match found {
+            Outcome::Met(set) => Ok(set),
+            Outcome::Missed(best) => Err(Error::failed(format!(
                 "with all {n} layers raised the {} is still {best:.4}, above --max-drop {most}: nothing was written; the loss lies elsewhere, see `requant convert`",
                 self.measure
-            )));
-        }
-        let ranked = self.space.ranked()?;
-        let prefix = |k: usize| ranked[..k].iter().copied().collect::<BTreeSet<usize>>();
-        let (mut fails, mut holds) = (0, n);
-        while holds - fails > 1 {
-            let middle = fails.midpoint(holds);
-            if self.drop(&prefix(middle))? <= most { holds = middle } else { fails = middle }
-        }
-        let mut chosen = prefix(holds);
-        // The dearest first; of those alike the one that harms least.
-        let mut order = Vec::new();
-        for &i in &chosen {
-            order.push((self.space.cost(&BTreeSet::from([i]))?, self.space.noises[i], i));
-        }
-        order.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
-        for (.., i) in order {
-            if self.known.len() >= self.request.tries {
-                self.progress.say(&format!("{} conversions were made: no more layers are tried to be taken back", self.known.len()));
-                break;
-            }
-            let mut without = chosen.clone();
-            without.remove(&i);
-            if self.drop(&without)? <= most {
-                chosen = without;
-            }
-        }
-        self.exchange(chosen)
-    }
-
-    /// Exchanges two or more raised layers for one that costs less, while conversions are left.
-    fn exchange(&mut self, mut chosen: BTreeSet<usize>) -> Result<BTreeSet<usize>> {
-        let most = self.request.max_drop;
-        let ranked = self.space.ranked()?;
-        'again: loop {
-            let cost = self.space.cost(&chosen)?;
-            for &new in ranked.iter().filter(|i| !chosen.contains(i)) {
-                // What it takes off must make up for the quietest that leave.
-                let mut leave: Vec<usize> = chosen.iter().copied().collect();
-                leave.sort_by(|a, b| self.space.noises[*a].total_cmp(&self.space.noises[*b]).then(a.cmp(b)));
-                let mut with = chosen.clone();
-                with.insert(new);
-                let mut freed = 0.0;
-                for old in leave {
-                    if freed + self.space.noises[old] > 1.5 * self.space.noises[new] {
-                        break;
-                    }
-                    freed += self.space.noises[old];
-                    with.remove(&old);
-                    if self.space.cost(&with)? >= cost || self.known.contains_key(&with) {
-                        continue;
-                    }
-                    if self.known.len() >= self.request.tries {
-                        return Ok(chosen);
-                    }
-                    if self.drop(&with)? <= most {
-                        chosen = with;
-                        continue 'again;
-                    }
-                }
-            }
-            return Ok(chosen);
+            ))),
         }
     }
 
     /// What the model loses where these are raised.
-    fn drop(&mut self, raised: &BTreeSet<usize>) -> Result<f64> {
+    fn drop(&mut self, raised: &Raised) -> Result<f64> {
         if let Some((drop, resolved)) = self.known.get(raised) {
             self.resolved = resolved.clone();
             return Ok(*drop);

@@ -256,6 +256,7 @@ fn allocate(w: &mut Work, args: &Args) -> Result<Notes> {
     let latencies = args.text("latency_table").map(|path| latencies(std::path::Path::new(path)).at(|| format!("latency_table {path}"))).transpose()?;
     let how = Allocate {
         bits: args.numbers("bits").map_or_else(|| vec![4, 8], |list| list.into_iter().map(|n| n as u8).collect()),
+        base: w.recipe.weights.as_ref().and_then(|k| k.scheme(Some(0)).ok()).map_or(8, |s| s.format.bits()),
         size: args.number("size").map(|n| if n <= 1.0 { Amount::Share(n) } else { Amount::Whole(n) }),
         bitops: args.number("bitops").map(Amount::Share),
         latency: args.number("latency"),

@@ -203,7 +203,7 @@ impl Problem {
             let least = knapsack::least(&self.items, j);
             if least > l.most {
                 return Err(Error::usage(format!(
-                    "{}: nothing fits into {:.6} {}; the smallest possible is {least:.6} ({:.4} of the widest)",
+                    "{}: nothing fits into {} {}; the smallest possible is {least} ({:.4} of the widest)",
                     l.what,
                     l.most,
                     l.unit,
@@ -249,7 +249,7 @@ impl Problem {
     /// `123 bytes of weights (0.5 of the widest)`
     fn spent(&self, chosen: &[usize]) -> String {
         let costs = knapsack::costs(&self.items, chosen, self.limits.len());
-        let one = |(l, c): (&Bound, &f64)| format!("{c:.0} {} ({:.3} of the widest)", l.unit, c / l.full);
+        let one = |(l, c): (&Bound, &f64)| format!("{} {} ({:.3} of the widest)", (c * 1000.0).round() / 1000.0, l.unit, c / l.full);
         self.limits.iter().zip(&costs).map(one).collect::<Vec<_>>().join(", ")
     }
 
@@ -326,7 +326,7 @@ mod tests {
         let mut ids = Vec::new();
         for i in 0..4 {
             let u = |k: usize| ((k * 7 + i * 13) as f32 * 0.618_034).fract() * 2.0 - 1.0;
-            let w: Vec<f32> = (0..N * N).map(|k| if i == 1 { u(k) } else { (u(k) * 7.0).round() / 7.0 + 0.002 * u(k + 3) }).collect();
+            let w: Vec<f32> = (0..N * N).map(|k| if i == 1 { u(k) } else { (u(k) * 7.0).round() / 7.0 + 0.02 * u(k + 3) }).collect();
             let q = m.quantizers.add(format!("w{i}"), Scheme::int(8, true));
             m.quantizers[q].params = Some(Params::tensor(1.0 / 127.0, None));
             let [c, wq] = [m.graph.add_constant(&format!("w{i}"), Tensor::of_f32(&[N, N], w)), m.graph.add_value(&format!("wq{i}"))];

@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn many_layers_end_near_the_bound_and_limits_that_are_wide_or_cannot_hold_are_told() {
         let mut seed = 3;
-        let items = layers(200, 1, &mut seed);
+        let items = layers(300, 1, &mut seed);
         let full: f64 = items.iter().map(|c| c[2].costs[0]).sum();
         let limit = [0.4 * full];
         let got = choose(&items, &limit).unwrap();

@@ -268,7 +268,7 @@ fn source(model: &Model, v: ValueId) -> Option<QuantizerId> {
 }
 
 /// The same range in 16 bits.
-fn wide_row(table: &mut Table, id: QuantizerId) {
+pub(super) fn wide_row(table: &mut Table, id: QuantizerId) {
     let (lo, hi) = covered(table, id);
     let row = &mut table[id];
     if let Format::Int { signed, narrow, .. } = row.scheme.format {

@@ -18,6 +18,8 @@ pub struct Cli {
 pub enum Command {
     /// Convert a model as a recipe says
     Convert(Box<Convert>),
+    /// Find the fewest layers that must be wider for the result to be good enough
+    Search(Box<Search>),
     /// Compare two models, end to end and node by node
     Diff(Diff),
     /// Say which nodes of a model a target runs in float, elsewhere or not at all
@@ -147,6 +149,56 @@ pub struct Convert {
     /// The engine that runs models
     #[arg(long, value_name = "NAME", default_value = engine::NAMES[0], value_parser = engine::NAMES)]
     pub engine: String,
+    /// Threads [default: one a core]; the result does not depend on them
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    #[command(flatten)]
+    pub loudness: Loudness,
+}
+
+/// `requant search`.
+#[derive(Debug, Args)]
+pub struct Search {
+    /// The model; never changed
+    pub model: PathBuf,
+    /// Largest loss: of accuracy with --labels, of the command's number with --eval, else the share of samples whose class changes, or noise over signal
+    #[arg(long, value_name = "LOSS", allow_negative_numbers = true)]
+    pub max_drop: f64,
+    /// Sample inputs, as for convert
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<String>,
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// What is to be least: the number of layers raised, bytes of weights, multiply-adds times bits, or the times of --latency-table
+    #[arg(long, value_name = "WHAT", default_value = "layers", value_parser = ["layers", "size", "bitops", "latency"])]
+    pub minimize: String,
+    /// Times of layers by the bits of their weights, YAML or JSON: { /conv1/Conv: { 8: 1.5, 16: 2.5 } }
+    #[arg(long, value_name = "FILE")]
+    pub latency_table: Option<PathBuf>,
+    /// The recipe that reproduces the result [default: MODEL.<recipe>.search.yaml beside the model]
+    #[arg(short, long, value_name = "OUT.yaml")]
+    pub output: Option<PathBuf>,
+    /// Other sample inputs to judge results on
+    #[arg(long, value_name = "PATH")]
+    pub validate_data: Option<String>,
+    /// Class labels of the samples that judge: .npy, or CSV lines file,class
+    #[arg(long, value_name = "FILE")]
+    pub labels: Option<PathBuf>,
+    /// Judge by the number that this prints last, more being better; such as 'python map.py {model}'
+    #[arg(long, value_name = "COMMAND")]
+    pub eval: Option<String>,
+    /// Conversions at most
+    #[arg(long, value_name = "N", default_value_t = 48, value_parser = clap::value_parser!(u32).range(1..))]
+    pub tries: u32,
+    /// Samples to rank layers by
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    pub samples: u32,
+    /// Replace an existing file that search did not write
+    #[arg(long)]
+    pub force: bool,
+    /// Leave out fields of the file that ONNX does not define, rather than refuse it
+    #[arg(long)]
+    pub drop_unknown: bool,
     /// Threads [default: one a core]; the result does not depend on them
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,

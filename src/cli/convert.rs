@@ -9,7 +9,7 @@ use crate::recipe::{self, Request, Sources};
 use std::process::ExitCode;
 
 impl RecipeArgs {
-    fn sources(&self) -> Sources {
+    pub(super) fn sources(&self) -> Sources {
         Sources {
             recipe: self.recipe.clone(),
             target: self.target.clone(),

@@ -8,6 +8,7 @@ mod inspect;
 mod lists;
 mod print;
 mod progress;
+mod search;
 
 use crate::error::Result;
 use crate::{interrupt, recipe};
@@ -34,6 +35,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Convert(args) => return convert::convert(args),
         Command::Check(args) => return check::run(args),
         Command::Diff(args) => diff::run(args)?,
+        Command::Search(args) => search::run(args)?,
         Command::Inspect(args) => inspect::run(args)?,
         Command::Explain(args) => convert::explain(args)?,
         Command::Recipes { name } => lists::recipes(name.as_deref())?,

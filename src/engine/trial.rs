@@ -65,9 +65,20 @@ impl Trial {
         &self.samples
     }
 
+    /// Threads that run them.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
     /// Plans of the model as it is now: its weights are built in.
     pub fn plans<'m>(&self, model: &'m Model) -> Plans<'m> {
         Plans::new(model, &self.probes.iter().map(|p| p.value).collect::<Vec<_>>(), RunnerOptions::default())
+    }
+
+    /// Plans whose weights follow the table of each run.
+    pub fn live_plans<'m>(&self, model: &'m Model) -> Plans<'m> {
+        let options = RunnerOptions { live_weights: true, ..RunnerOptions::default() };
+        Plans::new(model, &self.probes.iter().map(|p| p.value).collect::<Vec<_>>(), options)
     }
 
     /// The mean over the outputs' parts of what each loses under `table`.

@@ -2,6 +2,7 @@
 
 mod cholesky;
 mod gram;
+pub mod knapsack;
 mod product;
 
 pub use cholesky::cholesky;

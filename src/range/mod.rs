@@ -18,3 +18,4 @@ pub use method::Method;
 pub use saved::{Ranges, Source};
 pub use settle::settle;
 pub use shifts::fit_bias;
+pub use weights::fit_constant;

@@ -241,6 +241,29 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     Ok(Outcome { report, output, report_path, written: keep, failures })
 }
 
+/// What `look` makes of the model as the recipe's steps leave it before weights become codes: quantizers stand and have their scales.
+pub fn fitted<T: Send>(request: &Request, progress: &dyn Progress, look: impl FnOnce(&Work, &Samples) -> Result<T> + Send) -> Result<T> {
+    let Begun { recipe, source, mut samples, threads } = begin(request, progress)?;
+    let Some(s) = &mut samples else { return Err(Error::usage("sample inputs are needed: give --data")) };
+    let mut reference = source.clone();
+    lift(&mut reference).at(|| request.model.display())?;
+    start::check_engine(&reference, s).at(|| request.model.display())?;
+    tie(&reference, &recipe, s, progress).at(|| request.model.display())?;
+    let mut work = Work::new(&recipe, source, threads, progress);
+    (work.data, work.calibration) = (Some(&s.data), &s.calibration);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| Error::failed(format!("{threads} threads cannot be started: {e}")))?;
+    for step in &recipe.steps {
+        if step.name == "round" || step.name == "lower" {
+            break;
+        }
+        pool.install(|| work.step(step))?;
+    }
+    match work.state {
+        State::Fitted => pool.install(|| look(&work, s)),
+        _ => Err(Error::usage(format!("recipe {} places no quantizers with scales before `round`: there is nothing to raise", recipe.name))),
+    }
+}
+
 /// What judging reads.
 struct Judged<'a> {
     reference: &'a Model,

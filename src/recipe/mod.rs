@@ -14,6 +14,7 @@ mod ranges;
 mod read;
 mod resolve;
 mod schema;
+mod search;
 mod set;
 mod shape;
 mod start;
@@ -33,6 +34,7 @@ pub use output::write_text;
 pub use profile::profile;
 pub use resolve::resolve;
 pub use schema::schema;
+pub use search::{Found, Minimize, SearchRequest, search};
 pub use start::declared_inputs;
 pub use table::{STEPS, StepRow, step_keys};
 
@@ -140,6 +142,10 @@ impl Args {
 
     pub fn number(&self, key: &str) -> Option<f64> {
         self.0.get(key)?.number()
+    }
+
+    pub fn numbers(&self, key: &str) -> Option<Vec<f64>> {
+        Some(self.0.get(key)?.list().iter().filter_map(Tree::number).collect())
     }
 
     /// `activations.method minmax, weights.method minmax`, for people.

@@ -59,7 +59,8 @@ fn is_own(path: &Path) -> bool {
     onnx::read(path, &ReadOptions { drop_unknown: true }).is_ok_and(|m| m.metadata.iter().any(|(k, _)| k == VERSION_KEY))
 }
 
-fn temporary_folder(path: &Path) -> Result<TempDir> {
+/// A folder beside `path` that goes when it is dropped.
+pub fn temporary_folder(path: &Path) -> Result<TempDir> {
     let folder = folder_of(path);
     tempfile::Builder::new().prefix(".requant-").tempdir_in(&folder).map_err(|e| {
         let why = match e.kind() {

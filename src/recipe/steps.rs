@@ -1,7 +1,7 @@
 //! What each step of a recipe does: the state of the model it accepts, the one it leaves, and the call into the room that knows how.
 
 use super::{Args, Recipe, Step};
-use crate::allocate::{self, Widen};
+use crate::allocate::{self, Allocate, Amount, Latencies, Sensitivity, Strategy, Widen};
 use crate::data::Dataset;
 use crate::error::{At, Error, Result};
 use crate::graph::{Flow, Model};
@@ -57,6 +57,7 @@ pub const SHIFT_NEGATIVES: Run = Run { accepts: &[Float], leaves: None, run: shi
 pub const PLACE: Run = Run { accepts: &[Float], leaves: Some(Placed), run: place };
 pub const CALIBRATE: Run = Run { accepts: &[Placed, Fitted], leaves: Some(Fitted), run: calibrate };
 pub const WIDEN: Run = Run { accepts: &[Fitted], leaves: None, run: widen };
+pub const ALLOCATE: Run = Run { accepts: &[Fitted], leaves: None, run: allocate };
 pub const ROUND: Run = Run { accepts: &[Fitted], leaves: Some(Rounded), run: round };
 pub const CORRECT_BIAS: Run = Run { accepts: &[Rounded], leaves: None, run: correct_bias };
 pub const TUNE_BATCH_NORM: Run = Run { accepts: &[Rounded], leaves: None, run: tune_batch_norm };
@@ -251,6 +252,44 @@ fn widen(w: &mut Work, args: &Args) -> Result<Notes> {
         threads: w.threads,
     };
     allocate::widen(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)
+}
+
+fn allocate(w: &mut Work, args: &Args) -> Result<Notes> {
+    let latencies = args.text("latency_table").map(|path| latencies(std::path::Path::new(path)).at(|| format!("latency_table {path}"))).transpose()?;
+    let how = Allocate {
+        bits: args.numbers("bits").map_or_else(|| vec![4, 8], |list| list.into_iter().map(|n| n as u8).collect()),
+        base: w.recipe.weights.as_ref().and_then(|k| k.scheme(Some(0)).ok()).map_or(8, |s| s.format.bits()),
+        size: args.number("size").map(|n| if n <= 1.0 { Amount::Share(n) } else { Amount::Whole(n) }),
+        bitops: args.number("bitops").map(Amount::Share),
+        latency: args.number("latency"),
+        latencies: latencies.as_ref(),
+        front: args.numbers("front").unwrap_or_default(),
+        strategy: match args.text("strategy") {
+            Some("greedy") => Strategy::Greedy,
+            Some("uniform") => Strategy::Uniform,
+            _ => Strategy::Program,
+        },
+        sensitivity: if args.text("sensitivity") == Some("layer-mse") { Sensitivity::LayerMse } else { Sensitivity::OneAtATime },
+        samples: args.int("samples").map_or(32, |n| n as usize),
+        profile: &w.recipe.target,
+        threads: w.threads,
+    };
+    allocate::allocate(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)
+}
+
+/// Reads times by layer and bits.
+pub fn latencies(path: &std::path::Path) -> Result<Latencies> {
+    let bytes = std::fs::read(path).map_err(|e| Error::usage(format!("cannot be read: {e}")))?;
+    let tree = super::parse::parse(&bytes, &super::table::LATENCIES, &path.display().to_string())?;
+    let mut all = Latencies::new();
+    for (layer, times) in tree.entries() {
+        let of_layer = all.entry(layer.clone()).or_default();
+        for (bits, time) in times.entries() {
+            let width = bits.parse().map_err(|_| Error::usage(format!("layer {layer}: `{bits}` is no number of bits")))?;
+            of_layer.insert(width, time.number().unwrap_or(0.0));
+        }
+    }
+    Ok(all)
 }
 
 fn round(w: &mut Work, args: &Args) -> Result<Notes> {

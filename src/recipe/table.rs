@@ -62,6 +62,13 @@ pub static STEPS: &[StepRow] = &[
     StepRow { name: "place", doc: "decide which values become codes, by the target's rules and the overrides", keys: &[], scalar: None, run: steps::PLACE },
     StepRow { name: "calibrate", doc: "find scales and zero points", keys: CALIBRATE, scalar: None, run: steps::CALIBRATE },
     StepRow { name: "widen", doc: "keep the few activations wider that 8 bits harm most, by measurement", keys: WIDEN, scalar: None, run: steps::WIDEN },
+    StepRow {
+        name: "allocate",
+        doc: "choose a width for each layer's weights within a limit, by measurement and an integer program",
+        keys: ALLOCATE,
+        scalar: None,
+        run: steps::ALLOCATE,
+    },
     StepRow { name: "round", doc: "find a code for each weight", keys: ROUND, scalar: Some("method"), run: steps::ROUND },
     StepRow {
         name: "correct-bias",
@@ -132,12 +139,38 @@ static ROUND: &[Key] = &[
     Key::new("damping", Shape::Number(0.0, 1.0), "gptq: of the inputs' mean energy, what is added to each; default 0.01"),
     Key::new("samples", COUNT, "gptq: samples at most; default 32"),
 ];
+/// What `latency_table` holds.
+pub static LATENCIES: Shape = Shape::MapOf(&Shape::MapOf(&Shape::Number(0.0, f64::INFINITY)));
+
 static WIDEN: &[Key] = &[
     Key::new("share", Shape::Number(0.0, 1.0), "largest share of all activations that may be wider; default 0.08"),
     Key::new("macs", Shape::Number(0.0, 1.0), "largest share of the multiply-adds whose operand may be wider; default 0.02"),
     Key::new("tries", COUNT, "groups of activations measured; default 24"),
     Key::new("samples", COUNT, "samples to measure on; default 4"),
     Key::new("loss", Shape::Number(0.0, f64::INFINITY), "models that lose less need nothing wider: noise over signal, or nats; default 0.01"),
+];
+static ALLOCATE: &[Key] = &[
+    Key::new("bits", Shape::List(&Shape::Int(2, 16)), "widths to choose from, as far as the target holds them; default [4, 8]"),
+    Key::new(
+        "size",
+        Shape::Any(&[Shape::Number(0.0, 1.0), Shape::Bytes]),
+        "limit on what the layers' weights take: a share of what they take at their widest, or bytes; default 0.75, where there is no other limit",
+    ),
+    Key::new("bitops", Shape::Number(0.0, 1.0), "limit on multiply-adds times the bits of both operands: a share of what they are at their widest"),
+    Key::new("latency", Shape::Number(0.0, f64::INFINITY), "limit on the sum of the times in `latency_table`, in their unit"),
+    Key::new("latency_table", Shape::Text, "path of a YAML or JSON file: time by layer and bits of its weights, such as `/conv1/Conv: { 4: 1.5, 8: 2.5 }`"),
+    Key::new("front", Shape::List(&Shape::Number(0.0, 1.0)), "more limits, as shares of the widest, for which what would be lost is told; default none"),
+    Key::new(
+        "strategy",
+        Shape::OneOf(&["program", "greedy", "uniform"]),
+        "program: an integer program, measured beside the two others; greedy: from the widest, least loss for what is saved first; uniform: one width for all; default program",
+    ),
+    Key::new(
+        "sensitivity",
+        Shape::OneOf(&["one-at-a-time", "layer-mse"]),
+        "one-at-a-time: what the model's outputs lose by one layer alone; layer-mse: noise over signal of the layer's own output; default one-at-a-time",
+    ),
+    Key::new("samples", COUNT, "samples to measure on; default 32"),
 ];
 static CORRECT_BIAS: &[Key] = &[Key::new("samples", COUNT, "samples at most; default 32")];
 static TUNE_BATCH_NORM: &[Key] = &[Key::new("samples", COUNT, "samples at most, of which every fourth judges; default 64")];

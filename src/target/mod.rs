@@ -11,4 +11,4 @@ pub use formats::{FORMATS, NamedFormat, format_of, name_of};
 pub use keys::{Granularity, ScaleKey, SchemeKeys, ZeroKey};
 pub use limits::{Limit, Must};
 pub use profile::{Fate, Fixed, Fuse, Legal, Profile, Shift, Slot, Spelling, Term};
-pub use select::{Keep, Override, Place, Select, Wish};
+pub use select::{Keep, Override, Place, Select, Wish, literal};

@@ -91,6 +91,11 @@ fn glob(pattern: &str) -> Result<GlobMatcher> {
     Ok(glob.map_err(|e| Error::usage(format!("`{pattern}` is not a pattern ({e})")))?.compile_matcher())
 }
 
+/// The pattern that matches this name and no other.
+pub fn literal(name: &str) -> String {
+    globset::escape(name)
+}
+
 impl Select {
     /// The nodes of the outermost graph that match; none where only tensors are selected.
     pub fn nodes(&self, model: &Model) -> Result<BTreeSet<NodeId>> {

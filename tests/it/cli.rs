@@ -4,6 +4,7 @@ mod convert;
 mod loops;
 mod models;
 mod program;
+mod search;
 
 use program::Folder;
 

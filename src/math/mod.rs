@@ -1,7 +1,7 @@
-//! Linear algebra, without a word about models. Matrices are row-major.
+//! Linear algebra, without a word about models. Matrices are row-major where nothing else is said.
 
 mod cholesky;
 mod gram;
 
 pub use cholesky::cholesky;
-pub use gram::add_gram;
+pub use gram::{add_gram, product};

@@ -254,7 +254,12 @@ fn widen(w: &mut Work, args: &Args) -> Result<Notes> {
 fn round(w: &mut Work, args: &Args) -> Result<Notes> {
     let mut notes = match args.text("method") {
         Some("gptq") => {
-            let how = Gptq { damping: args.number("damping").unwrap_or(0.01), samples: args.int("samples").map_or(32, |n| n as usize), threads: w.threads };
+            let how = Gptq {
+                damping: args.number("damping").unwrap_or(0.01),
+                samples: args.int("samples").map_or(32, |n| n as usize),
+                work: args.number("work").unwrap_or(2000.0) * 1e9,
+                threads: w.threads,
+            };
             round::gptq(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
         }
         Some("hqq") => round::hqq(&mut w.model)?,

@@ -117,6 +117,11 @@ static ROUND: &[Key] = &[
     ),
     Key::new("damping", Shape::Number(0.0, 1.0), "gptq: of the inputs' mean energy, what is added to each; default 0.01"),
     Key::new("samples", COUNT, "gptq: samples at most; default 32"),
+    Key::new(
+        "work",
+        Shape::Number(0.0, f64::INFINITY),
+        "gptq: billions of multiply-adds that a layer may take; fewer places are looked at for it, and beyond that it gets nearest codes; default 2000",
+    ),
 ];
 static WIDEN: &[Key] = &[
     Key::new("share", Shape::Number(0.0, 1.0), "largest share of all activations that may be wider; default 0.08"),

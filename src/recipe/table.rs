@@ -53,6 +53,13 @@ pub static STEPS: &[StepRow] = &[
         run: steps::SMOOTH,
     },
     StepRow {
+        name: "awq",
+        doc: "scale channels by the size of the inputs they carry, so that the weights that matter most lose least",
+        keys: AWQ,
+        scalar: None,
+        run: steps::AWQ,
+    },
+    StepRow {
         name: "shift-negatives",
         doc: "lift functions that reach a little below zero above it, so that their codes need no sign",
         keys: SHIFT_NEGATIVES,
@@ -92,6 +99,8 @@ static SMOOTH: &[Key] = &[
     Key::new("alpha", Shape::Number(0.0, 1.0), "share of a channel's range that moves into the weights; default: searched for each value"),
     Key::new("samples", COUNT, "samples looked at at most; default 16"),
 ];
+static AWQ: &[Key] =
+    &[Key::new("grid", COUNT, "exponents tried, from 0 on, evenly below 1; default 20"), Key::new("samples", COUNT, "samples looked at at most; default 64")];
 static CALIBRATE: &[Key] = &[
     Key::new("activations", Shape::Map(CALIBRATE_ACTIVATIONS), "how the range of an activation is taken from the samples"),
     Key::new("weights", Shape::Map(CALIBRATE_WEIGHTS), "how the range of a weight is taken from its values"),

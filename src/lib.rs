@@ -14,6 +14,7 @@ pub mod engine;
 pub mod error;
 pub mod graph;
 pub mod interrupt;
+pub mod learn;
 pub mod lift;
 pub mod lower;
 pub mod math;

@@ -41,6 +41,13 @@ pub fn sample(inputs: &[InputInfo], seed: u64, i: usize) -> BTreeMap<String, Ten
     inputs.iter().map(|i| (i.name.clone(), tensor(i))).collect()
 }
 
+/// Puts numbers into an order that the seed decides (Fisher and Yates).
+pub fn shuffle(order: &mut [usize], seed: u64) {
+    for i in (1..order.len()).rev() {
+        order.swap(i, (mix(seed ^ mix(i as u64)) % (i as u64 + 1)) as usize);
+    }
+}
+
 /// Mixes 64 bits. Source: Steele, Lea, Flood: SplitMix64 (OOPSLA 2014).
 pub fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);

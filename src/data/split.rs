@@ -1,6 +1,6 @@
 //! Which samples calibrate and which judge.
 
-use super::random::mix;
+use super::random;
 
 /// Which samples calibrate and which validate.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -21,9 +21,7 @@ const FEW: usize = 16;
 pub fn split(n: usize, samples: usize, validate: Option<usize>, shuffle: Option<u64>) -> Split {
     let mut order: Vec<usize> = (0..n).collect();
     if let Some(seed) = shuffle {
-        for i in (1..n).rev() {
-            order.swap(i, (mix(seed ^ mix(i as u64)) % (i as u64 + 1)) as usize);
-        }
+        random::shuffle(&mut order, seed);
     }
     let calibration = order[..samples.min(n)].to_vec();
     let left = &order[calibration.len()..];

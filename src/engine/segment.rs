@@ -13,11 +13,28 @@ pub struct Given {
     pub shape: Vec<usize>,
 }
 
-/// The nodes that lie between `inputs` and `outputs`, as a model whose inputs are the given values, under their own names and ids.
-/// Constants and quantizers come along. Fails, by name, where an output needs a value that is neither given nor made from given ones.
+impl Given {
+    /// The given value as an input of its own, without a constant, of this type and shape.
+    fn declare(&self, model: &mut Model) {
+        let value = model.graph.value_mut(self.value);
+        value.constant = None;
+        value.ty = Type::Tensor { dtype: Some(self.dtype), shape: Some(self.shape.iter().map(|&d| Dim::Known(d)).collect()) };
+    }
+}
+
+/// The nodes that lie between `inputs` and `outputs`, as a model whose inputs are the given values, under their own names and ids and of the given types
+/// and shapes. Constants and quantizers come along. Fails, by name, where an output needs a value that is neither given nor made from given ones.
 pub fn cut(model: &Model, inputs: &[Given], outputs: &[ValueId]) -> Result<Model> {
+    let values: Vec<ValueId> = inputs.iter().map(|i| i.value).collect();
+    let mut part = cut_at(model, &values, outputs)?;
+    inputs.iter().for_each(|i| i.declare(&mut part));
+    Ok(part)
+}
+
+/// The same, with types and shapes as they are declared.
+pub fn cut_at(model: &Model, inputs: &[ValueId], outputs: &[ValueId]) -> Result<Model> {
     let g = &model.graph;
-    let given: BTreeSet<ValueId> = inputs.iter().map(|i| i.value).collect();
+    let given: BTreeSet<ValueId> = inputs.iter().copied().collect();
     let mut keep = BTreeSet::new();
     let mut open = outputs.to_vec();
     let mut seen: BTreeSet<ValueId> = given.clone();
@@ -40,20 +57,17 @@ pub fn cut(model: &Model, inputs: &[Given], outputs: &[ValueId]) -> Result<Model
     let mut part = model.clone();
     let g = &mut part.graph;
     g.outputs = outputs.to_vec();
-    g.inputs = inputs.iter().map(|i| i.value).collect();
+    g.inputs = inputs.to_vec();
     let drop: Vec<_> = g.order().iter().copied().filter(|n| !keep.contains(n)).collect();
     for node in drop {
         g.remove_node(node);
     }
-    for i in inputs {
-        if let Some((node, slot)) = g.value(i.value).producer() {
+    for &v in inputs {
+        if let Some((node, slot)) = g.value(v).producer() {
             // The node stays for its other outputs; this one gets another name.
             let other = g.add_value("");
             g.set_output(node, slot as usize, other);
         }
-        let value = g.value_mut(i.value);
-        value.constant = None;
-        value.ty = Type::Tensor { dtype: Some(i.dtype), shape: Some(i.shape.iter().map(|&d| Dim::Known(d)).collect()) };
     }
     Ok(part)
 }

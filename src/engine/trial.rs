@@ -22,9 +22,9 @@ pub struct Trial {
 
 /// One output or part of one: the value looked at, and whether it holds scores.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Probe {
-    value: ValueId,
-    scores: bool,
+pub struct Probe {
+    pub value: ValueId,
+    pub scores: bool,
 }
 
 impl Trial {
@@ -48,6 +48,21 @@ impl Trial {
             },
         )?;
         Ok(Trial { samples, probes, wanted, threads })
+    }
+
+    /// What is looked at.
+    pub fn probes(&self) -> &[Probe] {
+        &self.probes
+    }
+
+    /// What the float model gave at the probes for sample `i`.
+    pub fn wanted(&self, i: usize) -> &[Tensor] {
+        &self.wanted[i]
+    }
+
+    /// The samples.
+    pub fn samples(&self) -> &[BTreeMap<String, Tensor>] {
+        &self.samples
     }
 
     /// Plans of the model as it is now: its weights are built in.

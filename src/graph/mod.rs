@@ -13,7 +13,7 @@ mod op;
 mod sets;
 
 pub use attr::{Attr, AttrValue, Constant, Storage};
-pub use eval::eval;
+pub use eval::{broadcast, eval};
 pub use forms::{Form, forms, since};
 pub use graph::{Dim, Graph, NodeId, Port, Type, Value, ValueId, shape_text};
 pub use infer::{Fact, Inferred, InputShapes, fold, infer, specialize};

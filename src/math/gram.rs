@@ -1,4 +1,4 @@
-//! Sums of products of columns, and products of matrices.
+//! Sums of products of columns.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -31,19 +31,6 @@ pub fn add_gram(sums: &mut [f64], columns: &[f32], n: usize, rows: usize) {
     });
 }
 
-/// `c = a·b`, in float32: `c` of `rows × columns` numbers, row by row; `a` of `rows × inner` and `b` of `inner × columns`, whose rows lie `a_stride` and
-/// `columns` numbers apart.
-pub fn product(c: &mut [f32], (a, a_stride): (&[f32], usize), b: &[f32], (rows, inner, columns): (usize, usize, usize)) {
-    if inner == 0 || rows == 0 || columns == 0 {
-        return c.fill(0.0);
-    }
-    // Seen as columns, each of them is its transpose.
-    let a = MatRef::from_column_major_slice_with_stride(a, inner, rows, a_stride);
-    let b = MatRef::from_column_major_slice(&b[..inner * columns], columns, inner);
-    let c = MatMut::from_column_major_slice_mut(&mut c[..rows * columns], columns, rows);
-    matmul(c, Accum::Replace, b, a, 1.0, Par::Seq);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,18 +47,5 @@ mod tests {
             }
             assert_eq!(sums[1], 1.0, "above the diagonal");
         }
-    }
-
-    #[test]
-    fn a_part_of_a_matrix_times_another() {
-        let a: Vec<f32> = (0..15).map(|i| i as f32).collect();
-        let b: Vec<f32> = (0..6).map(|i| 1.0 - i as f32).collect();
-        let mut c = vec![9.0; 6];
-        // Columns 1 … 3 of a, which is 3 × 5.
-        product(&mut c, (&a[1..14], 5), &b, (3, 3, 2));
-        let want = |r: usize, c: usize| (0..3).map(|k| a[r * 5 + 1 + k] * b[k * 2 + c]).sum::<f32>();
-        assert_eq!(c, (0..6).map(|i| want(i / 2, i % 2)).collect::<Vec<_>>());
-        product(&mut c, (&[], 5), &[], (3, 0, 2));
-        assert_eq!(c, [0.0; 6]);
     }
 }

@@ -2,6 +2,8 @@
 
 mod cholesky;
 mod gram;
+mod product;
 
 pub use cholesky::cholesky;
-pub use gram::{add_gram, product};
+pub use gram::add_gram;
+pub use product::{Matrix, multiply};

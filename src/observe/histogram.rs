@@ -174,6 +174,15 @@ impl Histogram {
         Extremes { lo: lo.max(self.extremes.lo), hi: hi.min(self.extremes.hi) }
     }
 
+    /// Filled buckets as (lower edge, upper edge, count), ascending, within what was seen; a bucket of zeros has both edges at zero.
+    pub fn spans(&self) -> impl Iterator<Item = (f32, f32, u64)> + '_ {
+        self.counts.iter().map(|&(b, c)| {
+            let (near, far) = edges(b as u32);
+            let far = if near == 0.0 { near } else { far };
+            (near.min(far).max(self.extremes.lo), near.max(far).min(self.extremes.hi), c)
+        })
+    }
+
     /// Filled buckets as (middle, count), ascending: what searches over a distribution read.
     pub fn points(&self) -> impl Iterator<Item = (f32, u64)> + '_ {
         self.counts.iter().map(|&(b, c)| {

@@ -102,6 +102,11 @@ pub fn fake_quantize(x: &mut [f32], shape: &[usize], scheme: &Scheme, params: Op
     Ok(())
 }
 
+/// The lowest and the highest number that codes stand for, before zero and scale. Fails where curve and format do not go together.
+pub fn span(scheme: &Scheme, params: &Params) -> Result<(f32, f32)> {
+    Ok(Coder::new(scheme, params)?.span())
+}
+
 /// Which fast path gives the coder's own results.
 enum Fast {
     /// By lowest and highest code.

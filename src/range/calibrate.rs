@@ -79,7 +79,8 @@ pub fn calibrate(
         if how.unsigned {
             drop_signs(model, &watched, &seen);
         }
-        let found = Found { watched: &watched, seen: &seen, kept: &kept, samples: ranges.samples, shifts: how.shifts };
+        let found =
+            Found { watched: &watched, seen: &seen, kept: &kept, samples: ranges.samples, shifts: how.shifts, by_energy: how.activations != Method::Entropy };
         let (method, best, said) = match (how.activations, data) {
             (Method::Auto, Some(data)) => best_of(model, &found, data, how.threads, progress)?,
             (Method::Auto, None) => {

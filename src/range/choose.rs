@@ -30,6 +30,8 @@ pub struct Found<'a> {
     pub kept: &'a BTreeMap<QuantizerId, Extremes>,
     pub samples: usize,
     pub shifts: &'a [Shift],
+    /// Of tensors that share a quantizer, whether each counts by its energy: so methods want it that make errors least. Otherwise by its number of values.
+    pub by_energy: bool,
 }
 
 /// How a range is taken from what was seen of a tensor.
@@ -144,6 +146,10 @@ fn alike(model: &Model, found: &Found, range: Range, mut ends: Vec<Vec<Extremes>
         let mut all = Histogram::default();
         for i in &members {
             let Seen::Histogram(h) = &found.seen[*i] else { continue };
+            if !found.by_energy {
+                all.merge(h);
+                continue;
+            }
             let energy: f64 = h.points().map(|(x, n)| (x as f64).powi(2) * n as f64).sum();
             all.merge(&h.weighed(if energy > 0.0 { 1e9 / energy } else { 0.0 }));
         }

@@ -78,7 +78,6 @@ impl Method {
     /// The range of values distributed so.
     pub fn range(self, seen: &Histogram, scheme: &Scheme) -> Result<Extremes> {
         match (self, self.power()) {
-            (Method::Entropy, _) if pow2::applies(scheme) => pow2::threshold(seen, scheme, |params| divergence_under(seen, scheme, params)),
             (_, Some(p)) if pow2::applies(scheme) => {
                 let mut loss = Loss::over(seen, p);
                 pow2::threshold(seen, scheme, |params| loss.under(scheme, params))
@@ -86,7 +85,7 @@ impl Method {
             (Method::Tail, _) if pow2::applies(scheme) => Ok(pow2::nearest(seen, scheme, behind_tails(seen, scheme))),
             (_, Some(p)) => least_error(seen, scheme, p),
             (Method::Percentile(p), _) => Ok(seen.central(p / 100.0)),
-            (Method::Entropy, _) => least_divergence(seen, scheme),
+            (Method::Entropy, _) => by_divergence(seen, scheme),
             (Method::Tail, _) => Ok(behind_tails(seen, scheme)),
             _ => Ok(seen.extremes),
         }
@@ -229,10 +228,40 @@ impl End {
     }
 }
 
+/// The range of least divergence. Bins are too wide to tell what is far below the largest value: where the search ends at the least range that it can
+/// speak of, it begins anew with what lies beyond counted as the ends.
+fn by_divergence(seen: &Histogram, scheme: &Scheme) -> Result<Extremes> {
+    let mut seen = seen.clone();
+    loop {
+        let wide = seen.extremes.hi.max(0.0) - seen.extremes.lo.min(0.0);
+        let (range, least) = match pow2::applies(scheme) {
+            true => {
+                let range = pow2::threshold(&seen, scheme, |params| divergence_under(&seen, scheme, params))?;
+                let step = quant::fit_range(scheme, &[range.lo], &[range.hi])?.scale_at(0);
+                (range, step < 2.0 * wide / BINS as f32)
+            }
+            false => {
+                let range = least_divergence(&seen, scheme)?;
+                (range, (range.hi - range.lo) * (BINS as f32) < wide * (codes_of(scheme) + 8) as f32)
+            }
+        };
+        if !least || range.hi.max(0.0) - range.lo.min(0.0) >= wide {
+            return Ok(range);
+        }
+        seen.saturate(&range);
+    }
+}
+
+/// Codes that a search tells apart.
+fn codes_of(scheme: &Scheme) -> usize {
+    1 << scheme.format.bits().min(10)
+}
+
 /// Bins of the distribution whose divergence is taken.
 const BINS: usize = 2048;
 
-/// The distribution in bins of one width from the lowest to the highest value, 0 among them.
+/// The distribution in bins of one width from the lowest to the highest value, 0 among them. Values that are 0 count for nothing: every range holds
+/// them exactly, and behind a Relu they would outweigh all others.
 struct Bins {
     lo: f64,
     width: f64,
@@ -247,7 +276,14 @@ impl Bins {
         if seen.extremes.is_empty() || lo == hi {
             return None;
         }
-        seen.points().for_each(|(x, n)| bins.counts[bins.at(x)] += n as f64);
+        for (from, to, n) in seen.spans().filter(|(from, to, _)| (*from, *to) != (0.0, 0.0)) {
+            let (first, last) = (bins.at(from), bins.at(to));
+            for bin in first..=last {
+                let (left, right) = (bins.edge(bin).max(from), bins.edge(bin + 1).min(to));
+                let share = if first == last { 1.0 } else { ((right - left) / (to - from)).max(0.0) as f64 };
+                bins.counts[bin] += n as f64 * share;
+            }
+        }
         Some(bins)
     }
 
@@ -263,6 +299,10 @@ impl Bins {
 /// What the distribution loses under parameters: the divergence between it and what the codes make of it.
 fn divergence_under(seen: &Histogram, scheme: &Scheme, params: &Params) -> Result<f64> {
     let (Some(bins), Some((first, last))) = (Bins::of(seen), scheme.format.code_range()) else { return Ok(0.0) };
+    // Of a range that is a few bins wide nothing can be said: all that is cut off would count as well held.
+    if (params.scale_at(0) as f64) < bins.width {
+        return Ok(f64::INFINITY);
+    }
     let end = |code: i32| (code as f32 - params.zero_at(0)) * params.scale_at(0);
     let (from, to) = (bins.at(end(first).max(bins.edge(0))), bins.at(end(last).min(bins.edge(BINS))) + 1);
     let codes = ((to - from) as f64 * bins.width / params.scale_at(0) as f64).ceil() as usize;
@@ -272,7 +312,7 @@ fn divergence_under(seen: &Histogram, scheme: &Scheme, params: &Params) -> Resul
 /// Shrinks the end farther from zero, then the other, each for as long as the range has a bin a code.
 fn least_divergence(seen: &Histogram, scheme: &Scheme) -> Result<Extremes> {
     let Some(bins) = Bins::of(seen) else { return Ok(Extremes { lo: seen.extremes.lo.min(0.0), hi: seen.extremes.hi.max(0.0) }) };
-    let codes = 1usize << scheme.format.bits().min(10);
+    let codes = codes_of(scheme);
     let zero = bins.at(0.0);
     let mut best = (divergence(&bins.counts, 0, BINS, codes), 0, BINS);
     let upper_first = BINS - zero > zero;
@@ -350,6 +390,21 @@ mod tests {
         for method in [Method::Mse, Method::Entropy] {
             let r = method.range(&h, &Scheme::int(8, false)).unwrap();
             assert!(r.hi > 0.75 * h.extremes.hi && r.lo < 0.75 * h.extremes.lo, "{method:?}: {r:?} of {:?}", h.extremes);
+        }
+    }
+
+    /// Behind a Relu half of the values are zero; that says nothing of where the others should end.
+    #[test]
+    fn zeros_do_not_draw_the_least_divergence_in() {
+        let mut h = Histogram::default();
+        let u = |i: usize, k: f32| (i as f32 * k).fract() - 0.5;
+        let x: Vec<f32> = (0..20_000).map(|i| (u(i, 0.618_034) + u(i, 0.414_214) + u(i, 0.732_051) + u(i, 0.236_068)).max(0.0)).collect();
+        h.observe(&x);
+        for (scheme, least) in
+            [(Scheme::int(8, false), 0.6), (Scheme::int(8, true), 0.6), (Scheme { scale: ScaleKind::Pow2(DType::F32), ..Scheme::int(8, true) }, 0.45)]
+        {
+            let r = Method::Entropy.range(&h, &scheme).unwrap();
+            assert!(r.hi > least * h.extremes.hi, "{scheme}: {r:?} of {:?}", h.extremes);
         }
     }
 

@@ -23,6 +23,9 @@ fn inferences(step: &Step, n: usize, saved: bool) -> usize {
         "round" if step.args.text("method") == Some("gptq") => n.min(count("samples", 32)),
         "balance" | "shift-negatives" => n.min(count("samples", 64)),
         "correct-bias" => 2 * n.min(count("samples", 32)),
+        "tune-batch-norm" => 3 * n.min(count("samples", 64)),
+        // Three quarters of the samples forward and backward, the others forward.
+        "tune-bias" => count("epochs", 20) * n.min(count("samples", 128)) * 5 / 2,
         _ => 0,
     }
 }

@@ -11,7 +11,7 @@ use crate::onnx;
 use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules};
 use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
-use crate::round::{self, CorrectBias, Gptq};
+use crate::round::{self, Biases, CorrectBias, Gptq, TuneBatchNorm, TuneBias};
 use crate::target::{SchemeKeys, Spelling};
 use crate::tensor::DType;
 use crate::transform::{self, Awq, Balance, Equalize, Grid, ShiftNegatives, Smooth};
@@ -60,6 +60,8 @@ pub const CALIBRATE: Run = Run { accepts: &[Placed, Fitted], leaves: Some(Fitted
 pub const WIDEN: Run = Run { accepts: &[Fitted], leaves: None, run: widen };
 pub const ROUND: Run = Run { accepts: &[Fitted], leaves: Some(Rounded), run: round };
 pub const CORRECT_BIAS: Run = Run { accepts: &[Rounded], leaves: None, run: correct_bias };
+pub const TUNE_BATCH_NORM: Run = Run { accepts: &[Rounded], leaves: None, run: tune_batch_norm };
+pub const TUNE_BIAS: Run = Run { accepts: &[Rounded], leaves: None, run: tune_bias };
 pub const LOWER: Run = Run { accepts: &[Rounded], leaves: Some(Lowered), run: lower };
 
 /// What carries the step called `name` out.
@@ -285,8 +287,41 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
 fn correct_bias(w: &mut Work, args: &Args) -> Result<Notes> {
     let samples = args.int("samples").map_or(32, |n| n as usize);
     let bias = w.recipe.bias.scheme(None).ok();
-    let how = CorrectBias { samples, bias: bias.as_ref(), shifts: &w.recipe.target.shifts, memory: w.recipe.memory, threads: w.threads };
+    let biases = Biases { bias: bias.as_ref(), shifts: &w.recipe.target.shifts };
+    let how = CorrectBias { samples, biases, memory: w.recipe.memory, threads: w.threads };
     round::correct_bias(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)
+}
+
+fn tune_batch_norm(w: &mut Work, args: &Args) -> Result<Notes> {
+    let samples = args.int("samples").map_or(64, |n| n as usize);
+    let bias = w.recipe.bias.scheme(None).ok();
+    let biases = Biases { bias: bias.as_ref(), shifts: &w.recipe.target.shifts };
+    let how = TuneBatchNorm { samples, biases, memory: w.recipe.memory, threads: w.threads };
+    let float = float(w);
+    round::tune_batch_norm(&mut w.model, &how, &float, w.data.map(|d| (d, w.calibration)), w.progress)
+}
+
+fn tune_bias(w: &mut Work, args: &Args) -> Result<Notes> {
+    let count = |key: &str, default: usize| args.int(key).map_or(default, |n| n as usize);
+    let bias = w.recipe.bias.scheme(None).ok();
+    let how = TuneBias {
+        samples: count("samples", 128),
+        epochs: count("epochs", 20),
+        batch: count("batch", 16),
+        rate: args.number("rate").unwrap_or(0.001),
+        loss: args.number("loss").unwrap_or(0.001),
+        seed: w.recipe.seed,
+        biases: Biases { bias: bias.as_ref(), shifts: &w.recipe.target.shifts },
+        memory: w.recipe.memory,
+        threads: w.threads,
+    };
+    let float = float(w);
+    round::tune_bias(&mut w.model, &how, &float, w.data.map(|d| (d, w.calibration)), w.progress)
+}
+
+/// The float model: as it was before quantizers were placed; where none were here, the model whose quantizers came with it.
+fn float(w: &Work) -> Model {
+    w.prepared.clone().unwrap_or_else(|| w.model.clone())
 }
 
 /// Raises the opset as far as the formats ask, and writes in the spelling asked for.

@@ -77,6 +77,20 @@ pub static STEPS: &[StepRow] = &[
         scalar: None,
         run: steps::CORRECT_BIAS,
     },
+    StepRow {
+        name: "tune-batch-norm",
+        doc: "restore mean and deviation of each layer's output, channel by channel, through its scales and its bias",
+        keys: TUNE_BATCH_NORM,
+        scalar: None,
+        run: steps::TUNE_BATCH_NORM,
+    },
+    StepRow {
+        name: "tune-bias",
+        doc: "learn all biases at once so that the model's outputs come near the float model's",
+        keys: TUNE_BIAS,
+        scalar: None,
+        run: steps::TUNE_BIAS,
+    },
     StepRow { name: "lower", doc: "write quantizers in ONNX's own ops", keys: LOWER, scalar: Some("form"), run: steps::LOWER },
 ];
 
@@ -140,6 +154,14 @@ static WIDEN: &[Key] = &[
     Key::new("loss", Shape::Number(0.0, f64::INFINITY), "models that lose less need nothing wider: noise over signal, or nats; default 0.01"),
 ];
 static CORRECT_BIAS: &[Key] = &[Key::new("samples", COUNT, "samples at most; default 32")];
+static TUNE_BATCH_NORM: &[Key] = &[Key::new("samples", COUNT, "samples at most, of which every fourth judges; default 64")];
+static TUNE_BIAS: &[Key] = &[
+    Key::new("samples", COUNT, "samples at most, of which every fourth judges; default 128"),
+    Key::new("epochs", COUNT, "times that all samples are seen at most; default 20"),
+    Key::new("batch", COUNT, "samples a step; default 16"),
+    Key::new("rate", Shape::Number(0.0, 1.0), "length of a first step, as a share of the deviation of what a layer gives out; default 0.001"),
+    Key::new("loss", Shape::Number(0.0, f64::INFINITY), "models that lose less keep their biases: noise over signal, or nats; default 0.001"),
+];
 static LOWER: &[Key] = &[
     Key::new(
         "form",

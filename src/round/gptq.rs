@@ -10,7 +10,7 @@ use crate::data::Dataset;
 use crate::engine::{RunnerOptions, Walk};
 use crate::error::{At, Error, Result};
 use crate::graph::{Linear, Model, NodeId, Op, Site, ValueId};
-use crate::math::{add_gram, cholesky, product};
+use crate::math::{Matrix, add_gram, cholesky, multiply};
 use crate::note::Notes;
 use crate::pass::Progress;
 use crate::quant::{self, Codes, Curve, Format, Quantizer, Rounding};
@@ -254,7 +254,10 @@ fn round_rows(rows: &[usize], factor: &Factor, w: &[f32], grid: &Grid, at: &impl
     let mut values = vec![vec![0f32; n]; 2 * rows.len()];
     for from in (0..n).step_by(BLOCK).rev() {
         let to = (from + BLOCK).min(n);
-        product(&mut owed, (&factor.columns[from * n + to..], n), &errors[to * LANES..], (to - from, n - to, LANES));
+        if to < n {
+            let known = Matrix::new(&errors[to * LANES..], n - to, LANES);
+            multiply(&mut owed, LANES, Matrix::strided(&factor.columns[from * n + to..], to - from, n - to, n), known, false);
+        }
         for k in (from..to).rev() {
             let mut owed: [f32; LANES] = owed[(k - from) * LANES..][..LANES].try_into().expect("it has that length");
             for (l, e) in factor.columns[k * n + k + 1..k * n + to].iter().zip(errors[(k + 1) * LANES..].as_chunks::<LANES>().0) {

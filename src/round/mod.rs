@@ -1,16 +1,25 @@
 //! Which code stands for each weight.
 
+mod biases;
 mod correct_bias;
 mod gptq;
 mod hqq;
 mod k_quant;
+mod moments;
 mod patches;
 mod refit;
+#[cfg(test)]
+mod testing;
+mod tune_batch_norm;
+mod tune_bias;
 
+pub use biases::Biases;
 pub use correct_bias::{CorrectBias, correct_bias};
 pub use gptq::{Gptq, gptq};
 pub use hqq::hqq;
 pub use k_quant::k_quant;
+pub use tune_batch_norm::{TuneBatchNorm, tune_batch_norm};
+pub use tune_bias::{TuneBias, tune_bias};
 
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, NodeId, Op, Site};
@@ -29,6 +38,16 @@ pub fn round_nearest(model: &mut Model) -> Result<Notes> {
     debug_assert!(model.graph.nodes().all(|(_, n)| n.op != Op::FakeQuant || n.quantizer().is_some()));
     notes.changed("", format!("{count} weights rounded to their nearest codes"));
     Ok(notes)
+}
+
+/// Of samples, those to learn from and every fourth, which is held out to judge; `None`, and a remark, below `least`.
+fn held_out(samples: &[usize], least: usize, notes: &mut Notes) -> Option<(Vec<usize>, Vec<usize>)> {
+    if samples.len() < least {
+        notes.declined("", format!("needs at least {least} samples, and gets {}", samples.len()));
+        return None;
+    }
+    let part = |held: bool| samples.iter().enumerate().filter(|(i, _)| (i % 4 == 3) == held).map(|(_, s)| *s).collect();
+    Some((part(false), part(true)))
 }
 
 /// The codes of one constant.

@@ -9,7 +9,7 @@ use super::channels::{Seen, Value, found, look, rows_of, scale};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::graph::{self, Graph, InputShapes, Model};
-use crate::math::product;
+use crate::math::{Matrix, multiply};
 use crate::note::Notes;
 use crate::quant::{self, Scheme};
 use rayon::prelude::*;
@@ -102,7 +102,7 @@ fn search(g: &Graph, value: &Value, seen: &Seen, how: &Awq) -> Result<Option<(f6
 /// The squared sum of `x·w`: `x` of `count × n` numbers, `w` of `n × outs`.
 fn energy_of(x: &[f32], w: &[f32], (count, n, outs): (usize, usize, usize)) -> f64 {
     let mut y = vec![0f32; count * outs];
-    product(&mut y, (x, n), w, (count, n, outs));
+    multiply(&mut y, outs, Matrix::new(x, count, n), Matrix::new(w, n, outs), false);
     y.iter().map(|y| (*y as f64).powi(2)).sum()
 }
 

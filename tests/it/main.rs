@@ -10,6 +10,7 @@ mod day_one;
 mod dependencies;
 mod engine;
 mod images;
+mod learn;
 mod lift;
 mod micro;
 mod models;

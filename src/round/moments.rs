@@ -1,0 +1,85 @@
+//! Means and deviations of a layer's outputs, channel by channel.
+
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
+/// Sums, sums of squares and count by channel.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Moments {
+    sum: Vec<f64>,
+    square: Vec<f64>,
+    count: f64,
+}
+
+impl Moments {
+    pub fn new(channels: usize) -> Self {
+        Moments { sum: vec![0.0; channels], square: vec![0.0; channels], count: 0.0 }
+    }
+
+    /// Takes in a tensor with one index of `axis` a channel.
+    pub fn add(&mut self, t: &Tensor, axis: usize) -> Result<()> {
+        let shape = t.shape();
+        if shape.get(axis) != Some(&self.sum.len()) {
+            return Err(Error::failed(format!("its output has shape {shape:?}, which has not {} channels in axis {axis}", self.sum.len())));
+        }
+        let inner: usize = shape[axis + 1..].iter().product();
+        let x = t.to_f32()?;
+        for (row, values) in x.chunks_exact(inner.max(1)).enumerate() {
+            let (sum, square) = values.iter().fold((0f64, 0f64), |(s, q), v| (s + *v as f64, q + *v as f64 * *v as f64));
+            self.sum[row % shape[axis]] += sum;
+            self.square[row % shape[axis]] += square;
+        }
+        self.count += (x.len() / shape[axis]) as f64;
+        Ok(())
+    }
+
+    pub fn merge(&mut self, o: &Moments) {
+        let add = |a: &mut [f64], b: &[f64]| a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        add(&mut self.sum, &o.sum);
+        add(&mut self.square, &o.square);
+        self.count += o.count;
+    }
+
+    pub fn mean(&self) -> Vec<f64> {
+        self.sum.iter().map(|s| s / self.count.max(1.0)).collect()
+    }
+
+    /// Standard deviations.
+    pub fn deviation(&self) -> Vec<f64> {
+        let n = self.count.max(1.0);
+        self.sum.iter().zip(&self.square).map(|(s, q)| (q / n - (s / n) * (s / n)).max(0.0).sqrt()).collect()
+    }
+}
+
+/// `t` times a factor a channel (one for all where there are none), and a number a channel added.
+pub(super) fn moved(t: &Tensor, axis: usize, factor: &[f32], by: &[f32]) -> Result<Tensor> {
+    let inner: usize = t.shape()[axis + 1..].iter().product();
+    let mut x = t.to_f32()?.into_owned();
+    for (row, values) in x.chunks_exact_mut(inner.max(1)).enumerate() {
+        let c = row % by.len();
+        let (factor, by) = (factor.get(c).copied().unwrap_or(1.0), by[c]);
+        values.iter_mut().for_each(|v| *v = *v * factor + by);
+    }
+    Ok(Tensor::of_f32(t.shape(), x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_by_channel_and_what_has_other_channels_is_refused() {
+        let mut m = Moments::new(2);
+        m.add(&Tensor::of_f32(&[1, 2, 2], vec![1.0, 3.0, -2.0, -4.0]), 1).unwrap();
+        let mut other = Moments::new(2);
+        other.add(&Tensor::of_f32(&[2, 2, 1], vec![5.0, 0.0, 7.0, 0.0]), 1).unwrap();
+        m.merge(&other);
+        assert_eq!(m.mean(), [4.0, -1.5]);
+        // (9 + 1 + 1 + 9) / 4 and (0.25 + 6.25 + 2.25 + 2.25) / 4.
+        assert_eq!(m.deviation(), [5f64.sqrt(), 2.75f64.sqrt()]);
+        assert!(m.add(&Tensor::of_f32(&[1, 3], vec![0.0; 3]), 1).unwrap_err().to_string().contains("not 2 channels"));
+        let t = Tensor::of_f32(&[1, 2, 2], vec![1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(&moved(&t, 1, &[], &[1.0, -1.0]).unwrap().to_f32().unwrap()[..], [2.0, 3.0, 2.0, 3.0]);
+        assert_eq!(&moved(&t, 1, &[2.0, 0.5], &[1.0, -1.0]).unwrap().to_f32().unwrap()[..], [3.0, 5.0, 0.5, 1.0]);
+    }
+}

@@ -1,41 +1,34 @@
 //! Sums of products of columns.
 
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-/// Columns that are met by every other while they are in the cache.
-const TILE: usize = 16;
+/// Rows of the result that are made together.
+const TILE: usize = 128;
+/// Terms whose sum float32 holds well.
+const TERMS: usize = 512;
 
 /// Adds `⟨column i, column j⟩` to the lower triangle of the `n × n` matrix `sums`; `columns` holds `n` columns of `rows` numbers, one after the other.
+/// Products are summed in float32, [`TERMS`] at a time, and these sums in float64. Tiles run in parallel; the bytes do not depend on how many.
 pub fn add_gram(sums: &mut [f64], columns: &[f32], n: usize, rows: usize) {
     if rows == 0 {
         return;
     }
-    let column = |i: usize| &columns[i * rows..(i + 1) * rows];
+    let all = MatRef::from_column_major_slice(columns, rows, n);
     sums.par_chunks_mut(TILE * n).enumerate().for_each(|(tile, sums)| {
-        let first = tile * TILE;
-        for j in 0..(first + TILE).min(n) {
-            for (i, row) in sums.chunks_exact_mut(n).enumerate().map(|(i, row)| (first + i, row)).filter(|(i, _)| *i >= j) {
-                row[j] += dot(column(i), column(j));
+        let (first, height) = (tile * TILE, sums.len() / n);
+        let width = first + height;
+        let mut products = vec![0f32; width * height];
+        for from in (0..rows).step_by(TERMS) {
+            let terms = all.subrows(from, TERMS.min(rows - from));
+            let result = MatMut::from_column_major_slice_mut(&mut products, width, height);
+            matmul(result, Accum::Replace, terms.subcols(0, width).transpose(), terms.subcols(first, height), 1.0, Par::Seq);
+            for (i, (row, products)) in sums.chunks_exact_mut(n).zip(products.chunks_exact(width)).enumerate() {
+                row.iter_mut().zip(products).take(first + i + 1).for_each(|(sum, p)| *sum += *p as f64);
             }
         }
     });
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    let mut sum = 0f64;
-    // Few enough terms that float32 holds their sum well.
-    for (a, b) in a.chunks(512).zip(b.chunks(512)) {
-        let mut lanes = [0f32; 16];
-        let (x, y) = (a.chunks_exact(16), b.chunks_exact(16));
-        let rest: f32 = x.remainder().iter().zip(y.remainder()).map(|(a, b)| a * b).sum();
-        for (x, y) in x.zip(y) {
-            for i in 0..16 {
-                lanes[i] += x[i] * y[i];
-            }
-        }
-        sum += (lanes.iter().sum::<f32>() + rest) as f64;
-    }
-    sum
 }
 
 #[cfg(test)]
@@ -44,14 +37,15 @@ mod tests {
 
     #[test]
     fn products_of_columns_add_up() {
-        let (n, rows) = (37, 21);
-        let x: Vec<f32> = (0..n * rows).map(|i| ((i * 7) % 11) as f32 - 5.0).collect();
-        let mut sums = vec![1.0; n * n];
-        add_gram(&mut sums, &x, n, rows);
-        for (i, j) in (0..n).flat_map(|i| (0..=i).map(move |j| (i, j))) {
-            let want = 1.0 + (0..rows).map(|r| x[i * rows + r] as f64 * x[j * rows + r] as f64).sum::<f64>();
-            assert_eq!(sums[i * n + j], want);
+        for (n, rows) in [(37, 21), (131, 5), (3, 1200)] {
+            let x: Vec<f32> = (0..n * rows).map(|i| ((i * 7) % 11) as f32 - 5.0).collect();
+            let mut sums = vec![1.0; n * n];
+            add_gram(&mut sums, &x, n, rows);
+            for (i, j) in (0..n).flat_map(|i| (0..=i).map(move |j| (i, j))) {
+                let want = 1.0 + (0..rows).map(|r| x[i * rows + r] as f64 * x[j * rows + r] as f64).sum::<f64>();
+                assert_eq!(sums[i * n + j], want);
+            }
+            assert_eq!(sums[1], 1.0, "above the diagonal");
         }
-        assert_eq!(sums[1], 1.0, "above the diagonal");
     }
 }

@@ -1,4 +1,4 @@
-//! Linear algebra, without a word about models. Matrices are row-major.
+//! Linear algebra, without a word about models. Matrices are row-major where nothing else is said.
 
 mod cholesky;
 mod gram;

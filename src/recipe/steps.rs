@@ -14,7 +14,7 @@ use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
 use crate::round::{self, Biases, CorrectBias, Gptq, TuneBatchNorm, TuneBias};
 use crate::target::{SchemeKeys, Spelling};
 use crate::tensor::DType;
-use crate::transform::{self, Balance, Equalize, Grid, ShiftNegatives, Smooth};
+use crate::transform::{self, Awq, Balance, Equalize, Grid, ShiftNegatives, Smooth};
 
 /// The model on its way, and what its steps may use.
 pub struct Work<'a> {
@@ -51,6 +51,7 @@ pub const FOLD_CONSTANTS: Run = Run { accepts: &[Float], leaves: None, run: |w, 
 pub const FOLD_BATCH_NORM: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transform::fold_batch_norm(&mut w.model) };
 pub const FUSE: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transform::fuse(&mut w.model, &w.recipe.target.fused, w.recipe.target.opset) };
 pub const SMOOTH: Run = Run { accepts: &[Float], leaves: None, run: smooth };
+pub const AWQ: Run = Run { accepts: &[Float], leaves: None, run: awq };
 pub const EQUALIZE: Run = Run { accepts: &[Float], leaves: None, run: equalize };
 pub const BALANCE: Run = Run { accepts: &[Float], leaves: None, run: balance };
 pub const SHIFT_NEGATIVES: Run = Run { accepts: &[Float], leaves: None, run: shift_negatives };
@@ -175,6 +176,17 @@ fn smooth(w: &mut Work, args: &Args) -> Result<Notes> {
     transform::smooth(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
 }
 
+fn awq(w: &mut Work, args: &Args) -> Result<Notes> {
+    let keys = w.recipe.weights.as_ref().ok_or_else(|| Error::usage("awq is for models whose weights become codes"))?;
+    let how = Awq {
+        scheme: keys.scheme_along(Some(1), Some(0))?,
+        grid: args.int("grid").map_or(20, |n| n as usize),
+        samples: args.int("samples").map_or(64, |n| n as usize),
+        threads: w.threads,
+    };
+    transform::awq(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
+}
+
 fn balance(w: &mut Work, args: &Args) -> Result<Notes> {
     let scheme = |keys: Option<&SchemeKeys>| {
         keys.ok_or_else(|| Error::usage("balance is for models whose weights and activations become codes")).and_then(|k| k.scheme(Some(0)))
@@ -295,7 +307,12 @@ pub fn latencies(path: &std::path::Path) -> Result<Latencies> {
 fn round(w: &mut Work, args: &Args) -> Result<Notes> {
     let mut notes = match args.text("method") {
         Some("gptq") => {
-            let how = Gptq { damping: args.number("damping").unwrap_or(0.01), samples: args.int("samples").map_or(32, |n| n as usize), threads: w.threads };
+            let how = Gptq {
+                damping: args.number("damping").unwrap_or(0.01),
+                samples: args.int("samples").map_or(32, |n| n as usize),
+                work: args.number("work").unwrap_or(2000.0) * 1e9,
+                threads: w.threads,
+            };
             round::gptq(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
         }
         Some("hqq") => round::hqq(&mut w.model)?,

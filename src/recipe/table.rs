@@ -53,6 +53,13 @@ pub static STEPS: &[StepRow] = &[
         run: steps::SMOOTH,
     },
     StepRow {
+        name: "awq",
+        doc: "scale channels by the size of the inputs they carry, so that the weights that matter most lose least",
+        keys: AWQ,
+        scalar: None,
+        run: steps::AWQ,
+    },
+    StepRow {
         name: "shift-negatives",
         doc: "lift functions that reach a little below zero above it, so that their codes need no sign",
         keys: SHIFT_NEGATIVES,
@@ -113,6 +120,8 @@ static SMOOTH: &[Key] = &[
     Key::new("alpha", Shape::Number(0.0, 1.0), "share of a channel's range that moves into the weights; default: searched for each value"),
     Key::new("samples", COUNT, "samples looked at at most; default 16"),
 ];
+static AWQ: &[Key] =
+    &[Key::new("grid", COUNT, "exponents tried, from 0 on, evenly below 1; default 20"), Key::new("samples", COUNT, "samples looked at at most; default 64")];
 static CALIBRATE: &[Key] = &[
     Key::new("activations", Shape::Map(CALIBRATE_ACTIVATIONS), "how the range of an activation is taken from the samples"),
     Key::new("weights", Shape::Map(CALIBRATE_WEIGHTS), "how the range of a weight is taken from its values"),
@@ -138,6 +147,11 @@ static ROUND: &[Key] = &[
     ),
     Key::new("damping", Shape::Number(0.0, 1.0), "gptq: of the inputs' mean energy, what is added to each; default 0.01"),
     Key::new("samples", COUNT, "gptq: samples at most; default 32"),
+    Key::new(
+        "work",
+        Shape::Number(0.0, f64::INFINITY),
+        "gptq: billions of multiply-adds that a layer may take; fewer places are looked at for it, and beyond that it gets nearest codes; default 2000",
+    ),
 ];
 /// What `latency_table` holds.
 pub static LATENCIES: Shape = Shape::MapOf(&Shape::MapOf(&Shape::Number(0.0, f64::INFINITY)));

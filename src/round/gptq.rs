@@ -10,7 +10,7 @@ use crate::data::Dataset;
 use crate::engine::{RunnerOptions, Walk};
 use crate::error::{At, Error, Result};
 use crate::graph::{Linear, Model, NodeId, Op, Site, ValueId};
-use crate::math::{add_gram, cholesky};
+use crate::math::{Matrix, add_gram, cholesky, multiply};
 use crate::note::Notes;
 use crate::pass::Progress;
 use crate::quant::{self, Codes, Curve, Format, Quantizer, Rounding};
@@ -24,15 +24,20 @@ pub struct Gptq {
     pub damping: f64,
     /// Samples at most.
     pub samples: usize,
+    /// Multiply-adds that a layer may take at most.
+    pub work: f64,
     pub threads: usize,
 }
 
 /// What is left of the energy of means.
 const MEAN: f64 = 0.25;
-/// Places that are looked at for each number of a sum, at least in all, and multiply-adds that a layer's sums may take.
-const PLACES: (usize, usize, f64) = (4, 2048, 1e11);
-/// Rows that are rounded together.
-const ROWS: usize = 8;
+/// Places that are looked at for each number of a sum, and at least in all.
+const PLACES: (usize, usize) = (4, 2048);
+/// Rows that are rounded together, and inputs whose errors the others are told of at once (the paper's lazy updates).
+const ROWS: usize = 16;
+const BLOCK: usize = 128;
+/// Errors of an input: of each row under its codes, and under its nearest ones.
+const LANES: usize = 2 * ROWS;
 
 /// A layer and the FakeQuant that holds its weight.
 struct Layer {
@@ -41,6 +46,8 @@ struct Layer {
     x: ValueId,
     patches: Patches,
     outs: usize,
+    /// Places that are looked at.
+    places: usize,
     /// Whether the numbers of one sum lie side by side.
     by_row: bool,
 }
@@ -51,7 +58,7 @@ pub fn gptq(model: &mut Model, how: &Gptq, data: Option<(&Dataset, &[usize])>, p
     let (data, samples) = data.ok_or_else(|| Error::usage("gptq weighs errors by sample inputs: give --data"))?;
     let mut layers = Vec::new();
     for (id, node) in model.graph.nodes().filter(|(_, n)| matches!(n.op, Op::Conv | Op::ConvTranspose | Op::Gemm | Op::MatMul)) {
-        match layer(model, id) {
+        match layer(model, id, how.work) {
             Some(Ok(layer)) => layers.push(layer),
             Some(Err(why)) => notes.declined(&node.name, format!("nearest codes: {why}")),
             None => {}
@@ -96,7 +103,7 @@ pub fn gptq(model: &mut Model, how: &Gptq, data: Option<(&Dataset, &[usize])>, p
 }
 
 /// A layer whose weight is one constant under a quantizer that has no codes yet; or why it is not taken.
-fn layer(model: &Model, id: NodeId) -> Option<std::result::Result<Layer, &'static str>> {
+fn layer(model: &Model, id: NodeId, work: f64) -> Option<std::result::Result<Layer, String>> {
     let g = &model.graph;
     let linear = Linear::of(g, id).filter(|l| l.constant)?;
     let (fake, _) = g.value(linear.weight).producer()?;
@@ -108,15 +115,30 @@ fn layer(model: &Model, id: NodeId) -> Option<std::result::Result<Layer, &'stati
     let integers = matches!(quantizer.scheme.format, Format::Int { bits, .. } if bits <= 16) && quantizer.scheme.rounding == Rounding::HalfEven;
     let linear_curve = quantizer.params.as_ref().is_some_and(|p| p.curve == Curve::Linear);
     if !integers || !linear_curve {
-        return Some(Err("its codes are no evenly spaced integers"));
+        return Some(Err("its codes are no evenly spaced integers".into()));
     }
     if g.value(linear.weight).uses().len() != 1 {
-        return Some(Err("several layers read its weight"));
+        return Some(Err("several layers read its weight".into()));
     }
     let shape = weight.tensor.shape();
-    let Some(patches) = Patches::of(g.node(id), &linear, shape) else { return Some(Err("its weights do not meet its input row by row")) };
+    let Some(patches) = Patches::of(g.node(id), &linear, shape) else { return Some(Err("its weights do not meet its input row by row".into())) };
     let x = g.node(id).input(linear.input_slot)?;
-    Some(Ok(Layer { node: id, fake, x, patches, outs: shape[linear.out_axis], by_row: linear.out_axis == 0 }))
+    let outs = shape[linear.out_axis];
+    Some(places(patches.width(), patches.groups, outs, work).map(|places| Layer { node: id, fake, x, patches, outs, places, by_row: linear.out_axis == 0 }))
+}
+
+/// Places over which a layer's second moments are summed so that these, their factor and its `outs` rows take at most `work` multiply-adds; or why it
+/// cannot be: fewer places than the `n` numbers of a sum say too little.
+fn places(n: usize, groups: usize, outs: usize, work: f64) -> std::result::Result<usize, String> {
+    let (inputs, groups) = (n as f64, groups as f64);
+    let each = groups * inputs * inputs / 2.0;
+    let others = groups * inputs.powi(3) / 6.0 + inputs * inputs * outs as f64;
+    let wanted = (PLACES.0 * n).max(PLACES.1);
+    let (least, affordable) = (others + each * inputs, ((work - others) / each).max(0.0));
+    if affordable < inputs {
+        return Err(format!("sums over {n} inputs take {:.1} billion multiply-adds, and `work` allows {:.1}", least / 1e9, work / 1e9));
+    }
+    Ok(wanted.min(affordable as usize))
 }
 
 /// Where the codes of each weight lie: `value = offset + code · step`.
@@ -149,8 +171,7 @@ impl Grid {
 /// The values that stand for a layer's weights, and how many rows are better so than under their nearest codes.
 fn round_layer(layer: &Layer, w: &[f32], grid: &Grid, x: &[Tensor], samples: usize, damping: f64) -> Result<(Vec<f32>, usize)> {
     let n = layer.patches.width();
-    let all = (PLACES.0 * n).max(PLACES.1).min((PLACES.2 / (n * n) as f64) as usize);
-    let most = all.div_ceil(samples).max(8);
+    let most = layer.places.div_ceil(samples).max(1);
     let per_group = layer.outs / layer.patches.groups;
     let x: Vec<_> = x.iter().map(|t| Ok((t.to_f32()?, t.shape()))).collect::<Result<_>>()?;
     let one = |group: usize| {
@@ -203,16 +224,16 @@ impl Factor {
         let (mut pivots, mut columns) = (vec![1.0; n], vec![0f32; n * n]);
         for _ in 0..6 {
             let mut l = vec![0f64; n * n];
-            for (i, &a) in order.iter().enumerate() {
-                for (j, &b) in order[..=i].iter().enumerate() {
-                    l[i * n + j] = sums[a.max(b) * n + a.min(b)] + if i == j { damping } else { 0.0 };
-                }
-            }
+            l.par_chunks_mut(n).enumerate().for_each(|(j, l)| {
+                let b = order[j];
+                l[j..].iter_mut().zip(&order[j..]).for_each(|(l, &a)| *l = sums[a.max(b) * n + a.min(b)]);
+                l[j] += damping;
+            });
             if cholesky(&mut l, n) {
                 for k in 0..n {
                     pivots[k] = l[k * n + k] * l[k * n + k];
                     for j in k + 1..n {
-                        columns[k * n + j] = (l[j * n + k] / l[k * n + k]) as f32;
+                        columns[k * n + j] = (l[k * n + j] / l[k * n + k]) as f32;
                     }
                 }
                 break;
@@ -226,25 +247,33 @@ impl Factor {
 /// Some rows at once: by row its index, its values, and whether they are better than nearest ones.
 fn round_rows(rows: &[usize], factor: &Factor, w: &[f32], grid: &Grid, at: &impl Fn(usize, usize) -> usize) -> Vec<(usize, Vec<f32>, bool)> {
     let n = factor.order.len();
-    // Errors so far, of these codes and of the nearest, side by side.
-    let mut errors = vec![[0f32; 2 * ROWS]; n];
-    let mut losses = [0f64; 2 * ROWS];
+    // Errors so far, of these codes and of the nearest, side by side; and what those of earlier blocks mean for this one.
+    let mut errors = vec![0f32; n * LANES];
+    let mut owed = vec![0f32; BLOCK * LANES];
+    let mut losses = [0f64; LANES];
     let mut values = vec![vec![0f32; n]; 2 * rows.len()];
-    for k in (0..n).rev() {
-        let mut owed = [0f32; 2 * ROWS];
-        for (l, e) in factor.columns[k * n + k + 1..(k + 1) * n].iter().zip(&errors[k + 1..]) {
-            for i in 0..2 * ROWS {
-                owed[i] += l * e[i];
-            }
+    for from in (0..n).step_by(BLOCK).rev() {
+        let to = (from + BLOCK).min(n);
+        if to < n {
+            let known = Matrix::new(&errors[to * LANES..], n - to, LANES);
+            multiply(&mut owed, LANES, Matrix::strided(&factor.columns[from * n + to..], to - from, n - to, n), known, false);
         }
-        let c = factor.order[k];
-        for (i, &o) in rows.iter().enumerate() {
-            let (at, x) = (at(o, c), w[at(o, c)]);
-            for (slot, wanted) in [(i, x + owed[i]), (ROWS + i, x)] {
-                let q = grid.nearest(at, wanted);
-                errors[k][slot] = x - q;
-                losses[slot] += factor.pivots[k] * ((x - q + owed[slot]) as f64).powi(2);
-                values[if slot < ROWS { i } else { rows.len() + i }][c] = q;
+        for k in (from..to).rev() {
+            let mut owed: [f32; LANES] = owed[(k - from) * LANES..][..LANES].try_into().expect("it has that length");
+            for (l, e) in factor.columns[k * n + k + 1..k * n + to].iter().zip(errors[(k + 1) * LANES..].as_chunks::<LANES>().0) {
+                for i in 0..LANES {
+                    owed[i] += l * e[i];
+                }
+            }
+            let c = factor.order[k];
+            for (i, &o) in rows.iter().enumerate() {
+                let (at, x) = (at(o, c), w[at(o, c)]);
+                for (slot, wanted) in [(i, x + owed[i]), (ROWS + i, x)] {
+                    let q = grid.nearest(at, wanted);
+                    errors[k * LANES + slot] = x - q;
+                    losses[slot] += factor.pivots[k] * ((x - q + owed[slot]) as f64).powi(2);
+                    values[if slot < ROWS { i } else { rows.len() + i }][c] = q;
+                }
             }
         }
     }
@@ -323,7 +352,7 @@ mod tests {
                 let (m, q, data, samples) = model(dir.path(), Scheme { blocks: blocks.clone(), ..Scheme::int(4, signed) });
                 let mut plain = m.clone();
                 round_nearest(&mut plain).unwrap();
-                let how = Gptq { damping: 0.01, samples: 40, threads: 1 };
+                let how = Gptq { damping: 0.01, samples: 40, work: 1e9, threads: 1 };
                 let (mut one, mut two) = (m.clone(), m.clone());
                 let notes = gptq(&mut one, &how, Some((&data, &all)), &Silent).unwrap();
                 gptq(&mut two, &Gptq { threads: 3, ..how }, Some((&data, &all)), &Silent).unwrap();
@@ -340,9 +369,62 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut m, q, data, _) = model(dir.path(), Scheme::int(8, true));
         m.quantizers[q].scheme.format = Format::Float { exponent: 4, mantissa: 3, specials: crate::quant::Specials::Fn };
-        let how = Gptq { damping: 0.01, samples: 8, threads: 1 };
+        let how = Gptq { damping: 0.01, samples: 8, work: 1e9, threads: 1 };
         let notes = gptq(&mut m, &how, Some((&data, &[0, 1])), &Silent).unwrap();
         assert!(m.codes.is_empty() && notes.list().iter().any(|n| n.about == "gemm" && n.text.contains("no evenly spaced integers")), "{notes:?}");
         assert!(gptq(&mut m, &how, None, &Silent).unwrap_err().to_string().contains("--data"));
+    }
+
+    #[test]
+    fn work_limits_places_and_then_layers() {
+        assert_eq!(places(100, 1, 10, 1e12), Ok(2048));
+        assert_eq!(places(1000, 1, 10, 1e12), Ok(4000));
+        let others = 1e9 / 6.0 + 1e7;
+        assert_eq!(places(1000, 1, 10, others + 0.5e6 * 1500.5), Ok(1500));
+        let why = places(1000, 1, 10, others + 0.5e6 * 999.0).unwrap_err();
+        assert_eq!(why, "sums over 1000 inputs take 0.7 billion multiply-adds, and `work` allows 0.7");
+        let dir = tempfile::tempdir().unwrap();
+        let (mut m, _, data, _) = model(dir.path(), Scheme::int(8, true));
+        let notes = gptq(&mut m, &Gptq { damping: 0.01, samples: 8, work: 1.0, threads: 1 }, Some((&data, &[0, 1])), &Silent).unwrap();
+        assert!(m.codes.is_empty() && notes.list().iter().any(|n| n.about == "gemm" && n.text.contains("`work` allows")), "{notes:?}");
+    }
+
+    /// Rows of a factor, rounded to whole numbers a third apart.
+    fn rounded(sums: Vec<f64>, n: usize, damping: f64, outs: usize) -> (Vec<f32>, Vec<Vec<f32>>) {
+        let w: Vec<f32> = (0..n * outs).map(|i| ((i + 1) as f32 * 0.618_034).fract() * 4.0 - 2.0).collect();
+        let grid = Grid { step: vec![0.3; n * outs], offset: vec![0.0; n * outs], codes: (-8.0, 7.0) };
+        let factor = Factor::of(sums, &vec![0.0; n], 1, damping);
+        let rows: Vec<usize> = (0..outs).collect();
+        let found = round_rows(&rows, &factor, &w, &grid, &|o, c| o * n + c);
+        (w.iter().enumerate().map(|(i, x)| grid.nearest(i, *x)).collect(), found.into_iter().map(|f| f.1).collect())
+    }
+
+    #[test]
+    fn inputs_that_have_nothing_to_do_with_each_other_get_nearest_codes() {
+        let n = 200;
+        let diagonal: Vec<f64> = (0..n * n).map(|i| if i / n == i % n { 1.0 + (i % 7) as f64 } else { 0.0 }).collect();
+        let (nearest, found) = rounded(diagonal, n, 0.01, 3);
+        assert_eq!(found.concat(), nearest);
+        // So do those whose damping drowns all they share; less of it does not.
+        let shared: Vec<f64> = (0..n * n).map(|i| if i / n == i % n { 2.0 } else { 1.0 }).collect();
+        assert_eq!(rounded(shared.clone(), n, 1e9, 3).1.concat(), nearest);
+        assert_ne!(rounded(shared, n, 0.01, 3).1.concat(), nearest);
+    }
+
+    #[test]
+    fn blocks_of_inputs_change_nothing_but_the_order_of_sums() {
+        let n = 300;
+        let a: Vec<f64> = (0..n * n).map(|i| (i as f64 * 0.414_213_562_4).fract() - 0.5).collect();
+        let sums: Vec<f64> = (0..n * n).map(|i| (0..n).map(|k| a[i / n * n + k] * a[i % n * n + k]).sum::<f64>()).collect();
+        let (_, found) = rounded(sums.clone(), n, 0.1, 1);
+        let factor = Factor::of(sums, &vec![0.0; n], 1, 0.1);
+        let w: Vec<f64> = (0..n).map(|i| (((i + 1) as f32 * 0.618_034).fract() * 4.0 - 2.0) as f64).collect();
+        let mut q = vec![0f64; n];
+        for k in (0..n).rev() {
+            let owed: f64 = (k + 1..n).map(|j| factor.columns[k * n + j] as f64 * (w[factor.order[j]] - q[factor.order[j]])).sum();
+            q[factor.order[k]] = ((w[factor.order[k]] + owed) / 0.3f32 as f64).round_ties_even().clamp(-8.0, 7.0) * 0.3f32 as f64;
+        }
+        let differ = q.iter().zip(&found[0]).filter(|(a, b)| (*a - **b as f64).abs() > 1e-3).count();
+        assert_eq!(differ, 0);
     }
 }

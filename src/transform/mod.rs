@@ -1,6 +1,8 @@
 //! Equivalent float graphs that quantize better.
 
+mod awq;
 mod balance;
+mod channels;
 mod edit;
 mod equalize;
 mod fold_batch_norm;
@@ -12,6 +14,7 @@ mod smooth;
 #[cfg(test)]
 mod testing;
 
+pub use awq::{Awq, awq};
 pub use balance::{Balance, Grid, balance};
 pub use equalize::{Equalize, equalize};
 pub use fold_batch_norm::fold_batch_norm;

@@ -4,13 +4,11 @@
 //! Exact up to the rounding of constants. Needs: samples, and constant weights in MatMul or Gemm layers that alone read the value; the value is made
 //! by a normalization with constants of one number a channel, or by its last Mul and Add. Declines, with the reason: everything else.
 
-use super::edit::{rename, replace_each};
-use super::fold_forward::{fold_into, into};
+use super::channels::{Seen, Value, found, look, rows_of, scale};
 use crate::data::Dataset;
-use crate::error::{Error, Result};
-use crate::graph::{self, Graph, Inferred, InputShapes, Linear, Model, NodeId, Op, ValueId};
+use crate::error::Result;
+use crate::graph::{self, Graph, InputShapes, Model};
 use crate::note::Notes;
-use crate::tensor::Tensor;
 
 /// What the step was asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,27 +21,6 @@ pub struct Smooth {
 }
 
 const SEARCHED: [f64; 7] = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
-/// Rows of all samples that the search multiplies.
-const ROWS: usize = 512;
-
-/// A value that can be scaled.
-struct Value {
-    id: ValueId,
-    channels: usize,
-    rank: usize,
-    /// Constants to divide: node and slot.
-    makers: Vec<(NodeId, usize)>,
-    /// What is scaled with it before it is made.
-    inner: Option<ValueId>,
-    readers: Vec<Linear>,
-}
-
-/// What the samples hold of a value: extremes by channel, and some rows.
-struct Seen {
-    lo: Vec<f32>,
-    hi: Vec<f32>,
-    rows: Vec<f32>,
-}
 
 /// The `smooth` step.
 pub fn smooth(model: &mut Model, how: &Smooth, data: Option<(&Dataset, &[usize])>) -> Result<Notes> {
@@ -53,21 +30,11 @@ pub fn smooth(model: &mut Model, how: &Smooth, data: Option<(&Dataset, &[usize])
         return Ok(notes);
     };
     let inferred = graph::infer(model, &InputShapes::new());
-    let mut chosen = Vec::new();
-    let mut read: Vec<ValueId> =
-        model.graph.nodes().filter_map(|(id, n)| Linear::of(&model.graph, id).filter(|l| l.constant).and_then(|l| n.input(l.input_slot))).collect();
-    let mut met = std::collections::BTreeSet::new();
-    read.retain(|v| met.insert(*v));
-    for v in read {
-        match find(&model.graph, &inferred, v) {
-            Ok(value) => chosen.push(value),
-            Err(why) => notes.declined(&model.graph.value(v).name, format!("is not smoothed: {why}")),
-        }
-    }
+    let chosen = found(&model.graph, &inferred, false, "smoothed", &mut notes);
     if chosen.is_empty() {
         return Ok(notes);
     }
-    let seen = look(model, &chosen, how, data, &samples[..samples.len().min(how.samples)])?;
+    let seen = look(model, &chosen, how.threads, data, &samples[..samples.len().min(how.samples)])?;
     let mut done = 0;
     for (value, seen) in chosen.iter().zip(&seen) {
         let g = &mut model.graph;
@@ -75,7 +42,7 @@ pub fn smooth(model: &mut Model, how: &Smooth, data: Option<(&Dataset, &[usize])
         match search(g, value, seen, how.alpha)? {
             None => notes.declined(name, "is not smoothed: its layers would lose more in 8 bits"),
             Some((alpha, gain, s)) => {
-                scale(g, &inferred, value, &s)?;
+                scale(g, &inferred, value, &s, "smoothed")?;
                 notes.changed(name, format!("smoothed with α {alpha}: its layers' error in 8 bits is {gain:.2} times smaller"));
                 done += 1;
             }
@@ -83,102 +50,6 @@ pub fn smooth(model: &mut Model, how: &Smooth, data: Option<(&Dataset, &[usize])
     }
     notes.changed("", format!("{done} of {} values smoothed", chosen.len()));
     Ok(notes)
-}
-
-/// A value that layers read, if it can be scaled, or why not.
-fn find(g: &Graph, inferred: &Inferred, v: ValueId) -> std::result::Result<Value, String> {
-    if g.is_output(v) {
-        return Err("it is an output of the model".into());
-    }
-    let rank = inferred.get(v).shape.as_ref().map(Vec::len).filter(|r| *r > 0).ok_or("its rank is not known")?;
-    let mut readers = Vec::new();
-    for port in g.value(v).uses() {
-        let node = g.get_node(port.node).ok_or("a body reads it")?;
-        let linear = Linear::of(g, port.node).filter(|l| l.constant && l.input_slot == port.slot as usize && matches!(node.op, Op::MatMul | Op::Gemm));
-        readers.push(linear.ok_or_else(|| format!("{}, a {}, reads it", node.name, node.op_type))?);
-    }
-    let first = readers.first().ok_or("nothing reads it")?;
-    let channels = *g.constant(first.weight).and_then(|c| c.tensor.shape().get(first.in_axis)).ok_or("a weight has no input axis")?;
-    for r in &readers {
-        into(g, inferred, *r, rank - 1, rank, (&vec![1.0; channels], &vec![0.0; channels]))?;
-    }
-    let (makers, inner) = makers(g, v, channels, rank)?;
-    Ok(Value { id: v, channels, rank, makers, inner, readers })
-}
-
-/// Constants (node and slot) by which the channels of a value can be scaled, and the value between them.
-type Makers = (Vec<(NodeId, usize)>, Option<ValueId>);
-
-/// What can scale the channels of `v`, or why nothing can.
-fn makers(g: &Graph, v: ValueId, channels: usize, rank: usize) -> std::result::Result<Makers, String> {
-    let (id, out) = g.value(v).producer().ok_or("it is an input of the model")?;
-    let node = g.node(id);
-    let by_channel = |id: NodeId, slot: usize| {
-        let t = g.node(id).input(slot).and_then(|c| g.constant(c)).map(|c| &c.tensor);
-        t.is_some_and(|t| t.len() == channels && t.shape().last() == Some(&channels))
-    };
-    let of_pair = |id: NodeId| (0..2).find(|slot| by_channel(id, *slot));
-    match node.op {
-        Op::LayerNormalization | Op::RMSNormalization if out == 0 => {
-            let axis = node.int("axis").unwrap_or(-1);
-            let slots: Vec<_> = (1..3).filter(|s| node.input(*s).is_some()).map(|s| (id, s)).collect();
-            let last = axis == -1 || axis == rank as i64 - 1;
-            if !last || slots.is_empty() || !slots.iter().all(|(id, s)| by_channel(*id, *s)) {
-                return Err(format!("{} has no constant scale of one number a channel", node.name));
-            }
-            Ok((slots, None))
-        }
-        Op::Mul => Ok((vec![(id, of_pair(id).ok_or("its factor is not one constant a channel")?)], None)),
-        Op::Add => {
-            let slot = of_pair(id).ok_or("its offset is not one constant a channel")?;
-            let inner = node.input(1 - slot).ok_or("an Add has one input")?;
-            let (mul, _) = g.value(inner).producer().filter(|(m, _)| g.node(*m).op == Op::Mul).ok_or("no Mul stands before its Add")?;
-            if g.value(inner).uses().len() != 1 || g.is_output(inner) {
-                return Err("what lies before its Add is read elsewhere too".into());
-            }
-            Ok((vec![(id, slot), (mul, of_pair(mul).ok_or("its factor is not one constant a channel")?)], Some(inner)))
-        }
-        _ => Err(format!("{}, a {}, makes it", node.name, node.op_type)),
-    }
-}
-
-fn look(model: &Model, values: &[Value], how: &Smooth, data: &Dataset, samples: &[usize]) -> Result<Vec<Seen>> {
-    let ids: Vec<ValueId> = values.iter().map(|v| v.id).collect();
-    let each = ROWS.div_ceil(samples.len().max(1));
-    let none = |v: &Value| Seen { lo: vec![f32::INFINITY; v.channels], hi: vec![f32::NEG_INFINITY; v.channels], rows: Vec::new() };
-    let mut seen: Vec<Seen> = values.iter().map(none).collect();
-    let one = |(t, v): (&Tensor, &Value)| -> Result<Seen> {
-        let (x, mut s) = (t.to_f32()?, none(v));
-        let n = x.len() / v.channels;
-        for (r, row) in x.chunks_exact(v.channels).enumerate() {
-            row.iter().enumerate().for_each(|(c, x)| (s.lo[c], s.hi[c]) = (s.lo[c].min(*x), s.hi[c].max(*x)));
-            if r % n.div_ceil(each).max(1) == 0 {
-                s.rows.extend(row);
-            }
-        }
-        Ok(s)
-    };
-    let see = |tensors: &[Tensor]| tensors.iter().zip(values).map(one).collect::<Result<Vec<_>>>();
-    data.watch(model, &ids, samples, how.threads, see, |new| {
-        for (have, new) in seen.iter_mut().zip(new) {
-            have.lo.iter_mut().zip(new.lo).for_each(|(a, b)| *a = a.min(b));
-            have.hi.iter_mut().zip(new.hi).for_each(|(a, b)| *a = a.max(b));
-            have.rows.extend(new.rows);
-        }
-    })?;
-    Ok(seen)
-}
-
-/// The weight as rows of input channels.
-fn rows_of(g: &Graph, linear: &Linear) -> Result<(Vec<f64>, usize)> {
-    let weight = &g.constant(linear.weight).ok_or_else(|| Error::failed("a weight is gone"))?.tensor;
-    let (channel, outs) = (linear.channels(g, weight.shape()), linear.out_channels(g));
-    let mut rows = vec![0f64; weight.len()];
-    for (i, w) in weight.to_f32()?.iter().enumerate() {
-        let (input, out) = channel(i);
-        rows[input * outs + out] = *w as f64;
-    }
-    Ok((rows, outs))
 }
 
 /// The α whose layers lose least, how many times less than without, and the scales. `None`: no α is better for the layers together and worse for none.
@@ -241,29 +112,13 @@ fn losses(weights: &[(Vec<f64>, usize)], seen: &Seen, s: &[f64]) -> Vec<f64> {
     weights.iter().map(one).collect()
 }
 
-/// Divides what makes the value and multiplies what reads it.
-fn scale(g: &mut Graph, inferred: &Inferred, value: &Value, s: &[f64]) -> Result<()> {
-    let (maker, _) = value.makers[0];
-    for (node, slot) in &value.makers {
-        replace_each(g, *node, *slot, "smoothed", |c, x| (x as f64 / s[c]) as f32)?;
-    }
-    let name = g.node(maker).name.clone();
-    for r in &value.readers {
-        // A weight that two of them share was copied by the first.
-        let linear = Linear::of(g, r.node).expect("it was one");
-        fold_into(g, inferred, linear, (value.rank - 1, value.rank), (s, &vec![0.0; s.len()]), &name)?;
-    }
-    rename(g, value.inner.into_iter().chain([value.id]), "smoothed");
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::{noise, result, value};
     use super::*;
     use crate::data::{DataSettings, InputInfo};
-    use crate::graph::{Dim, Node};
-    use crate::tensor::DType;
+    use crate::graph::{Dim, Node, Op};
+    use crate::tensor::{DType, Tensor};
 
     /// x → Mul → Add → two products; the fourth channel of the Mul is a hundred times the others.
     fn outlier() -> Model {

@@ -1,0 +1,59 @@
+"""paired.py FLOAT.onnx DATA.npz BASE.onnx OTHER.onnx… [--input NAME=KEY] [--from N] [--samples N] [--metric kl|noise] [--resamples N]
+
+How far converted models are from the float model, sample by sample, and how far each OTHER lies from BASE on the same samples.
+kl: mean of KL(float ‖ model) over the last axis of the first output, in nats; noise: energy of the difference over that of the float outputs.
+Prints for each model the mean, and its ratio to BASE's with the 95 % interval of a paired bootstrap over samples (percentiles, seed 0).
+"""
+
+import argparse
+
+import numpy as np
+import onnxruntime as ort
+
+arguments = argparse.ArgumentParser()
+arguments.add_argument("float")
+arguments.add_argument("data")
+arguments.add_argument("models", nargs="+")
+arguments.add_argument("--input", action="append", default=[], help="NAME=KEY: the array of the data that this input takes, where their names differ")
+arguments.add_argument("--from", type=int, default=0, dest="first", help="the first sample that judges")
+arguments.add_argument("--samples", type=int, default=256)
+arguments.add_argument("--metric", choices=["kl", "noise"], default="noise")
+arguments.add_argument("--resamples", type=int, default=10000)
+asked = arguments.parse_args()
+
+options = ort.SessionOptions()
+options.log_severity_level = 3
+session = lambda path: ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+keys = dict(pair.split("=", 1) for pair in asked.input)
+reference = session(asked.float)
+data = np.load(asked.data)
+types = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32}
+feeds = {i.name: data[keys.get(i.name, i.name)][asked.first :][: asked.samples].astype(types[i.type]) for i in reference.get_inputs()}
+count = min(map(len, feeds.values()))
+
+
+def outputs(model):
+    # One sample a run: models of a fixed batch too.
+    return [[y.astype(np.float64) for y in model.run(None, {k: v[i : i + 1] for k, v in feeds.items()})] for i in range(count)]
+
+
+def log_softmax(x):
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def distance(want, got):
+    if asked.metric == "kl":
+        p, q = log_softmax(want[0]), log_softmax(got[0])
+        return (np.exp(p) * (p - q)).sum(-1).mean()
+    return sum(((a - b) ** 2).sum() for a, b in zip(want, got)) / max(sum((a**2).sum() for a in want), 1e-30)
+
+
+wanted = outputs(reference)
+losses = [np.array([distance(a, b) for a, b in zip(wanted, outputs(session(path)))]) for path in asked.models]
+drawn = np.random.default_rng(0).integers(0, count, (asked.resamples, count))
+base = losses[0]
+for path, loss in zip(asked.models, losses):
+    ratios = loss[drawn].mean(1) / base[drawn].mean(1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    print(f"{path} samples={count} {asked.metric}={loss.mean():.6f} ratio={loss.mean() / base.mean():.4f} [{low:.4f}, {high:.4f}]")

@@ -1,5 +1,6 @@
 //! How a quantized model is written in ONNX. A lowering never alters a number; whether its spelling can hold a scheme was asked when quantizers were placed.
 
+mod casts;
 mod coded;
 mod dynamic;
 mod io;
@@ -10,6 +11,7 @@ mod qoperator;
 mod shield;
 mod spelled;
 
+pub use casts::{Casts, half_floats};
 pub use io::integer_interface;
 pub use qdq::{lower_qdq, qdq_opset};
 pub use qoperator::qoperator;

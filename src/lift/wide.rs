@@ -44,7 +44,7 @@ fn widen(g: &mut Graph, inferred: &Inferred, outer: &BTreeMap<String, Fact>, out
                     g.value_mut(y).constant = Some(Constant::from(float32(&t)));
                 }
             }
-            (Op::Cast, Some(y), to) => cast(g, id, x.filter(|x| !left.contains(x)), y, to.map(|t| t.1), inferred),
+            (Op::Cast, Some(_), to) => cast(g, id, x.filter(|x| !left.contains(x)), to.map(|t| t.1), inferred),
             (_, _, Some(_)) => {
                 attributes(g, id);
                 if !matches!(op.flow(), Flow::Move | Flow::Control) {
@@ -71,7 +71,6 @@ fn bodies(g: &mut Graph, id: NodeId, inferred: &Inferred, outer: &BTreeMap<Strin
     for v in g.node(id).captures() {
         scope.insert(g.value(*v).name.clone(), inferred.get(*v).clone());
     }
-    // Of an input that was narrow, bodies read what stands for it now.
     for body in g.node_mut(id).bodies_mut() {
         let inner = infer_body(body, &scope);
         widen(body, &inner, &scope, false);
@@ -80,7 +79,7 @@ fn bodies(g: &mut Graph, id: NodeId, inferred: &Inferred, outer: &BTreeMap<Strin
 }
 
 /// A Cast to a narrow type rounds; one from it does nothing.
-fn cast(g: &mut Graph, id: NodeId, x: Option<ValueId>, y: ValueId, to: Option<DType>, inferred: &Inferred) {
+fn cast(g: &mut Graph, id: NodeId, x: Option<ValueId>, to: Option<DType>, inferred: &Inferred) {
     let Some(x) = x else { return };
     let from = inferred.get(x).dtype;
     match to {
@@ -90,7 +89,6 @@ fn cast(g: &mut Graph, id: NodeId, x: Option<ValueId>, y: ValueId, to: Option<DT
         }
         Some(to) => {
             g.node_mut(id).set_attr("to", DType::F32.onnx() as i64);
-            let _ = y;
             behind(g, id, 0, to);
         }
         None if is_half(from) && g.node(id).int("to") == Some(DType::F32.onnx() as i64) => become_like(g, id, Node::new(Op::Identity, "")),

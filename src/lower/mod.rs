@@ -3,6 +3,7 @@
 mod casts;
 mod coded;
 mod dynamic;
+mod images;
 mod io;
 mod moves;
 mod packed;
@@ -12,6 +13,7 @@ mod shield;
 mod spelled;
 
 pub use casts::{Casts, half_floats};
+pub use images::{Image, raw_image};
 pub use io::integer_interface;
 pub use qdq::{lower_qdq, qdq_opset};
 pub use qoperator::qoperator;

@@ -305,6 +305,20 @@ fn narrow(w: &mut Work, float: &FloatRecipe, kept: &BTreeSet<NodeId>, seen: &BTr
     lower::half_floats(&mut w.model, &casts)
 }
 
+/// Makes inputs take images as they are.
+fn images(w: &mut Work, nhwc: bool) -> Result<Notes> {
+    let mut notes = Notes::of("lower");
+    let recipe = w.recipe;
+    for (name, how) in recipe.inputs.iter().filter_map(|(name, input)| Some((name, input.preprocess.as_ref()?))) {
+        let image = lower::Image { scale: how.scale, mean: how.mean.clone(), std: how.std.clone(), channels_last: how.channels_last };
+        notes.append(lower::raw_image(&mut w.model, name, &image, nhwc));
+    }
+    if notes.list().is_empty() {
+        return Err(Error::usage("`images` is for inputs of which the recipe says how images become them: add `inputs.NAME.preprocess`"));
+    }
+    Ok(notes)
+}
+
 /// How large tensors of the float model get, where anything is known of it.
 fn peaks(w: &Work) -> Result<BTreeMap<String, Extremes>> {
     let model = w.prepared.as_ref().unwrap_or(&w.model);
@@ -339,6 +353,9 @@ fn lower(w: &mut Work, args: &Args) -> Result<Notes> {
     notes.append(lower::shield(&mut w.model, &w.recipe.target.shield));
     if let Some(dtype) = args.text("io").and_then(DType::of_name) {
         notes.append(lower::integer_interface(&mut w.model, dtype));
+    }
+    if let Some(layout) = args.text("images") {
+        notes.append(images(w, layout == "nhwc")?);
     }
     if let Some(float) = float {
         notes.append(narrow(w, float, &kept, &seen)?);

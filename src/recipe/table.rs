@@ -138,6 +138,11 @@ static LOWER: &[Key] = &[
         "inputs and outputs that are quantized to this type are codes themselves: their Q/DQ fall away; the metadata `requant.io.NAME` says scale and zero point",
     ),
     Key::new(
+        "images",
+        Shape::OneOf(&["nhwc", "nchw"]),
+        "inputs with `preprocess` take images as they are, uint8 in this layout: scale, mean and std stand in the graph; the metadata `requant.image.NAME` says them",
+    ),
+    Key::new(
         "accuracy_level",
         Shape::Int(0, 4),
         "matmul-nbits: what the runtime may compute in: 0 its choice, 1 float32, 2 float16, 3 bfloat16, 4 inputs rounded to int8 in blocks",

@@ -140,7 +140,7 @@ impl Keep<'_> {
                 self.silent_to_codes(id);
             }
             let accumulates = |v: &ValueId| self.maker(*v).is_some_and(|m| matches!(self.g.node(m).op, Op::MatMulInteger | Op::ConvInteger));
-            if n.op == Op::Cast && n.inputs().iter().flatten().any(|v| accumulates(v)) {
+            if n.op == Op::Cast && n.inputs().iter().flatten().any(accumulates) {
                 let scaled: Vec<NodeId> = self.readers(id).collect();
                 self.silent.insert(id);
                 self.silent.extend(scaled);
@@ -211,19 +211,18 @@ impl Keep<'_> {
                 continue;
             }
             let n = self.g.node(id);
-            for (slot, v) in n.inputs().iter().enumerate() {
+            for v in n.inputs() {
                 let Some(v) = v.filter(|v| self.real(*v)) else { continue };
                 let Some(t) = constant_of(self.g, v).filter(|t| t.dtype() == DType::F32) else { continue };
                 let Ok(x) = t.to_f32() else { continue };
                 let lost = |x: &f32| half::f16::from_f32(*x).to_bits() & 0x7fff == 0;
-                let bounds =
-                    matches!(n.op, Op::Clip | Op::Min | Op::Max | Op::Where | Op::Pad | Op::Add | Op::Sub) || self.g.node(id).op == Op::Mul && x.len() == 1;
+                let bounds = matches!(n.op, Op::Clip | Op::Min | Op::Max | Op::Where | Op::Pad | Op::Add | Op::Sub) || n.op == Op::Mul && x.len() == 1;
                 if let Some(beyond) = x.iter().find(|x| x.is_finite() && x.abs() > limit && !(bounds && (**x < 0.0 || n.op != Op::Mul && n.op != Op::Add))) {
                     self.keep(id, format!("{} holds {beyond:e}, and {} ends at {limit}", self.g.value(v).name, self.dtype));
                 } else if x.iter().any(|x| *x != 0.0) && x.iter().all(lost) {
                     let small = x.iter().copied().fold(0f32, |a, b| a.max(b.abs()));
                     let why = format!("{} holds {small:e}, which is 0 in {}", self.g.value(v).name, self.dtype);
-                    self.keep_roots(id, slot, &why);
+                    self.keep_roots(id, &why);
                 }
                 if self.is_kept(id) {
                     break;
@@ -233,11 +232,11 @@ impl Keep<'_> {
     }
 
     /// A node that a tiny constant keeps away from zero, and the root, logarithm or quotient that needs it so.
-    fn keep_roots(&mut self, id: NodeId, _slot: usize, why: &str) {
+    fn keep_roots(&mut self, id: NodeId, why: &str) {
         self.keep(id, why);
         for r in self.readers(id).collect::<Vec<_>>() {
             if matches!(self.g.node(r).op, Op::Sqrt | Op::Reciprocal | Op::Log | Op::Pow | Op::Div) && !self.is_kept(r) {
-                self.keep_roots(r, 0, why);
+                self.keep_roots(r, why);
             }
         }
     }

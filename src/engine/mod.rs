@@ -5,6 +5,7 @@
 //! without saying so, is named node by node before any work is done ([`check_supported`]).
 
 mod fake_quant;
+mod narrow;
 mod planning;
 mod plans;
 mod prepare;

@@ -1,7 +1,7 @@
 //! From a prepared model to tract's optimised plan; where that fails, which nodes are at fault.
 
-use super::fake_quant;
 use super::tensors::{datum_type, to_tract};
+use super::{fake_quant, narrow};
 use super::{proto, support};
 use crate::error::{At, Error, Result};
 use crate::graph::{Graph, Model, Node, NodeId, ValueId};
@@ -61,6 +61,7 @@ fn attempt(model: &Model, given: &[Source], wanted: &[ValueId]) -> Result<Result
     Ok(guarded(|| {
         let mut onnx = tract_onnx::onnx();
         onnx.op_register.insert(fake_quant::name(), fake_quant::parse);
+        onnx.op_register.insert(narrow::name(), narrow::parse);
         let parsed = onnx.parse(&proto, None)?;
         let mut m: InferenceModel = parsed.model;
         for (v, t) in constants {

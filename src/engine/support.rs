@@ -36,6 +36,7 @@ const KNOWN: &[(&[Op], &[&str])] = &[
     (&[Op::Einsum], &["equation"]),
     (&[Op::EyeLike], &["dtype", "k"]),
     (&[Op::FakeQuant], &["quantizer"]),
+    (&[Op::Narrow], &["to"]),
     (&[Op::GatherND], &["batch_dims"]),
     (&[Op::Gelu], &["approximate"]),
     (&[Op::MsGelu, Op::FastGelu, Op::BiasGelu], &[]),

@@ -163,7 +163,7 @@ pub fn bounds(g: &Graph, node: &Node) -> Option<(f32, f32)> {
     }
 }
 
-/// The constant that a value is, or moves from, behind FakeQuant, Identity and Cast.
+/// The constant that a value is, or moves from, behind FakeQuant, Identity, Cast and Narrow.
 pub fn constant_behind(g: &Graph, mut v: ValueId) -> Option<ValueId> {
     loop {
         if g.constant(v).is_some() {
@@ -171,7 +171,7 @@ pub fn constant_behind(g: &Graph, mut v: ValueId) -> Option<ValueId> {
         }
         let (node, _) = g.value(v).producer()?;
         match g.node(node).op {
-            Op::FakeQuant | Op::Identity | Op::Cast => v = g.node(node).input(0)?,
+            Op::FakeQuant | Op::Identity | Op::Cast | Op::Narrow => v = g.node(node).input(0)?,
             _ => return None,
         }
     }

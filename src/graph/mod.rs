@@ -5,6 +5,7 @@ mod eval;
 mod forms;
 #[allow(clippy::module_inception)]
 mod graph;
+mod halves;
 mod infer;
 mod linear;
 mod model;
@@ -16,7 +17,8 @@ pub use attr::{Attr, AttrValue, Constant, Storage};
 pub use eval::{broadcast, eval};
 pub use forms::{Form, forms, since};
 pub use graph::{Dim, Graph, NodeId, Port, Type, Value, ValueId, shape_text};
-pub use infer::{Fact, Inferred, InputShapes, fold, infer, specialize};
+pub use halves::{half_since, stays_float32};
+pub use infer::{Fact, Inferred, InputShapes, fold, infer, infer_body, specialize};
 pub use linear::{Linear, Recurrent, bias_behind, bounds, constant_behind};
 pub use model::{Model, Site};
 pub use node::Node;

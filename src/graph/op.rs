@@ -323,6 +323,7 @@ ops! {
     GroupQueryAttention "com.microsoft" "GroupQueryAttention" [Activation, Activation, Activation, Activation, Activation, Shape, Shape, Constant, Constant] Shape Compute;
     MultiHeadAttention "com.microsoft" "MultiHeadAttention" [Activation, Activation, Activation, Bias, Activation, Activation] Shape Compute;
     FakeQuant "requant" "FakeQuant" [Activation] Shape Quantize;
+    Narrow "requant" "Narrow" [Activation] Shape Pointwise;
 }
 
 /// Attribute of a FakeQuant node that holds its `QuantizerId`.

@@ -22,6 +22,7 @@ mod params;
 mod qdq;
 mod qlinear;
 mod spelled;
+mod wide;
 mod work;
 
 use crate::error::{At, Error, Result};
@@ -30,6 +31,7 @@ use crate::interrupt;
 use crate::note::Notes;
 use bodies::Outer;
 pub use interface::real_interface;
+pub use wide::wide_floats;
 use work::{Shared, Work};
 
 /// Rewrites every quantized operator of the graph and its bodies; afterwards FakeQuant is the only op left that speaks of codes. Values read by

@@ -57,7 +57,7 @@ impl Coded {
     }
 
     /// The code that a real number gets: half to even, saturated.
-    fn code(&self, g: &Graph, x: f32) -> Option<i32> {
+    pub fn code(&self, g: &Graph, x: f32) -> Option<i32> {
         let scale = g.constant(self.scale)?.tensor.to_f32().ok()?[0];
         let zero = *numbers(&g.constant(self.zero?)?.tensor).first()?;
         let (low, high) = crate::quant::Format::of_dtype(self.dtype)?.code_range()?;

@@ -1,7 +1,9 @@
 //! How a quantized model is written in ONNX. A lowering never alters a number; whether its spelling can hold a scheme was asked when quantizers were placed.
 
+mod casts;
 mod coded;
 mod dynamic;
+mod images;
 mod io;
 mod moves;
 mod packed;
@@ -10,6 +12,8 @@ mod qoperator;
 mod shield;
 mod spelled;
 
+pub use casts::{Casts, half_floats};
+pub use images::{Image, raw_image};
 pub use io::integer_interface;
 pub use qdq::{lower_qdq, qdq_opset};
 pub use qoperator::qoperator;

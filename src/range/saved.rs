@@ -126,6 +126,12 @@ impl Row {
         }
     }
 
+    /// The extremes of all blocks, and those of `e`.
+    pub(super) fn merged(&self, mut e: Extremes) -> Extremes {
+        self.extremes.iter().flatten().chain(self.histogram.iter().map(|h| &h.extremes)).for_each(|b| e.merge(&extremes(*b)));
+        e
+    }
+
     /// What `method` needs.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use super::Sources;
 use crate::data::{self, DataSettings, Dataset};
 use crate::error::{At, Result};
-use crate::lift::real_interface;
+use crate::lift::{real_interface, wide_floats};
 use crate::onnx::{self, ReadOptions};
 use crate::pass::Progress;
 use crate::report::{self, Diff};
@@ -29,6 +29,7 @@ pub fn diff(request: &DiffRequest, progress: &dyn Progress) -> Result<Diff> {
     let (a, b) = (read(&request.a)?, read(&request.b)?);
     let mut fed = a.clone();
     real_interface(&mut fed).at(|| request.a.display())?;
+    wide_floats(&mut fed);
     let infos = super::start::declared_inputs(&fed)?;
     let settings = match &request.recipe {
         None => DataSettings::default(),

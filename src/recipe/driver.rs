@@ -11,7 +11,7 @@ use super::{Recipe, Sources, Step, resolve};
 use crate::data::{self, Dataset};
 use crate::error::{At, Error, Result};
 use crate::graph::Model;
-use crate::lift::{lift, real_interface};
+use crate::lift::{lift, real_interface, wide_floats};
 use crate::lower;
 use crate::note::{NoteKind, Notes};
 use crate::onnx::{self, ReadOptions};
@@ -75,7 +75,7 @@ struct Begun {
 
 fn begin(request: &Request, progress: &dyn Progress) -> Result<Begun> {
     let recipe = resolve(&request.sources)?;
-    steps::check_order(&recipe.steps)?;
+    steps::check_order(&recipe)?;
     steps::check_forms(&recipe)?;
     if let Some(name) = &request.stop_after
         && !recipe.steps.iter().any(|s| s.is(name))
@@ -162,7 +162,7 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
         let begun = Instant::now();
         pool.install(|| work.step(step))?;
         measured.push(report::StepRow::new(step.name, begun.elapsed()));
-        if work.state == State::Placed && work.model.quantizers.is_empty() {
+        if work.state == State::Placed && work.model.quantizers.is_empty() && recipe.float.is_none() {
             progress.say("nothing in this model can be quantized under this recipe; it is written unchanged");
             work.model = source.clone();
             work.prepared = None;
@@ -198,7 +198,15 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     drop(model);
 
     let written = onnx::read(&pending.model(), &ReadOptions::default()).at(|| "the written model cannot be read back")?;
-    let judged = Judged { reference: &reference, lifted: lifted.map(drop), prepared: prepared.as_ref(), written: &written, labels: labels.as_deref(), threads };
+    let judged = Judged {
+        reference: &reference,
+        lifted: lifted.map(drop),
+        prepared: prepared.as_ref(),
+        written: &written,
+        labels: labels.as_deref(),
+        narrow: recipe.float.is_some(),
+        threads,
+    };
     let mut report = Report::new(env!("CARGO_PKG_VERSION"));
     report.input = report::FileRow { path: request.model.display().to_string(), sha256: hash, bytes: file_size(&request.model), data_bytes: 0 };
     report.output = report::FileRow {
@@ -272,6 +280,8 @@ struct Judged<'a> {
     prepared: Option<&'a Model>,
     written: &'a Model,
     labels: Option<&'a [i64]>,
+    /// What stays float was written in a narrower type.
+    narrow: bool,
     threads: usize,
 }
 
@@ -279,7 +289,11 @@ impl Judged<'_> {
     /// Runs the input file and the written one over the samples that judge. What cannot be run is said: the result is then unvalidated.
     fn judge(self, samples: Option<&Samples>, report: &mut Report, progress: &dyn Progress) -> Result<()> {
         let mut lifted = self.written.clone();
-        match (real_interface(&mut lifted).and_then(|()| lift(&mut lifted)), &self.lifted) {
+        let interface = real_interface(&mut lifted);
+        if self.narrow {
+            wide_floats(&mut lifted);
+        }
+        match (interface.and_then(|()| lift(&mut lifted)), &self.lifted) {
             (Ok(_), _) => report.add_quantizers(&lifted),
             // What the input had and nobody understands is there still.
             (Err(_), Err(_)) => {}
@@ -374,6 +388,7 @@ fn opening(recipe: &Recipe, request: &Request, samples: Option<&Samples>, saved:
     for (title, key) in [("weights      ", "weights"), ("activations  ", "activations"), ("bias         ", "bias")] {
         lines.push(format!("{title}{}", from(key)));
     }
+    lines.extend(recipe.float.is_some().then(|| format!("float        {}", from("float"))));
     let step = |s: &Step| {
         let implied = (s.origin == IMPLIED).then(|| s.origin.clone());
         let words: Vec<String> = implied.into_iter().chain(Some(s.args.show()).filter(|keys| !keys.is_empty())).collect();

@@ -39,7 +39,9 @@ pub use start::declared_inputs;
 pub use table::{STEPS, StepRow, step_keys};
 
 use crate::data::{Fill, Preprocess};
+use crate::graph::Op;
 use crate::target::{Override, Profile, SchemeKeys};
+use crate::tensor::DType;
 use shape::Tree;
 use std::collections::BTreeMap;
 
@@ -70,6 +72,8 @@ pub struct Recipe {
     /// `None`: only weights are quantized.
     pub activations: Option<SchemeKeys>,
     pub bias: SchemeKeys,
+    /// The type of what stays float; `None`: float32.
+    pub float: Option<FloatRecipe>,
     pub inputs: BTreeMap<String, InputRecipe>,
     pub fix_dims: BTreeMap<String, usize>,
     pub data: DataRecipe,
@@ -94,6 +98,17 @@ pub struct InputRecipe {
     pub preprocess: Option<Preprocess>,
     /// State: the output whose result of the run before this input takes.
     pub tie: Option<String>,
+}
+
+/// `float:`, where it is not float32.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FloatRecipe {
+    /// float16 or bfloat16.
+    pub dtype: DType,
+    /// Inputs and outputs of the model stay float32.
+    pub keep_io: bool,
+    /// Operators that stay float32.
+    pub keep: Vec<Op>,
 }
 
 /// `data:`

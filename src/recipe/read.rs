@@ -1,9 +1,9 @@
 //! [`Tree`] → the types of the rooms below. The shapes were checked before; what two keys contradict is found here.
 
-use super::configs;
 use super::parse::parse;
 use super::shape::{Shape, Tree};
 use super::table::SCHEME;
+use super::{FloatRecipe, configs};
 use crate::error::{Error, Result};
 use crate::graph::Op;
 use crate::quant::{Rounding, Timing};
@@ -143,6 +143,26 @@ pub fn ops(t: Option<&Tree>) -> Vec<Op> {
 
 pub fn texts(t: Option<&Tree>) -> Vec<String> {
     t.map_or(&[][..], Tree::list).iter().filter_map(|o| Some(o.text()?.to_string())).collect()
+}
+
+/// `float:` on top of what other layers said.
+pub fn float(t: &Tree, under: Option<FloatRecipe>) -> Option<FloatRecipe> {
+    let word = t.text().or_else(|| t.get("format").and_then(Tree::text));
+    let base = if t.text().is_some() { None } else { under };
+    let dtype = match word.and_then(DType::of_name).or(base.as_ref().map(|b| b.dtype))? {
+        DType::F32 => return None,
+        narrow => narrow,
+    };
+    let keep = t.get("keep").map(|o| ops(Some(o))).or(base.as_ref().map(|b| b.keep.clone()));
+    let keep_io = t.get("keep_io").and_then(Tree::flag).or(base.map(|b| b.keep_io));
+    Some(FloatRecipe { dtype, keep_io: keep_io.unwrap_or(false), keep: keep.unwrap_or_default() })
+}
+
+/// The tree that [`float`] reads.
+pub fn float_tree(f: &FloatRecipe) -> Tree {
+    let keep = f.keep.iter().map(|op| Tree::Text(op.spelling().1.to_string())).collect();
+    let format = ("format".into(), Tree::Text(f.dtype.name().into()));
+    Tree::Map(vec![format, ("keep_io".into(), Tree::Bool(f.keep_io)), ("keep".into(), Tree::List(keep))])
 }
 
 /// A word of `where:`.

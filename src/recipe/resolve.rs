@@ -80,6 +80,13 @@ fn assemble(name: String, target: Profile, target_from: String, layers: Vec<Laye
     let mut of = |key: &str, base: &SchemeKeys| merged_scheme(key, base, &layers, &target, &mut origins);
     let (mut weights, activations, bias) = (of("weights", &target.weights)?, of("activations", &target.activations)?, of("bias", &target.bias)?);
 
+    let mut float = None;
+    for (from, tree) in layers.iter().filter_map(|l| Some((&l.from, l.tree.get("float")?))) {
+        float = read::float(tree, float);
+        origins.retain(|o| o.key != "float");
+        origins.push(Origin::new("float", &tree.show(), from));
+    }
+
     // Of these, the last to speak of a key decides.
     let last = |path: &[&str]| layers.iter().rev().find_map(|l| path.iter().try_fold(&l.tree, |t, k| t.get(k)).map(|t| (t, l.from.as_str())));
     let mut take = |path: &[&str]| {
@@ -154,6 +161,7 @@ fn assemble(name: String, target: Profile, target_from: String, layers: Vec<Laye
         weights: Some(weights).filter(|k| !k.is_none()),
         activations: Some(activations).filter(|k| !k.is_none()),
         bias,
+        float,
         inputs,
         fix_dims,
         data,
@@ -281,6 +289,9 @@ fn text_of(r: &Recipe, sources: &Sources, steps: &[Tree], overrides: &[Tree]) ->
     put("weights", r.weights.as_ref().map_or_else(none, read::scheme_tree).show());
     put("activations", r.activations.as_ref().map_or_else(none, read::scheme_tree).show());
     put("bias", read::scheme_tree(&r.bias).show());
+    if let Some(float) = &r.float {
+        put("float", read::float_tree(float).show());
+    }
     let validate = r.data.validate.map_or(String::new(), |n| format!(", validate: {n}"));
     put("data", format!("{{ samples: {}{validate}, shuffle: {} }}", r.data.samples, r.data.shuffle));
     for (name, i) in &r.inputs {

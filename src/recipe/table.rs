@@ -207,6 +207,11 @@ static LOWER: &[Key] = &[
         "inputs and outputs that are quantized to this type are codes themselves: their Q/DQ fall away; the metadata `requant.io.NAME` says scale and zero point",
     ),
     Key::new(
+        "images",
+        Shape::OneOf(&["nhwc", "nchw"]),
+        "inputs with `preprocess` take images as they are, uint8 in this layout: scale, mean and std stand in the graph; the metadata `requant.image.NAME` says them",
+    ),
+    Key::new(
         "accuracy_level",
         Shape::Int(0, 4),
         "matmul-nbits: what the runtime may compute in: 0 its choice, 1 float32, 2 float16, 3 bfloat16, 4 inputs rounded to int8 in blocks",
@@ -264,6 +269,7 @@ pub static RECIPE: &[Key] = &[
     Key::new("weights", SCHEME_OR_NONE, "scheme of weights; none: they stay float"),
     Key::new("activations", SCHEME_OR_NONE, "scheme of activations; none: only weights are quantized"),
     Key::new("bias", SCHEME_OR_NONE, "scheme of biases; none: they stay float"),
+    Key::new("float", Shape::Any(&[Shape::OneOf(FLOATS), Shape::Map(FLOAT)]), "the type of what stays float; default float32"),
     Key::new("memory", Shape::Bytes, "memory that statistics and caches may take; default 4GiB"),
     Key::new("steps", Shape::Steps, "what is done, in this order"),
     Key::new("overrides", Shape::List(&Shape::Map(OVERRIDE)), "exceptions; later entries win"),
@@ -271,6 +277,12 @@ pub static RECIPE: &[Key] = &[
     Key::new("seed", Shape::Int(0, i64::MAX), "of everything random; default 0"),
 ];
 
+const FLOATS: &[&str] = &["float32", "float16", "bfloat16"];
+static FLOAT: &[Key] = &[
+    Key::new("format", Shape::OneOf(FLOATS), "the type of tensors that are no codes"),
+    Key::new("keep_io", FLAG, "inputs and outputs of the model stay float32; default false"),
+    Key::new("keep", OPS, "operators that stay float32"),
+];
 static INPUT: &[Key] = &[
     Key::new("shape", Shape::List(&COUNT), "size of each dimension"),
     Key::new("fix", FLAG, "write the shape into the model too"),

@@ -132,7 +132,7 @@ fn what_is_shipped_holds_and_says_whom_it_is_for() {
     for (name, doc) in recipes() {
         let r = resolve(&Sources { recipe: Some(name.clone()), ..Sources::default() }).unwrap();
         assert!(doc.len() > 20, "{name} says in its first line what it is");
-        steps::check_order(&r.steps).unwrap();
+        steps::check_order(&r).unwrap();
         let text = recipe_text(&name).unwrap();
         ["# For whom:", "# Cost:", "# Source:"].iter().for_each(|head| assert!(text.contains(head), "{name}: {head}"));
         // What was resolved resolves to the same.
@@ -160,7 +160,7 @@ fn every_step_has_somebody_to_carry_it_out_and_orders_are_checked() {
         ("[place, { round: nearest }]", "`calibrate` must stand before it"),
     ] {
         let r = resolved(&format!("extends: int8\nsteps: {list}\n"), &[]).unwrap();
-        let e = steps::check_order(&r.steps).unwrap_err();
+        let e = steps::check_order(&r).unwrap_err();
         assert!(e.exit_code() == 2 && e.to_string().contains(words), "{e}");
     }
 }
@@ -241,10 +241,10 @@ fn weights_alone_need_no_more_than_round_and_lower() {
     let r = resolved(text, &[]).unwrap();
     assert_eq!(r.steps.iter().map(|s| s.name).collect::<Vec<_>>(), ["place", "calibrate", "round", "lower"]);
     assert_eq!((r.steps[0].origin.as_str(), r.steps[3].args.int("accuracy_level")), ("implied by `round`", Some(4)));
-    steps::check_order(&r.steps).unwrap();
+    steps::check_order(&r).unwrap();
     let set = resolved(text, &["calibrate.weights.method=mse"]).unwrap();
     assert_eq!(set.steps[1].args.text("weights.method"), Some("mse"));
-    let e = steps::check_order(&resolved(&text.replace("activations: none", "activations: { bits: 8 }"), &[]).unwrap().steps).unwrap_err();
+    let e = steps::check_order(&resolved(&text.replace("activations: none", "activations: { bits: 8 }"), &[]).unwrap()).unwrap_err();
     assert!(e.to_string().contains("`calibrate` must stand before it"), "{e}");
     let placed = resolved("extends: w8\nsteps: [place, { round: nearest }, { lower: qdq }]\n", &[]).unwrap();
     assert_eq!(placed.steps.iter().map(|s| s.name).collect::<Vec<_>>(), ["place", "calibrate", "round", "lower"]);

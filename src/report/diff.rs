@@ -4,7 +4,7 @@ use super::{Coverage, NODE_SAMPLES, NodeRow, OutputRow, compare, coverage, html,
 use crate::data::Dataset;
 use crate::error::{At, Error, Result};
 use crate::graph::Model;
-use crate::lift::{lift, real_interface};
+use crate::lift::{lift, real_interface, wide_floats};
 use crate::pass::Progress;
 use serde::Serialize;
 
@@ -26,7 +26,9 @@ pub struct Diff {
 pub fn diff(a: (&str, &Model), b: (&str, &Model), data: &Dataset, labels: Option<&[i64]>, threads: usize, progress: &dyn Progress) -> Result<Diff> {
     let lifted = |(name, m): (&str, &Model)| {
         let mut m = m.clone();
-        real_interface(&mut m).and_then(|()| lift(&mut m)).at(|| name).map(|_| m)
+        real_interface(&mut m).at(|| name)?;
+        wide_floats(&mut m);
+        lift(&mut m).at(|| name).map(|_| m)
     };
     let (la, lb) = (lifted(a)?, lifted(b)?);
     let all: Vec<usize> = (0..data.len()).collect();

@@ -2,6 +2,7 @@
 //! with the feature on and the folder missing it fails, it never skips.
 
 mod architecture;
+mod casts;
 mod cli;
 #[cfg(feature = "shared")]
 mod corpus;

@@ -110,6 +110,11 @@ pub fn infer(model: &Model, fixed: &InputShapes) -> Inferred {
     infer_graph(&model.graph, fixed, declared, &BTreeMap::new())
 }
 
+/// The same of a body, by what is known of the values around it, by name.
+pub fn infer_body(body: &Graph, outer: &BTreeMap<String, Fact>) -> Inferred {
+    infer_graph(body, &InputShapes::new(), true, outer)
+}
+
 /// `declared`: whether the file's own value_info may fill gaps; with inputs fixed it may speak of other shapes.
 fn infer_graph(g: &Graph, fixed: &InputShapes, declared: bool, outer: &BTreeMap<String, Fact>) -> Inferred {
     let mut known = Inferred { facts: vec![Fact::default(); g.value_bound()] };

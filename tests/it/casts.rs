@@ -1,0 +1,51 @@
+//! Recipes that write what stays float in another type.
+
+use requant::pass::Silent;
+use requant::recipe::{Outcome, Request, Sources, convert};
+use requant::report::Db;
+use serde_json::Value as Json;
+
+/// The repository's model under a recipe, and what ONNX and ONNX Runtime say of the file.
+fn converted(recipe: &str, set: &[&str]) -> (Outcome, Json) {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, data, out) = (crate::repository("models/kws_dscnn.onnx"), crate::repository("models/kws_calibration.npz"), dir.path().join("out.onnx"));
+    let set = ["data.samples=4", "data.validate=4"].iter().chain(set).map(|s| s.to_string()).collect();
+    let sources = Sources { recipe: Some(recipe.into()), set, ..Sources::default() };
+    let (text, owned) = (data.display().to_string(), out.clone());
+    let outcome = convert(&Request { model: model.clone(), data: Some(text.clone()), sources, output: Some(owned), ..Request::default() }, &Silent).unwrap();
+    let said = crate::python::run("casts.py", &[model.to_str().unwrap(), out.to_str().unwrap(), &text]);
+    (outcome, serde_json::from_str(said.trim()).unwrap_or_else(|e| panic!("{e}: {said}")))
+}
+
+fn sqnr(outcome: &Outcome) -> f64 {
+    let Db(db) = outcome.report.outputs[0].sqnr_db;
+    db
+}
+
+#[test]
+fn float16_keeps_every_class_and_runs_in_onnx_runtime_as_the_report_says() {
+    let (outcome, said) = converted("float16", &[]);
+    assert_eq!((&said["input"], &said["output"], &said["casts"]), (&"FLOAT".into(), &"FLOAT".into(), &2.into()), "{said}");
+    assert_eq!(said["float32_constants"], 0, "{said}");
+    let (ours, theirs) = (sqnr(&outcome), said["sqnr_db"].as_f64().unwrap());
+    assert!(ours > 55.0 && theirs > 55.0, "{ours} {said}");
+    let (_, said) = converted("float16", &["float.keep_io=false"]);
+    assert_eq!((&said["input"], &said["output"], &said["casts"]), (&"FLOAT16".into(), &"FLOAT16".into(), &0.into()), "{said}");
+}
+
+/// No runtime at hand computes in bfloat16; ONNX's checker knows its types.
+#[test]
+fn bfloat16_raises_the_opset_and_passes_the_checker() {
+    let (outcome, said) = converted("bfloat16", &[]);
+    assert_eq!((&said["opset"], &said["casts"], &said["float32_constants"]), (&22.into(), &2.into(), &0.into()), "{said}");
+    assert!(sqnr(&outcome) > 30.0, "{}", sqnr(&outcome));
+}
+
+#[test]
+fn operators_that_the_recipe_keeps_stay_float32_and_codes_stay_codes() {
+    let (_, said) = converted("float16", &["float.keep=[Softmax]"]);
+    assert_eq!(said["casts"], 2, "the Cast before the Softmax makes the output float32: {said}");
+    let (outcome, said) = converted("int8-fast", &["float={format: float16, keep_io: true}", "overrides+={ops: [Conv], where: first, keep: float}"]);
+    assert!(said["casts"].as_u64() >= Some(2), "{said}");
+    assert!(sqnr(&outcome) > 15.0 && said["sqnr_db"].as_f64() > Some(15.0), "{said}");
+}

@@ -1,5 +1,6 @@
 //! Carries a recipe out: read, run the steps in order, write, read back, judge, report.
 
+use super::again;
 use super::eval;
 use super::output::{self, Pending, VERSION_KEY};
 use super::ranges;
@@ -89,6 +90,9 @@ fn begin(request: &Request, progress: &dyn Progress) -> Result<Begun> {
         }
     }
     let mut source = onnx::read(&request.model, &ReadOptions { drop_unknown: request.drop_unknown })?;
+    if again::places(&recipe) {
+        again::open_interface(&mut source).at(|| request.model.display())?;
+    }
     start::fix_dims(&mut source, &recipe).at(|| request.model.display())?;
     start::suit(&mut source, &recipe.target).at(|| request.model.display())?.iter().for_each(|line| progress.say(line));
     let samples = match (&request.data, &request.validate_data) {
@@ -163,8 +167,12 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
         pool.install(|| work.step(step))?;
         measured.push(report::StepRow::new(step.name, begun.elapsed()));
         if work.state == State::Placed && work.model.quantizers.is_empty() {
-            progress.say("nothing in this model can be quantized under this recipe; it is written unchanged");
-            work.model = source.clone();
+            if work.standing.is_some() {
+                progress.say("the target wants no codes in this model: it is written as a float model");
+            } else {
+                progress.say("nothing in this model can be quantized under this recipe; it is written unchanged");
+                work.model = source.clone();
+            }
             work.prepared = None;
             break;
         }

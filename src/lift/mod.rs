@@ -14,6 +14,7 @@
 
 mod bodies;
 mod dynamic;
+mod encodings;
 mod held;
 mod interface;
 mod moves;
@@ -29,6 +30,7 @@ use crate::graph::{Flow, Graph, InputShapes, Model, Node, NodeId, Op, infer};
 use crate::interrupt;
 use crate::note::Notes;
 use bodies::Outer;
+pub use encodings::apply_encodings;
 pub use interface::real_interface;
 use work::{Shared, Work};
 

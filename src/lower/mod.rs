@@ -2,6 +2,7 @@
 
 mod coded;
 mod dynamic;
+mod encodings;
 mod io;
 mod moves;
 mod packed;
@@ -10,6 +11,7 @@ mod qoperator;
 mod shield;
 mod spelled;
 
+pub use encodings::encodings;
 pub use io::integer_interface;
 pub use qdq::{lower_qdq, qdq_opset};
 pub use qoperator::qoperator;
@@ -20,7 +22,7 @@ use crate::graph::Model;
 use crate::note::Notes;
 
 /// The spellings there are: what `lower: { form: … }` may say.
-pub const FORMS: &[&str] = &["qdq", "qoperator", "matmul-nbits"];
+pub const FORMS: &[&str] = &["qdq", "qoperator", "matmul-nbits", "encodings"];
 
 /// What a spelling may be told besides its name.
 #[derive(Debug, Clone, Default, PartialEq)]

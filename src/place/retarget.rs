@@ -124,8 +124,7 @@ impl Mover<'_> {
                 None => s.reads.get(&(*node, *slot)).or(s.values.get(&v)).copied(),
             }
         };
-        let mut olds: Vec<QuantizerId> =
-            uses.values.iter().filter_map(|v| s.values.get(v).copied()).chain(uses.ports.iter().filter_map(of_port)).collect();
+        let mut olds: Vec<QuantizerId> = uses.values.iter().filter_map(|v| s.values.get(v).copied()).chain(uses.ports.iter().filter_map(of_port)).collect();
         olds.sort();
         olds.dedup();
         olds
@@ -182,7 +181,8 @@ impl Mover<'_> {
         }
         let biases = self.biases(plan, &mut codes)?;
         let exactly = if turned > 0 { format!(", {turned} of them with the sign of their codes turned, which changes no number") } else { String::new() };
-        self.notes.changed("", format!("{kept} quantizers of the file are kept{exactly}, and the codes of {} constants, {biases} biases among them", codes.len()));
+        self.notes
+            .changed("", format!("{kept} quantizers of the file are kept{exactly}, and the codes of {} constants, {biases} biases among them", codes.len()));
         let ranges = if self.how.data { "over what the samples show" } else { "over the range that they covered" };
         for (why, names) in again {
             let more = if names.len() > 1 { format!(" (and {} more)", names.len() - 1) } else { String::new() };
@@ -272,7 +272,9 @@ impl Mover<'_> {
             let n = g.node(node);
             let linear = Linear::of(g, node).filter(|l| l.weight_slot == slot);
             let constant = n.input(slot).and_then(|v| g.constant(v)).map(|c| c.tensor.shape());
-            let weight = constant.is_some() && n.op.role(slot) != Role::Bias && (linear.is_some() || !planned.scheme.blocks.is_tensor() || Recurrent::of(g, node).is_some());
+            let weight = constant.is_some()
+                && n.op.role(slot) != Role::Bias
+                && (linear.is_some() || !planned.scheme.blocks.is_tensor() || Recurrent::of(g, node).is_some());
             let kind = match (n.op.role(slot), weight) {
                 (Role::Bias, _) => Slot::Bias,
                 (_, true) => Slot::Weights,
@@ -300,7 +302,13 @@ impl Mover<'_> {
         let holds = |own: Granularity| held.is_empty() || held.contains(&own);
         let rank = linear.and_then(|l| self.model.graph.constant(l.weight)).map_or(0, |c| c.tensor.rank()) as i32;
         let of = |axis: i32| if axis < 0 { axis + rank } else { axis };
-        let own = if scheme.blocks.is_tensor() { Granularity::Tensor } else if scheme.blocks.channel_axis().is_some() { Granularity::Channel } else { Granularity::Block };
+        let own = if scheme.blocks.is_tensor() {
+            Granularity::Tensor
+        } else if scheme.blocks.channel_axis().is_some() {
+            Granularity::Channel
+        } else {
+            Granularity::Block
+        };
         if !holds(own) {
             return Some(format!("the target does not hold {}", scheme.blocks));
         }
@@ -385,11 +393,8 @@ fn turned(own: &Form) -> Option<Form> {
     };
     let none = !signed && zeros.iter().all(|z| *z == 0);
     let zero = if none { Zeros::None } else { Zeros::Integer(zeros) };
-    let scheme = Scheme {
-        format: Format::Int { bits, signed: !signed, narrow: false },
-        zero: if none { Zero::None } else { Zero::Integer },
-        ..own.scheme.clone()
-    };
+    let scheme =
+        Scheme { format: Format::Int { bits, signed: !signed, narrow: false }, zero: if none { Zero::None } else { Zero::Integer }, ..own.scheme.clone() };
     Some(Form { scheme, params: Params { zero, ..own.params.clone() }, turn })
 }
 

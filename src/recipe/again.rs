@@ -2,13 +2,14 @@
 
 use super::Recipe;
 use super::steps::Work;
-use crate::error::Result;
+use crate::error::{At, Error, Result};
 use crate::graph::{Model, Site};
-use crate::lift::{lift, real_interface};
+use crate::lift::{apply_encodings, lift, real_interface};
 use crate::note::Notes;
 use crate::place::{self, Retarget};
 use crate::quant::{Origin, Params, QuantizerId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 /// Key of the metadata about inputs and outputs that are codes.
 const IO: &str = "requant.io.";
@@ -23,6 +24,12 @@ pub fn open_interface(model: &mut Model) -> Result<()> {
     real_interface(model)?;
     model.metadata.retain(|(k, _)| !k.starts_with(IO));
     Ok(())
+}
+
+/// Puts the quantizers of an encodings file onto its float model.
+pub fn encode(model: &mut Model, path: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::usage(format!("{} cannot be read: {e}", path.display())))?;
+    apply_encodings(model, &text).at(|| path.display())
 }
 
 /// Takes quantizers off a model that comes with some, if the recipe places its own.
@@ -81,4 +88,3 @@ pub fn drop_stale(model: &mut Model, before: &BTreeMap<QuantizerId, Params>, not
         notes.changed("", format!("the scales of {} constants that had codes moved: they are rounded anew", stale.len()));
     }
 }
-

@@ -41,6 +41,8 @@ pub struct Request {
     pub eval: Option<String>,
     /// Write what calibration saw.
     pub save_ranges: Option<PathBuf>,
+    /// AIMET's encodings of the model, which is float.
+    pub encodings: Option<PathBuf>,
     /// Take what an earlier calibration saw.
     pub ranges: Option<PathBuf>,
     pub strict: bool,
@@ -90,6 +92,9 @@ fn begin(request: &Request, progress: &dyn Progress) -> Result<Begun> {
         }
     }
     let mut source = onnx::read(&request.model, &ReadOptions { drop_unknown: request.drop_unknown })?;
+    if let Some(path) = &request.encodings {
+        again::encode(&mut source, path)?;
+    }
     if again::places(&recipe) {
         again::open_interface(&mut source).at(|| request.model.display())?;
     }
@@ -184,7 +189,7 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     if request.stop_after.is_some() {
         work.model = as_written(&work.model, work.state)?;
     }
-    let Work { mut model, prepared, notes, ranges: seen, .. } = work;
+    let Work { mut model, prepared, notes, ranges: seen, encodings, .. } = work;
     let notes = notes.into_iter().fold(Notes::default(), |mut all, n| {
         all.append(n);
         all
@@ -205,7 +210,11 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     let pending = Pending::write(&model, &output)?;
     drop(model);
 
-    let written = onnx::read(&pending.model(), &ReadOptions::default()).at(|| "the written model cannot be read back")?;
+    let mut written = onnx::read(&pending.model(), &ReadOptions::default()).at(|| "the written model cannot be read back")?;
+    if let Some(text) = &encodings {
+        let path = pending.write_encodings(text)?;
+        again::encode(&mut written, &path).at(|| "the written encodings cannot be read back")?;
+    }
     let judged = Judged { reference: &reference, lifted: lifted.map(drop), prepared: prepared.as_ref(), written: &written, labels: labels.as_deref(), threads };
     let mut report = Report::new(env!("CARGO_PKG_VERSION"));
     report.input = report::FileRow { path: request.model.display().to_string(), sha256: hash, bytes: file_size(&request.model), data_bytes: 0 };

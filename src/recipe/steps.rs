@@ -1,7 +1,7 @@
 //! What each step of a recipe does: the state of the model it accepts, the one it leaves, and the call into the room that knows how.
 
-use super::{Args, Recipe, Step};
 use super::again;
+use super::{Args, Recipe, Step};
 use crate::allocate::{self, Widen};
 use crate::data::Dataset;
 use crate::error::{At, Error, Result};
@@ -27,6 +27,8 @@ pub struct Work<'a> {
     /// What the file says of codes, if it is quantized: taken off before the first step.
     pub standing: Option<Standing>,
     begun: bool,
+    /// Encodings as JSON, of a model that is written as float.
+    pub encodings: Option<String>,
     pub data: Option<&'a Dataset>,
     /// Samples of `data` to calibrate on.
     pub calibration: &'a [usize],
@@ -55,7 +57,8 @@ use State::{Fitted, Float, Lowered, Placed, Rounded};
 
 pub const FOLD_CONSTANTS: Run = Run { accepts: &[Float], leaves: None, coded: true, run: |w, _| transform::fold_constants(&mut w.model) };
 pub const FOLD_BATCH_NORM: Run = Run { accepts: &[Float], leaves: None, coded: false, run: |w, _| transform::fold_batch_norm(&mut w.model) };
-pub const FUSE: Run = Run { accepts: &[Float], leaves: None, coded: true, run: |w, _| transform::fuse(&mut w.model, &w.recipe.target.fused, w.recipe.target.opset) };
+pub const FUSE: Run =
+    Run { accepts: &[Float], leaves: None, coded: true, run: |w, _| transform::fuse(&mut w.model, &w.recipe.target.fused, w.recipe.target.opset) };
 pub const SMOOTH: Run = Run { accepts: &[Float], leaves: None, coded: false, run: smooth };
 pub const EQUALIZE: Run = Run { accepts: &[Float], leaves: None, coded: false, run: equalize };
 pub const BALANCE: Run = Run { accepts: &[Float], leaves: None, coded: false, run: balance };
@@ -132,6 +135,7 @@ impl<'a> Work<'a> {
             prepared: None,
             standing: None,
             begun: false,
+            encodings: None,
             data: None,
             calibration: &[],
             saved: None,
@@ -272,6 +276,12 @@ fn widen(w: &mut Work, args: &Args) -> Result<Notes> {
 
 fn round(w: &mut Work, args: &Args) -> Result<Notes> {
     let mut notes = match args.text("method") {
+        // What the other target holds keeps its codes; the rest need no samples to be near them.
+        Some("gptq") if w.standing.is_some() && w.data.is_none() => {
+            let mut notes = Notes::of("round");
+            notes.fell_back("", "the file is quantized and no samples are given: weights without codes get the nearest");
+            notes
+        }
         Some("gptq") => {
             let how = Gptq { damping: args.number("damping").unwrap_or(0.01), samples: args.int("samples").map_or(32, |n| n as usize), threads: w.threads };
             round::gptq(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
@@ -295,6 +305,11 @@ fn correct_bias(w: &mut Work, args: &Args) -> Result<Notes> {
 fn lower(w: &mut Work, args: &Args) -> Result<Notes> {
     let settings = lower::Settings { accuracy_level: args.int("accuracy_level") };
     let form = args.text("form").unwrap_or("qdq");
+    if form == "encodings" {
+        let (text, notes) = lower::encodings(&mut w.model, args.int("version").unwrap_or(1))?;
+        w.encodings = Some(text);
+        return Ok(notes);
+    }
     let mut notes = lower::spell(&mut w.model, form, &settings)?;
     let need = lower::qdq_opset(&w.model)?;
     if let Some(limit) = w.recipe.target.opset.filter(|limit| *limit < need) {

@@ -5,8 +5,8 @@
 use crate::error::{At, Error, Result};
 use crate::graph::{Flow, Graph, Model, Node, NodeId, Op, Port, Site, ValueId};
 use crate::note::Notes;
-use crate::quant::{self, Codes, Params, QuantizerId, Scheme, Table, Timing};
-use crate::tensor::Tensor;
+use crate::quant::{self, Codes, Params, QuantizerId, Scheme, Table, Timing, View, Zeros};
+use crate::tensor::{Tensor, pack};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a file said of codes, by the values of its float graph.
@@ -96,6 +96,7 @@ pub fn take_off(model: &mut Model) -> Result<(Standing, Notes)> {
             }
         }
     }
+    turn_matrices(g, &mut standing).at(|| "transposed codes")?;
     let cut: Vec<(ValueId, QuantizerId)> = standing.values.iter().map(|(v, q)| (*v, *q)).filter(|(v, _)| !open.contains(v)).collect();
     for (v, q) in cut {
         let row = &standing.table[q];
@@ -112,6 +113,52 @@ pub fn take_off(model: &mut Model) -> Result<(Standing, Notes)> {
     let (n, c) = (standing.values.len(), standing.constants.len());
     notes.changed("", format!("the file is quantized: {n} values and {c} constants bring codes of their own"));
     Ok((standing, notes))
+}
+
+/// Matrices that are transposed before they are read hold their codes the other way round, so that a layer reads them as its weight.
+fn turn_matrices(g: &mut Graph, standing: &mut Standing) -> Result<()> {
+    for (c, held) in standing.constants.clone() {
+        let row = standing.table[held.quantizer].clone();
+        let (Some(codes), &[rows, columns], Some(params)) = (&held.codes, held.stands.shape(), &row.params) else { continue };
+        let readers: Vec<NodeId> = g.value(c).uses().iter().map(|p| p.node).collect();
+        let turns = |id: &NodeId| {
+            let n = g.node(*id);
+            n.op == Op::Transpose && n.ints("perm").is_none_or(|p| p == [1, 0]) && n.output(0).is_some_and(|y| !g.is_output(y))
+        };
+        if readers.is_empty() || !readers.iter().all(turns) || row.scheme.blocks.view != View::Own || params.nested.is_some() {
+            continue;
+        }
+        let grid = row.scheme.blocks.layout(&[rows, columns])?.grid;
+        let mut scheme = row.scheme.clone();
+        scheme.blocks.along.iter_mut().for_each(|(axis, _)| *axis = 1 - axis.rem_euclid(2));
+        let zero = match &params.zero {
+            Zeros::Integer(z) if z.len() > 1 => Zeros::Integer(transposed(z, grid[0], grid[1])),
+            Zeros::Real(z) if z.len() > 1 => Zeros::Real(transposed(z, grid[0], grid[1])),
+            z => z.clone(),
+        };
+        let scale = if params.scale.len() > 1 { transposed(&params.scale, grid[0], grid[1]) } else { params.scale.clone() };
+        let dtype = codes.0.dtype();
+        let bytes = pack::pack(&transposed(&codes.unpack(), rows, columns), dtype);
+        let codes = Codes(Tensor::new(dtype, vec![columns, rows], bytes.into())?);
+        let stands = Tensor::of_f32(&[columns, rows], transposed(&held.stands.to_f32()?, rows, columns));
+        let name = g.value(c).name.clone();
+        let quantizer = standing.table.add(&name, scheme);
+        standing.table[quantizer].params = Some(Params { scale, zero, ..params.clone() });
+        let turned = g.add_constant(&format!("{name}_transposed"), stands.clone());
+        for id in readers {
+            let y = g.remove_node(id).output(0).expect("asked before");
+            g.replace_uses(y, turned);
+            g.remove_value(y);
+        }
+        g.remove_idle(c);
+        standing.constants.remove(&c);
+        standing.constants.insert(turned, Held { quantizer, codes: Some(codes), stands });
+    }
+    Ok(())
+}
+
+fn transposed<T: Copy>(v: &[T], rows: usize, columns: usize) -> Vec<T> {
+    (0..columns).flat_map(|c| (0..rows).map(move |r| v[r * columns + c])).collect()
 }
 
 /// The name that a constant had before it was codes, where that is free.
@@ -151,4 +198,51 @@ fn put_clip(model: &mut Model, v: ValueId, lo: f32, hi: f32) -> NodeId {
     }
     let [low, high] = [("lowest", lo), ("highest", hi)].map(|(n, x)| g.add_constant(&format!("{name}_{n}"), Tensor::scalar(x)));
     g.insert_node(at, node, &[Some(raw), Some(low), Some(high)], &[Some(v)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Dim, Type};
+    use crate::quant::Blocks;
+    use crate::tensor::DType;
+
+    /// x[1,3] → MatMul(Transpose(codes [2,3], a scale a row)) → FakeQuant from 0 → y
+    fn file() -> Model {
+        let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+        let w = m.quantizers.add("w_quantized", Scheme { blocks: Blocks::channel(0), ..Scheme::int(8, true) });
+        let y8 = m.quantizers.add("y", Scheme::int(8, false));
+        m.quantizers[w].params = Some(Params { scale: vec![0.5, 2.0], ..Params::tensor(1.0, None) });
+        m.quantizers[y8].params = Some(Params::tensor(0.5, Some(0)));
+        let g = &mut m.graph;
+        let [x, wd, wt, a, y] = ["x", "wd", "wt", "a", "y"].map(|n| {
+            let v = g.add_value(n);
+            g.value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(vec![Dim::Unknown, Dim::Unknown]) };
+            v
+        });
+        (g.inputs, g.outputs) = (vec![x], vec![y]);
+        let site = g.add_node(Node::fake_quant(w, "fw"), &[], &[Some(wd)]);
+        g.add_node(Node::new(Op::Transpose, "t").with("perm", vec![1i64, 0]), &[Some(wd)], &[Some(wt)]);
+        g.add_node(Node::new(Op::MatMul, "m"), &[Some(x), Some(wt)], &[Some(a)]);
+        g.add_node(Node::fake_quant(y8, "fy"), &[Some(a)], &[Some(y)]);
+        m.codes.insert(Site::of(site), Codes(Tensor::new(DType::I8, vec![2, 3], vec![1, 2, 3, 4, 5, 6].into()).unwrap()));
+        m
+    }
+
+    #[test]
+    fn what_a_quantizer_cut_a_clip_cuts_and_codes_stand_as_the_layer_reads_them() {
+        let mut m = file();
+        let (standing, _) = take_off(&mut m).unwrap();
+        let ops: Vec<Op> = m.graph.nodes().map(|(_, n)| n.op).collect();
+        assert_eq!(ops, [Op::MatMul, Op::Clip]);
+        let clip = m.graph.node(standing.cuts[0]);
+        assert_eq!((crate::graph::bounds(&m.graph, clip), m.graph.value(clip.output(0).unwrap()).name.as_str()), (Some((0.0, 127.5)), "y"));
+        let (c, held) = standing.constants.iter().next().unwrap();
+        let row = &standing.table[held.quantizer];
+        assert_eq!((m.graph.value(*c).name.as_str(), &row.scheme.blocks), ("w_transposed", &Blocks::channel(1)));
+        assert_eq!(held.codes.as_ref().unwrap().unpack(), [1, 4, 2, 5, 3, 6]);
+        let stands = quant::dequantize(held.codes.as_ref().unwrap(), &row.scheme, row.params.as_ref().unwrap()).unwrap();
+        assert_eq!(stands, m.graph.constant(*c).unwrap().tensor.to_f32().unwrap().to_vec());
+        assert_eq!(stands, [0.5, 8.0, 1.0, 10.0, 1.5, 12.0]);
+    }
 }

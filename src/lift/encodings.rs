@@ -3,7 +3,7 @@
 //! are those that the layer gives out, blocks run along what it sums over.
 
 use crate::error::{At, Error, Result};
-use crate::graph::{Graph, Linear, Model, Node, NodeId, ValueId};
+use crate::graph::{Flow, Graph, Linear, Model, Node, NodeId, ValueId};
 use crate::quant::{Blocks, Curve, Format, Origin, Params, Rounding, ScaleKind, Scheme, Timing, Zero, Zeros};
 use crate::tensor::DType;
 use serde_json::Value;
@@ -20,6 +20,9 @@ pub fn apply_encodings(model: &mut Model, text: &str) -> Result<()> {
         Some("2") => true,
         _ => return Err(Error::usage(format!("version {version:?} of encodings cannot be read; 1.0.0 and 2.0.0 can"))),
     };
+    if let Some((_, n)) = model.graph.nodes().find(|(_, n)| n.op.flow() == Flow::Quantize) {
+        return Err(Error::usage(format!("the model is quantized already (node {} is a {}): encodings speak of float models", n.name, n.op_type)));
+    }
     let mut count = 0;
     for key in if second { &["encodings"][..] } else { &["activation_encodings", "param_encodings"] } {
         for (name, entry) in entries(&json[*key]) {

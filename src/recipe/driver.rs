@@ -93,6 +93,9 @@ fn begin(request: &Request, progress: &dyn Progress) -> Result<Begun> {
     }
     let mut source = onnx::read(&request.model, &ReadOptions { drop_unknown: request.drop_unknown })?;
     if let Some(path) = &request.encodings {
+        if !again::places(&recipe) {
+            return Err(Error::usage(format!("--encodings {}: recipe {} has no step `place`, which alone takes quantizers", path.display(), recipe.name)));
+        }
         again::encode(&mut source, path)?;
     }
     if again::places(&recipe) {
@@ -392,6 +395,7 @@ fn opening(recipe: &Recipe, request: &Request, samples: Option<&Samples>, saved:
 /// Everything that would be decided, without data and without writing: the decisions, and the model as it is when quantizers stand.
 fn decide(begun: &Begun, progress: &dyn Progress) -> Result<(Vec<Decision>, Model)> {
     let mut work = Work::new(&begun.recipe, begun.source.clone(), begun.threads, progress);
+    work.planning = true;
     for step in &begun.recipe.steps {
         work.step(step)?;
         if work.state == State::Placed {

@@ -27,6 +27,8 @@ pub struct Work<'a> {
     /// What the file says of codes, if it is quantized: taken off before the first step.
     pub standing: Option<Standing>,
     begun: bool,
+    /// Whether only the plan is asked for, and samples are not looked at.
+    pub planning: bool,
     /// Encodings as JSON, of a model that is written as float.
     pub encodings: Option<String>,
     pub data: Option<&'a Dataset>,
@@ -135,6 +137,7 @@ impl<'a> Work<'a> {
             prepared: None,
             standing: None,
             begun: false,
+            planning: false,
             encodings: None,
             data: None,
             calibration: &[],
@@ -215,7 +218,7 @@ fn shift_negatives(w: &mut Work, args: &Args) -> Result<Notes> {
 fn place(w: &mut Work, _: &Args) -> Result<Notes> {
     w.prepared = Some(w.model.clone());
     let (notes, decisions) = match &w.standing {
-        Some(standing) => place::retarget(&mut w.model, &rules(w.recipe), standing, again::how(w.recipe, w.data.is_some()))?,
+        Some(standing) => place::retarget(&mut w.model, &rules(w.recipe), standing, again::how(w.recipe, w.data.is_some() || w.planning))?,
         None => place::place(&mut w.model, &rules(w.recipe))?,
     };
     w.decisions = decisions;
@@ -306,9 +309,15 @@ fn lower(w: &mut Work, args: &Args) -> Result<Notes> {
     let settings = lower::Settings { accuracy_level: args.int("accuracy_level") };
     let form = args.text("form").unwrap_or("qdq");
     if form == "encodings" {
+        if let Some(key) = ["io", "accuracy_level"].into_iter().find(|k| args.text(k).is_some() || args.int(k).is_some()) {
+            return Err(Error::usage(format!("`{key}` is no key of form encodings")));
+        }
         let (text, notes) = lower::encodings(&mut w.model, args.int("version").unwrap_or(1))?;
         w.encodings = Some(text);
         return Ok(notes);
+    }
+    if args.int("version").is_some() {
+        return Err(Error::usage(format!("`version` is a key of form encodings, not of {form}")));
     }
     let mut notes = lower::spell(&mut w.model, form, &settings)?;
     let need = lower::qdq_opset(&w.model)?;

@@ -1,7 +1,7 @@
 //! Which values of a lifted model are codes, under which quantizer, and where their readers take them as codes.
 
 use crate::graph::{Flow, Graph, Model, Node, NodeId, Op, ValueId, bounds};
-use crate::quant::{Params, QuantizerId, Table, Zero, Zeros};
+use crate::quant::{QuantizerId, Table};
 use crate::target::Profile;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -73,36 +73,6 @@ impl Codes {
 pub fn same(table: &Table, a: QuantizerId, b: QuantizerId) -> bool {
     let parts = |q: QuantizerId| table[q].params.as_ref().map(|p| (&p.scale, &p.zero));
     a == b || table[a].scheme.format == table[b].scheme.format && parts(a) == parts(b)
-}
-
-/// Whether a quantizer has no zero point, or one in the middle of an unsigned format.
-pub fn is_symmetric(table: &Table, q: QuantizerId) -> bool {
-    let scheme = &table[q].scheme;
-    let middle = match scheme.format.code_range() {
-        Some((0, most)) => most / 2 + 1,
-        _ => 0,
-    };
-    match (&table[q].params, scheme.zero) {
-        (Some(Params { zero: Zeros::Integer(z), .. }), _) => z.iter().all(|z| *z == middle),
-        (Some(Params { zero: Zeros::Real(_), .. }), _) => false,
-        (_, Zero::Fixed(z)) => z == middle,
-        (Some(_), _) => middle == 0,
-        (None, zero) => zero == Zero::None,
-    }
-}
-
-/// Whether all zero points are 0.
-pub fn has_no_zero(table: &Table, q: QuantizerId) -> bool {
-    match &table[q].params {
-        Some(Params { zero: Zeros::Integer(z), .. }) => z.iter().all(|z| *z == 0),
-        Some(Params { zero: Zeros::Real(_), .. }) => false,
-        _ => true,
-    }
-}
-
-/// Whether all scales are powers of two.
-pub fn is_pow2(table: &Table, q: QuantizerId) -> bool {
-    table[q].params.as_ref().is_none_or(|p| p.scale.iter().all(|s| *s > 0.0 && s.log2().fract() == 0.0))
 }
 
 /// Whether a quantizer cuts all that a Relu or Clip before it cuts.

@@ -1,10 +1,10 @@
 //! One verdict a node: by the profile's lists and limits, then by what stands around it.
 
-use super::codes::{Codes, has_no_zero, is_pow2, is_symmetric, same};
+use super::codes::{Codes, same};
 use super::{Row, Verdict};
 use crate::graph::{Flow, Graph, Inferred, InputShapes, Linear, Model, Node, NodeId, Op, Recurrent, Role, ValueId, infer};
-use crate::quant::{Format, QuantizerId};
-use crate::target::{Fate, Granularity, Limit, Must, Profile, Slot, Spelling, name_of};
+use crate::quant::QuantizerId;
+use crate::target::{Fate, Granularity, Limit, Profile, Slot, Spelling, name_of};
 use crate::tensor::DType;
 use std::collections::BTreeMap;
 
@@ -211,7 +211,7 @@ impl Judge<'_> {
             let of_codes = || self.codes.get(v).and_then(|q| self.limited(id, q, kind, v, false));
             let word = match self.codes.get(v) {
                 Some(q) => self.held(q, kind, v),
-                None if kind == Slot::Bias => self.format(Slot::Bias, "none", v),
+                None if kind == Slot::Bias => self.profile.legal.refuses_format(Slot::Bias, "none").map(|why| self.illegal_word(v, why)),
                 None => None,
             };
             let granular = || linear.as_ref().filter(|_| is_weight).and_then(|l| self.granular(id, l, self.codes.get(v)?));
@@ -238,18 +238,11 @@ impl Judge<'_> {
 
     /// What the profile's limits say of codes at a kind of slot. Of a result, only its format is asked.
     fn limited(&self, id: NodeId, q: QuantizerId, kind: Slot, v: ValueId, result: bool) -> Option<Word> {
-        let table = &self.model.quantizers;
-        let format = name_of(table[q].scheme.format).unwrap_or("a codebook");
-        let broken = |l: &&&Limit| match (&l.must, kind) {
-            (Must::Weights(list), Slot::Weights) | (Must::Activations(list), Slot::Activations) => !list.iter().any(|f| f == format),
-            _ if result => false,
-            (Must::Zeroless, Slot::Activations) => !has_no_zero(table, q),
-            (Must::Unsigned, Slot::Activations) => matches!(table[q].scheme.format, Format::Int { signed: true, .. }) && !self.is_read_once(v),
-            _ => false,
-        };
-        let limit = self.bound.get(&id)?.iter().find(broken)?;
-        let is = if limit.must == Must::Zeroless { "has a zero point".to_string() } else { format!("is {format}") };
-        Some(Word::new(limit.then, "limits", format!("{} {is}: {}", self.name(v), limit.why), limit.remedy.clone()))
+        let row = &self.model.quantizers[q];
+        let once = !result && self.is_read_once(v);
+        let said = |l: &&Limit| Some((l.then, l.remedy.clone(), l.refuses(kind, &row.scheme, row.params.as_ref(), result, once)?));
+        let (then, remedy, why) = self.bound.get(&id)?.iter().find_map(said)?;
+        Some(Word::new(then, "limits", format!("{} {why}", self.name(v)), remedy))
     }
 
     /// Whether codes are made for one reader.
@@ -263,31 +256,15 @@ impl Judge<'_> {
         g.constant(x).is_none() && all == 1
     }
 
-    fn format(&self, kind: Slot, format: &str, v: ValueId) -> Option<Word> {
-        let legal = self.profile.legal.formats(kind);
-        if legal.is_empty() || legal.iter().any(|f| f == format) {
-            return None;
-        }
-        let is = if format == "none" { "is float".to_string() } else { format!("is {format}") };
-        let reason = format!("{} {is}; of {} the target holds {}", self.name(v), kind.word(), legal.join(", ").replace("none", "float"));
-        Some(Word::new(self.profile.legal.otherwise, "legal", reason, CONVERT))
+    /// The word on a tensor that the target does not hold as it is.
+    fn illegal_word(&self, v: ValueId, why: String) -> Word {
+        Word::new(self.profile.legal.otherwise, "legal", format!("{} {why}", self.name(v)), CONVERT)
     }
 
     /// Whether the target holds a quantizer at a kind of slot.
     fn held(&self, q: QuantizerId, kind: Slot, v: ValueId) -> Option<Word> {
-        let (legal, table) = (&self.profile.legal, &self.model.quantizers);
-        let format = name_of(table[q].scheme.format).unwrap_or("a codebook");
-        if let Some(word) = self.format(kind, format, v) {
-            return Some(word);
-        }
-        let fail = |why: &str| Some(Word::new(legal.otherwise, "legal", format!("{} {why}", self.name(v)), CONVERT));
-        if legal.symmetric.contains(&kind) && !is_symmetric(table, q) {
-            return fail("has a zero point; the target wants it symmetric");
-        }
-        if legal.pow2.contains(&kind) && !is_pow2(table, q) {
-            return fail("has a scale that is no power of two");
-        }
-        None
+        let row = &self.model.quantizers[q];
+        Some(self.illegal_word(v, self.profile.legal.refuses(kind, &row.scheme, row.params.as_ref())?))
     }
 
     /// Whether a weight's scales lie as the target wants them: along output channels, if not one a tensor.

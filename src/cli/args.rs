@@ -125,6 +125,9 @@ pub struct Convert {
     /// Take what an earlier calibration saw, instead of a pass over the data
     #[arg(long, value_name = "FILE.json")]
     pub ranges: Option<PathBuf>,
+    /// AIMET's encodings of the model, which is float: its quantizers are these, wherever the target holds them
+    #[arg(long, value_name = "FILE")]
+    pub encodings: Option<PathBuf>,
     /// Write the model even where the result is below the recipe's gate
     #[arg(long)]
     pub keep_failed: bool,
@@ -246,6 +249,9 @@ pub struct Check {
     /// A target's name, or the path of a profile
     #[arg(short, long, value_name = "TARGET")]
     pub target: String,
+    /// AIMET's encodings of the model, which is float: a tensor without an entry, which the chip would calibrate anew without a word, is refused
+    #[arg(long, value_name = "FILE")]
+    pub encodings: Option<PathBuf>,
     /// Print JSON, every node included
     #[arg(long)]
     pub json: bool,

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 /// 1 where anything is refused.
 pub fn run(args: &Check) -> Result<ExitCode> {
-    let check = recipe::check(&args.model, &args.target)?;
+    let check = recipe::check(&args.model, &args.target, args.encodings.as_deref())?;
     match args.json {
         true => print::json(&check)?,
         false => print::results(&page(&check))?,

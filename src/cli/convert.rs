@@ -35,6 +35,7 @@ pub fn convert(args: &Convert) -> Result<ExitCode> {
         eval: args.eval.clone(),
         save_ranges: args.save_ranges.clone(),
         ranges: args.ranges.clone(),
+        encodings: args.encodings.clone(),
         strict: args.strict,
         force: args.force,
         keep_failed: args.keep_failed,

@@ -14,6 +14,7 @@
 
 mod bodies;
 mod dynamic;
+mod encodings;
 mod held;
 mod interface;
 mod moves;
@@ -30,6 +31,7 @@ use crate::graph::{Flow, Graph, InputShapes, Model, Node, NodeId, Op, infer};
 use crate::interrupt;
 use crate::note::Notes;
 use bodies::Outer;
+pub use encodings::apply_encodings;
 pub use interface::real_interface;
 pub use wide::wide_floats;
 use work::{Shared, Work};

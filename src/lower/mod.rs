@@ -3,6 +3,7 @@
 mod casts;
 mod coded;
 mod dynamic;
+mod encodings;
 mod images;
 mod io;
 mod moves;
@@ -13,6 +14,7 @@ mod shield;
 mod spelled;
 
 pub use casts::{Casts, half_floats};
+pub use encodings::encodings;
 pub use images::{Image, raw_image};
 pub use io::integer_interface;
 pub use qdq::{lower_qdq, qdq_opset};
@@ -24,7 +26,7 @@ use crate::graph::Model;
 use crate::note::Notes;
 
 /// The spellings there are: what `lower: { form: … }` may say.
-pub const FORMS: &[&str] = &["qdq", "qoperator", "matmul-nbits"];
+pub const FORMS: &[&str] = &["qdq", "qoperator", "matmul-nbits", "encodings"];
 
 /// What a spelling may be told besides its name.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -7,6 +7,8 @@ mod heads;
 mod insert;
 mod kind;
 mod plan;
+mod retarget;
+mod standing;
 mod suits;
 #[cfg(test)]
 mod tests;
@@ -14,6 +16,8 @@ mod wishes;
 
 pub use kind::Kind;
 pub use plan::{Decision, Plan, plan};
+pub use retarget::{Retarget, retarget};
+pub use standing::{Held, Standing, is_quantized, take_off};
 
 use crate::error::Result;
 use crate::graph::Model;

@@ -67,6 +67,17 @@ impl<'a> Wishes<'a> {
         self.node(id).iter().any(|o| o.set.activations.is_some() || o.set.inputs.contains_key(&slot))
     }
 
+    /// Whether an override speaks of a value's codes.
+    pub fn asks_of_value(&self, v: ValueId) -> bool {
+        let of_node = |(n, slot): (NodeId, u32)| self.node(n).iter().any(|o| o.set.activations.is_some() || o.set.outputs.contains_key(&(slot as usize)));
+        self.model.graph.value(v).producer().is_some_and(of_node) || self.tensors.get(&v).into_iter().flatten().any(|o| o.set.activations.is_some())
+    }
+
+    /// Whether an override speaks of the codes that a node reads there.
+    pub fn asks_of_port(&self, id: NodeId, slot: usize) -> bool {
+        self.node(id).iter().any(|o| o.set.weights.is_some() || o.set.inputs.contains_key(&slot))
+    }
+
     /// Keys of a value that flows: those of its producer's outputs, then those that name the tensor.
     pub fn value(&self, v: ValueId, base: &SchemeKeys) -> SchemeKeys {
         let producer = self.model.graph.value(v).producer();

@@ -1,5 +1,6 @@
 //! Carries a recipe out: read, run the steps in order, write, read back, judge, report.
 
+use super::again;
 use super::eval;
 use super::output::{self, Pending, VERSION_KEY};
 use super::ranges;
@@ -40,6 +41,8 @@ pub struct Request {
     pub eval: Option<String>,
     /// Write what calibration saw.
     pub save_ranges: Option<PathBuf>,
+    /// AIMET's encodings of the model, which is float.
+    pub encodings: Option<PathBuf>,
     /// Take what an earlier calibration saw.
     pub ranges: Option<PathBuf>,
     pub strict: bool,
@@ -89,6 +92,15 @@ fn begin(request: &Request, progress: &dyn Progress) -> Result<Begun> {
         }
     }
     let mut source = onnx::read(&request.model, &ReadOptions { drop_unknown: request.drop_unknown })?;
+    if let Some(path) = &request.encodings {
+        if !again::places(&recipe) {
+            return Err(Error::usage(format!("--encodings {}: recipe {} has no step `place`, which alone takes quantizers", path.display(), recipe.name)));
+        }
+        again::encode(&mut source, path)?;
+    }
+    if again::places(&recipe) {
+        again::open_interface(&mut source).at(|| request.model.display())?;
+    }
     start::fix_dims(&mut source, &recipe).at(|| request.model.display())?;
     start::suit(&mut source, &recipe.target).at(|| request.model.display())?.iter().for_each(|line| progress.say(line));
     let samples = match (&request.data, &request.validate_data) {
@@ -163,8 +175,12 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
         pool.install(|| work.step(step))?;
         measured.push(report::StepRow::new(step.name, begun.elapsed()));
         if work.state == State::Placed && work.model.quantizers.is_empty() && recipe.float.is_none() {
-            progress.say("nothing in this model can be quantized under this recipe; it is written unchanged");
-            work.model = source.clone();
+            if work.standing.is_some() {
+                progress.say("the target wants no codes in this model: it is written as a float model");
+            } else {
+                progress.say("nothing in this model can be quantized under this recipe; it is written unchanged");
+                work.model = source.clone();
+            }
             work.prepared = None;
             break;
         }
@@ -176,7 +192,7 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     if request.stop_after.is_some() {
         work.model = as_written(&work.model, work.state)?;
     }
-    let Work { mut model, prepared, notes, ranges: seen, .. } = work;
+    let Work { mut model, prepared, notes, ranges: seen, encodings, .. } = work;
     let notes = notes.into_iter().fold(Notes::default(), |mut all, n| {
         all.append(n);
         all
@@ -197,7 +213,11 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     let pending = Pending::write(&model, &output)?;
     drop(model);
 
-    let written = onnx::read(&pending.model(), &ReadOptions::default()).at(|| "the written model cannot be read back")?;
+    let mut written = onnx::read(&pending.model(), &ReadOptions::default()).at(|| "the written model cannot be read back")?;
+    if let Some(text) = &encodings {
+        let path = pending.write_encodings(text)?;
+        again::encode(&mut written, &path).at(|| "the written encodings cannot be read back")?;
+    }
     let judged = Judged {
         reference: &reference,
         lifted: lifted.map(drop),
@@ -413,6 +433,7 @@ fn opening(recipe: &Recipe, request: &Request, samples: Option<&Samples>, saved:
 /// Everything that would be decided, without data and without writing: the decisions, and the model as it is when quantizers stand.
 fn decide(begun: &Begun, progress: &dyn Progress) -> Result<(Vec<Decision>, Model)> {
     let mut work = Work::new(&begun.recipe, begun.source.clone(), begun.threads, progress);
+    work.planning = true;
     for step in &begun.recipe.steps {
         work.step(step)?;
         if work.state == State::Placed {

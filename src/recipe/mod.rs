@@ -1,5 +1,6 @@
 //! Recipes: YAML text → checked and merged layers → steps, and the driver that carries them out.
 
+mod again;
 mod check;
 mod configs;
 mod diff;

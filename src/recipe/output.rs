@@ -11,6 +11,9 @@ use tempfile::TempDir;
 /// Key of the metadata by which requant knows its own files again.
 pub const VERSION_KEY: &str = "requant.version";
 
+/// What follows a model's name in that of its encodings.
+const ENCODINGS: &str = ".encodings";
+
 /// A model written beside its destination, and not moved there yet. Dropped, it is gone.
 pub struct Pending {
     folder: TempDir,
@@ -92,10 +95,21 @@ impl Pending {
         (len(self.model()), len(with_suffix(&self.model(), ".data")))
     }
 
-    /// Moves the files to their destination, the data file first. A data file of an earlier output that is no longer needed goes.
+    /// Writes encodings beside the model.
+    pub fn write_encodings(&self, text: &str) -> Result<PathBuf> {
+        let path = with_suffix(&self.model(), ENCODINGS);
+        fs::write(&path, text).map_err(|e| Error::failed(format!("{} cannot be written: {e}", path.display())))?;
+        Ok(path)
+    }
+
+    /// Moves the files to their destination, the data file and encodings first. A data file of an earlier output that is no longer needed goes.
     pub fn publish(self) -> Result<()> {
         let (from, to) = (with_suffix(&self.model(), ".data"), with_suffix(&self.destination, ".data"));
         let has_data = from.exists();
+        let (encodings, beside) = (with_suffix(&self.model(), ENCODINGS), with_suffix(&self.destination, ENCODINGS));
+        if encodings.exists() {
+            rename(&encodings, &beside)?;
+        }
         let had_data = to.exists() && is_own(&self.destination);
         if has_data {
             rename(&from, &to)?;

@@ -1,16 +1,17 @@
 //! What each step of a recipe does: the state of the model it accepts, the one it leaves, and the call into the room that knows how.
 
+use super::again;
 use super::{Args, FloatRecipe, Recipe, Step};
 use crate::allocate::{self, Allocate, Amount, Latencies, Sensitivity, Strategy, Widen};
 use crate::data::Dataset;
 use crate::error::{At, Error, Result};
-use crate::graph::{Flow, Model, NodeId};
+use crate::graph::{Model, NodeId};
 use crate::lower;
 use crate::note::Notes;
 use crate::observe::Extremes;
 use crate::onnx;
 use crate::pass::{Progress, State};
-use crate::place::{self, Decision, Rules};
+use crate::place::{self, Decision, Rules, Standing};
 use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
 use crate::round::{self, Biases, CorrectBias, Gptq, TuneBatchNorm, TuneBias};
 use crate::target::{Keep, SchemeKeys, Spelling};
@@ -28,6 +29,13 @@ pub struct Work<'a> {
     pub state: State,
     /// The float graph as it was before quantizers were placed.
     pub prepared: Option<Model>,
+    /// What the file says of codes, if it is quantized: taken off before the first step.
+    pub standing: Option<Standing>,
+    begun: bool,
+    /// Whether only the plan is asked for, and samples are not looked at.
+    pub planning: bool,
+    /// Encodings as JSON, of a model that is written as float.
+    pub encodings: Option<String>,
     pub data: Option<&'a Dataset>,
     /// Samples of `data` to calibrate on.
     pub calibration: &'a [usize],
@@ -47,28 +55,31 @@ pub struct Run {
     pub accepts: &'static [State],
     /// The state it leaves; `None`: as it came.
     pub leaves: Option<State>,
+    /// Whether it also serves models that came with codes. What changes weights or ranges to prepare a float model would take these from them.
+    pub coded: bool,
     pub run: fn(&mut Work, &Args) -> Result<Notes>,
 }
 
 use State::{Fitted, Float, Lowered, Placed, Rounded};
 
-pub const FOLD_CONSTANTS: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transform::fold_constants(&mut w.model) };
-pub const FOLD_BATCH_NORM: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transform::fold_batch_norm(&mut w.model) };
-pub const FUSE: Run = Run { accepts: &[Float], leaves: None, run: |w, _| transform::fuse(&mut w.model, &w.recipe.target.fused, w.recipe.target.opset) };
-pub const SMOOTH: Run = Run { accepts: &[Float], leaves: None, run: smooth };
-pub const AWQ: Run = Run { accepts: &[Float], leaves: None, run: awq };
-pub const EQUALIZE: Run = Run { accepts: &[Float], leaves: None, run: equalize };
-pub const BALANCE: Run = Run { accepts: &[Float], leaves: None, run: balance };
-pub const SHIFT_NEGATIVES: Run = Run { accepts: &[Float], leaves: None, run: shift_negatives };
-pub const PLACE: Run = Run { accepts: &[Float], leaves: Some(Placed), run: place };
-pub const CALIBRATE: Run = Run { accepts: &[Placed, Fitted], leaves: Some(Fitted), run: calibrate };
-pub const WIDEN: Run = Run { accepts: &[Fitted], leaves: None, run: widen };
-pub const ALLOCATE: Run = Run { accepts: &[Fitted], leaves: None, run: allocate };
-pub const ROUND: Run = Run { accepts: &[Fitted], leaves: Some(Rounded), run: round };
-pub const CORRECT_BIAS: Run = Run { accepts: &[Rounded], leaves: None, run: correct_bias };
-pub const TUNE_BATCH_NORM: Run = Run { accepts: &[Rounded], leaves: None, run: tune_batch_norm };
-pub const TUNE_BIAS: Run = Run { accepts: &[Rounded], leaves: None, run: tune_bias };
-pub const LOWER: Run = Run { accepts: &[Rounded], leaves: Some(Lowered), run: lower };
+pub const FOLD_CONSTANTS: Run = Run { accepts: &[Float], leaves: None, coded: true, run: |w, _| transform::fold_constants(&mut w.model) };
+pub const FOLD_BATCH_NORM: Run = Run { accepts: &[Float], leaves: None, coded: false, run: |w, _| transform::fold_batch_norm(&mut w.model) };
+pub const FUSE: Run =
+    Run { accepts: &[Float], leaves: None, coded: true, run: |w, _| transform::fuse(&mut w.model, &w.recipe.target.fused, w.recipe.target.opset) };
+pub const SMOOTH: Run = Run { accepts: &[Float], leaves: None, coded: false, run: smooth };
+pub const AWQ: Run = Run { accepts: &[Float], leaves: None, coded: false, run: awq };
+pub const EQUALIZE: Run = Run { accepts: &[Float], leaves: None, coded: false, run: equalize };
+pub const BALANCE: Run = Run { accepts: &[Float], leaves: None, coded: false, run: balance };
+pub const SHIFT_NEGATIVES: Run = Run { accepts: &[Float], leaves: None, coded: false, run: shift_negatives };
+pub const PLACE: Run = Run { accepts: &[Float], leaves: Some(Placed), coded: true, run: place };
+pub const CALIBRATE: Run = Run { accepts: &[Placed, Fitted], leaves: Some(Fitted), coded: true, run: calibrate };
+pub const WIDEN: Run = Run { accepts: &[Fitted], leaves: None, coded: false, run: widen };
+pub const ALLOCATE: Run = Run { accepts: &[Fitted], leaves: None, coded: false, run: allocate };
+pub const ROUND: Run = Run { accepts: &[Fitted], leaves: Some(Rounded), coded: true, run: round };
+pub const CORRECT_BIAS: Run = Run { accepts: &[Rounded], leaves: None, coded: false, run: correct_bias };
+pub const TUNE_BATCH_NORM: Run = Run { accepts: &[Rounded], leaves: None, coded: false, run: tune_batch_norm };
+pub const TUNE_BIAS: Run = Run { accepts: &[Rounded], leaves: None, coded: false, run: tune_bias };
+pub const LOWER: Run = Run { accepts: &[Rounded], leaves: Some(Lowered), coded: true, run: lower };
 
 /// What carries the step called `name` out.
 pub fn run_of(name: &str) -> Option<&'static Run> {
@@ -137,6 +148,10 @@ impl<'a> Work<'a> {
             model,
             state: Float,
             prepared: None,
+            standing: None,
+            begun: false,
+            planning: false,
+            encodings: None,
             data: None,
             calibration: &[],
             saved: None,
@@ -151,6 +166,15 @@ impl<'a> Work<'a> {
     /// Carries one step out.
     pub fn step(&mut self, step: &Step) -> Result<()> {
         let run = of(step)?;
+        if !std::mem::replace(&mut self.begun, true) {
+            again::take_off(self).at(|| "the model is quantized already")?;
+        }
+        if self.standing.is_some() && !run.coded {
+            let mut notes = Notes::of(step.name);
+            notes.declined("", "the file is quantized, and keeps its weights and ranges as they are");
+            self.notes.push(notes);
+            return Ok(());
+        }
         let notes = (run.run)(self, &step.args).at(|| format!("step `{}`", step.name))?;
         self.notes.push(notes);
         self.state = run.leaves.unwrap_or(self.state);
@@ -216,11 +240,11 @@ fn shift_negatives(w: &mut Work, args: &Args) -> Result<Notes> {
 }
 
 fn place(w: &mut Work, _: &Args) -> Result<Notes> {
-    if let Some((_, node)) = w.model.graph.nodes().find(|(_, n)| n.op.flow() == Flow::Quantize) {
-        return Err(Error::usage(format!("the model is quantized already (node {} is a {}): start from the float model", node.name, node.op_type)));
-    }
     w.prepared = Some(w.model.clone());
-    let (notes, decisions) = place::place(&mut w.model, &rules(w.recipe))?;
+    let (notes, decisions) = match &w.standing {
+        Some(standing) => place::retarget(&mut w.model, &rules(w.recipe), standing, again::how(w.recipe, w.data.is_some() || w.planning))?,
+        None => place::place(&mut w.model, &rules(w.recipe))?,
+    };
     w.decisions = decisions;
     Ok(notes)
 }
@@ -234,7 +258,9 @@ fn calibrate(w: &mut Work, args: &Args) -> Result<Notes> {
         shifts: &w.recipe.target.shifts,
         threads: w.threads,
     };
-    let Calibrated { notes, ranges } = range::calibrate(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.saved, w.progress)?;
+    let before = again::codes_under(&w.model);
+    let Calibrated { mut notes, ranges } = range::calibrate(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.saved, w.progress)?;
+    again::drop_stale(&mut w.model, &before, &mut notes);
     match &mut w.ranges {
         // A step that stands twice watches what the first left.
         Some(have) => have.tensors.extend(ranges.tensors),
@@ -315,6 +341,12 @@ pub fn latencies(path: &std::path::Path) -> Result<Latencies> {
 
 fn round(w: &mut Work, args: &Args) -> Result<Notes> {
     let mut notes = match args.text("method") {
+        // What the other target holds keeps its codes; the rest need no samples to be near them.
+        Some("gptq") if w.standing.is_some() && w.data.is_none() => {
+            let mut notes = Notes::of("round");
+            notes.fell_back("", "the file is quantized and no samples are given: weights without codes get the nearest");
+            notes
+        }
         Some("gptq") => {
             let how = Gptq {
                 damping: args.number("damping").unwrap_or(0.01),
@@ -429,6 +461,17 @@ fn lower(w: &mut Work, args: &Args) -> Result<Notes> {
     };
     let settings = lower::Settings { accuracy_level: args.int("accuracy_level") };
     let form = args.text("form").unwrap_or("qdq");
+    if form == "encodings" {
+        if let Some(key) = ["io", "accuracy_level"].into_iter().find(|k| args.text(k).is_some() || args.int(k).is_some()) {
+            return Err(Error::usage(format!("`{key}` is no key of form encodings")));
+        }
+        let (text, notes) = lower::encodings(&mut w.model, args.int("version").unwrap_or(1))?;
+        w.encodings = Some(text);
+        return Ok(notes);
+    }
+    if args.int("version").is_some() {
+        return Err(Error::usage(format!("`version` is a key of form encodings, not of {form}")));
+    }
     let mut notes = lower::spell(&mut w.model, form, &settings)?;
     let need = lower::qdq_opset(&w.model)?;
     if let Some(limit) = w.recipe.target.opset.filter(|limit| *limit < need) {

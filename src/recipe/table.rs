@@ -199,13 +199,14 @@ static LOWER: &[Key] = &[
     Key::new(
         "form",
         Shape::OneOf(lower::FORMS),
-        "qdq: QuantizeLinear and DequantizeLinear, and, in any form, DynamicQuantizeLinear and integer products where scales are found at inference; qoperator: operators on codes (QLinearConv …, for ONNX Runtime also those of com.microsoft) wherever there are any; matmul-nbits: com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized for weights in blocks, qdq for the rest",
+        "qdq: QuantizeLinear and DequantizeLinear, and, in any form, DynamicQuantizeLinear and integer products where scales are found at inference; qoperator: operators on codes (QLinearConv …, for ONNX Runtime also those of com.microsoft) wherever there are any; matmul-nbits: com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized for weights in blocks, qdq for the rest; encodings: a float model, and beside it OUT.encodings, AIMET's JSON, which QNN's converters read",
     ),
     Key::new(
         "io",
         Shape::OneOf(&["uint8", "int8"]),
         "inputs and outputs that are quantized to this type are codes themselves: their Q/DQ fall away; the metadata `requant.io.NAME` says scale and zero point",
     ),
+    Key::new("version", Shape::Int(1, 2), "encodings: 1 writes version 1.0.0, 2 version 2.0.0; default 1"),
     Key::new(
         "images",
         Shape::OneOf(&["nhwc", "nchw"]),

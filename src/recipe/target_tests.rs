@@ -102,7 +102,7 @@ fn every_target_takes_what_is_written_for_it() {
         let report = convert(&request, &crate::pass::Silent).unwrap_or_else(|e| panic!("{name}: {e}")).report;
         let refused: Vec<String> = report.check.iter().filter(|r| r.verdict == Verdict::Refused).map(|r| r.reason.clone()).collect();
         assert!(refused.is_empty(), "{name}: {refused:?}");
-        let found = check(&request.output.unwrap(), &name).unwrap();
+        let found = check(&request.output.unwrap(), &name, None).unwrap();
         let layers: Vec<_> = found.nodes.iter().filter(|r| r.node.starts_with("conv") || r.node == "gemm").map(|r| (r.verdict, &r.reason)).collect();
         assert_eq!(report.coverage.cov8 + report.coverage.cov16 == 1.0, !name.ends_with("-float"), "{name}: {:?}", report.coverage);
         assert!(!found.quantized || layers.iter().all(|(v, _)| *v == Verdict::Integer), "{name}: {layers:?}");

@@ -1,6 +1,7 @@
 //! What a chip or runtime wants: profiles as read from `configs/targets/*.yaml`, and the keys in which people ask for schemes.
 
 mod formats;
+mod holds;
 mod keys;
 mod limits;
 mod profile;
@@ -8,6 +9,7 @@ mod select;
 pub mod spelling;
 
 pub use formats::{FORMATS, NamedFormat, format_of, name_of};
+pub use holds::{has_no_zero, is_pow2, is_symmetric};
 pub use keys::{Granularity, ScaleKey, SchemeKeys, ZeroKey};
 pub use limits::{Limit, Must};
 pub use profile::{Fate, Fixed, Fuse, Legal, Profile, Shift, Slot, Spelling, Term};

@@ -19,6 +19,7 @@ mod onnx;
 mod ort;
 mod python;
 mod quant;
+mod retarget;
 mod spellings;
 mod weights;
 

@@ -1,0 +1,184 @@
+//! Quantized files on their way to other targets: what stays, bit for bit, and what the result computes.
+
+use requant::data::{DataSettings, Dataset, InputInfo};
+use requant::engine::{Runner, shapes_of};
+use requant::graph::{Model, Site};
+use requant::lift::lift;
+use requant::onnx::{self, ReadOptions};
+use requant::pass::Silent;
+use requant::recipe::{Outcome, Request, Sources, check, convert};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Converts a file as told, with its samples if `data`.
+fn written(from: &Path, to: &Path, target: &str, recipe: Option<&str>, set: &[&str], data: Option<&Path>) -> requant::error::Result<Outcome> {
+    let sources =
+        Sources { recipe: recipe.map(str::to_string), target: Some(target.into()), set: set.iter().map(|s| s.to_string()).collect(), ..Sources::default() };
+    let data = data.map(|d| d.display().to_string());
+    let request = Request { model: from.into(), data, output: Some(to.into()), sources, ..Request::default() };
+    convert(&request, &Silent)
+}
+
+fn lifted(path: &Path) -> Model {
+    let mut m = onnx::read(path, &ReadOptions::default()).unwrap();
+    lift(&mut m).unwrap();
+    m
+}
+
+/// Numbers that constants stand for and codes that they have, by name.
+fn codes(path: &Path) -> BTreeMap<String, Vec<i32>> {
+    let m = lifted(path);
+    let of = |site: &Site| m.quantizers[m.graph.node(site.node).quantizer().unwrap()].name.clone();
+    m.codes.iter().map(|(site, codes)| (of(site).trim_end_matches("_quantized").to_string(), codes.unpack())).collect()
+}
+
+/// The outputs of a file on its samples, and the largest difference to another's in parts of their largest.
+fn differ(a: &Path, b: &Path, npz: &Path) -> f32 {
+    let (a, b) = (lifted(a), lifted(b));
+    let infos: Vec<InputInfo> = requant::recipe::declared_inputs(&a).unwrap();
+    let data = Dataset::open(&npz.display().to_string(), &infos, &DataSettings::default()).unwrap();
+    let sample = data.sample(0).unwrap();
+    let run = |m: &Model| {
+        let outputs = m.graph.outputs.clone();
+        let runner = Runner::new(m, &shapes_of(&sample), &outputs).unwrap();
+        let out = runner.run(&mut runner.spawn(), &sample, &m.quantizers).unwrap();
+        out.iter().flat_map(|t| t.to_f32().unwrap().into_owned()).collect::<Vec<f32>>()
+    };
+    let (x, y) = (run(&a), run(&b));
+    assert_eq!(x.len(), y.len());
+    let top = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+    x.iter().zip(&y).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / top
+}
+
+/// The small models of `spellings.py` in a folder.
+fn models(dir: &Path) -> Vec<String> {
+    let said = crate::python::run("spellings.py", &["make", dir.to_str().unwrap()]);
+    serde_json::from_str(said.lines().last().unwrap()).unwrap()
+}
+
+#[test]
+fn the_same_target_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |f: String| -> PathBuf { dir.path().join(f) };
+    for name in models(dir.path()) {
+        let npz = at(format!("{name}.npz"));
+        let (q, again) = (at(format!("{name}.q.onnx")), at(format!("{name}.again.onnx")));
+        written(&at(format!("{name}.onnx")), &q, "generic", Some("int8-fast"), &[], Some(&npz)).unwrap();
+        written(&q, &again, "generic", None, &[], None).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(codes(&q), codes(&again), "{name}");
+        assert_eq!(differ(&q, &again, &npz), 0.0, "{name}");
+    }
+}
+
+/// From chip to chip. The first two hold each other's formats: what their files have in codes computes the same; the third shifts, and is near.
+#[test]
+fn codes_stay_from_chip_to_chip_where_they_are_held() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |f: String| -> PathBuf { dir.path().join(f) };
+    models(dir.path());
+    for name in ["conv_bn_relu", "conv_clip6_dw", "residual", "gemm", "pools", "concat", "split", "resize", "reshape_tr", "towers", "moves"] {
+        let npz = at(format!("{name}.npz"));
+        let first = at(format!("{name}.q.onnx"));
+        written(&at(format!("{name}.onnx")), &first, "generic", Some("int8-fast"), &[], Some(&npz)).unwrap();
+        let mut from = first.clone();
+        let hops = [("ort", &[][..], true), ("qnn", &[], true), ("xint8", &[], false), ("generic", &["lower.form=qoperator"], false), ("generic", &[], false)];
+        for (i, (target, set, exact)) in hops.into_iter().enumerate() {
+            let to = at(format!("{name}.{i}.onnx"));
+            written(&from, &to, target, None, set, None).unwrap_or_else(|e| panic!("{name} {target}: {e}"));
+            let found = check(&to, target, None).unwrap();
+            assert_eq!(found.refused, 0, "{name} {target}: {:?}", found.findings().collect::<Vec<_>>());
+            let off = differ(&first, &to, &npz);
+            println!("{name} {target}: {}; {off} of its largest from the first", found.line());
+            if exact {
+                assert_eq!((off, codes(&to)), (0.0, codes(&first)), "{name} {target}");
+            }
+            assert!(off < 0.08, "{name} {target}: {off}");
+            // From one spelling to another no number changes.
+            if i > 2 {
+                assert_eq!(differ(&from, &to, &npz), 0.0, "{name} {target} {set:?}");
+            }
+            from = to;
+        }
+    }
+}
+
+#[test]
+fn what_the_file_leaves_float_needs_samples_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    models(dir.path());
+    let at = |f: &str| dir.path().join(f);
+    written(&at("gemm.onnx"), &at("w.onnx"), "generic", Some("w8"), &[], None).unwrap();
+    let e = written(&at("w.onnx"), &at("q.onnx"), "ort", None, &[], None).unwrap_err();
+    assert_eq!(e.exit_code(), 2);
+    assert!(e.to_string().contains("give --data"), "{e}");
+    written(&at("w.onnx"), &at("q.onnx"), "ort", None, &[], Some(&at("gemm.npz"))).unwrap();
+    let (w, q) = (codes(&at("w.onnx")), codes(&at("q.onnx")));
+    assert!(!w.is_empty() && w.iter().all(|(name, c)| q[name] == *c), "weights keep their codes");
+}
+
+#[test]
+fn packed_weights_become_dequantized_ones_and_back() {
+    let dir = tempfile::tempdir().unwrap();
+    models(dir.path());
+    let at = |f: &str| dir.path().join(f);
+    let set = ["weights.symmetric=true", "weights.format=uint4", "weights.block_size=16"];
+    written(&at("matmul_w_add.onnx"), &at("n.onnx"), "ort", Some("w4"), &set, None).unwrap();
+    let qdq = ["lower.form=qdq"];
+    // accuracy_level 4 rounds inputs when the model runs: what is dynamic does not stay in a weight-only file.
+    written(&at("n.onnx"), &at("d.onnx"), "ort", Some("w4"), &[&set[..], &qdq, &["steps=[place, calibrate, {round: nearest}, {lower: qdq}]"]].concat(), None)
+        .unwrap();
+    assert!(!codes(&at("n.onnx")).is_empty());
+    assert_eq!(codes(&at("n.onnx")), codes(&at("d.onnx")));
+    written(&at("d.onnx"), &at("back.onnx"), "ort", Some("w4"), &set, None).unwrap();
+    assert_eq!(differ(&at("n.onnx"), &at("back.onnx"), &at("matmul_w_add.npz")), 0.0);
+}
+
+/// The quantizers of a file under its encodings, as far as these say them, by name.
+fn under(model: &Path, encodings: &Path) -> BTreeMap<String, (String, Vec<f32>)> {
+    let mut m = onnx::read(model, &ReadOptions::default()).unwrap();
+    requant::lift::apply_encodings(&mut m, &std::fs::read_to_string(encodings).unwrap()).unwrap();
+    let row = |q: requant::quant::QuantizerId| {
+        let (row, p) = (&m.quantizers[q], m.quantizers[q].params.as_ref().unwrap());
+        let zeros: Vec<f32> = (0..p.scale.len()).map(|i| p.zero_at(i)).collect();
+        (row.name.clone(), (format!("{:?} {:?}", row.scheme.format, zeros), p.scale.clone()))
+    };
+    m.quantizers.ids().map(row).collect()
+}
+
+#[test]
+fn encodings_are_written_and_read_in_both_versions() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |f: String| -> PathBuf { dir.path().join(f) };
+    models(dir.path());
+    for name in ["residual", "conv_clip6_dw", "gemm", "attn", "towers"] {
+        let (float, npz) = (at(format!("{name}.onnx")), at(format!("{name}.npz")));
+        let wanted = at(format!("{name}.q.onnx"));
+        written(&float, &wanted, "qnn", Some("int8-fast"), &[], Some(&npz)).unwrap();
+        let mut before = None;
+        for version in ["1", "2"] {
+            let e = at(format!("{name}.{version}.onnx"));
+            written(&float, &e, "qnn", Some("int8-fast"), &["lower.form=encodings", &format!("lower.version={version}")], Some(&npz)).unwrap();
+            let side = at(format!("{name}.{version}.onnx.encodings"));
+            assert!(onnx::read(&e, &ReadOptions::default()).unwrap().graph.nodes().all(|(_, n)| n.op.flow() != requant::graph::Flow::Quantize));
+            // Complete, and the same quantizers in both.
+            let found = check(&e, "qnn", Some(&side)).unwrap();
+            assert_eq!(found.refused, 0, "{name}: {:?}", found.findings().collect::<Vec<_>>());
+            let table = under(&e, &side);
+            assert_eq!(*before.get_or_insert(table.clone()), table, "{name}");
+            // Taken up again they make the file that Q/DQ would have made.
+            let back = at(format!("{name}.back{version}.onnx"));
+            let sources = Sources { target: Some("qnn".into()), ..Sources::default() };
+            let request = Request { model: e.clone(), encodings: Some(side.clone()), output: Some(back.clone()), sources, ..Request::default() };
+            convert(&request, &Silent).unwrap_or_else(|e| panic!("{name} {version}: {e}"));
+            assert_eq!(codes(&back), codes(&wanted), "{name} {version}");
+            assert_eq!(differ(&back, &wanted, &npz), 0.0, "{name} {version}");
+            // One entry less, and the chip would make it up.
+            let mut json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&side).unwrap()).unwrap();
+            let list = json[if version == "1" { "activation_encodings" } else { "encodings" }].as_array_mut().unwrap();
+            list.remove(0);
+            std::fs::write(&side, json.to_string()).unwrap();
+            let found = check(&e, "qnn", Some(&side)).unwrap();
+            assert!(found.refused > 0 && found.findings().any(|r| r.rule == "encodings"), "{name} {version}");
+        }
+    }
+}

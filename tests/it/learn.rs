@@ -45,6 +45,7 @@ fn compare(model: &Model, sample: &BTreeMap<String, Tensor>, outputs: &[ValueId]
 }
 
 /// The outputs, or the scores where classes are made of them.
+#[cfg(feature = "shared")]
 fn real_outputs(model: &Model) -> Vec<ValueId> {
     let scores: Vec<ValueId> = model.graph.nodes().filter(|(_, n)| n.op == Op::ArgMax).filter_map(|(_, n)| n.input(0)).collect();
     if scores.is_empty() { model.graph.outputs.clone() } else { scores }

@@ -1,0 +1,110 @@
+//! The step `lower`: a spelling, and what inputs, outputs and what stays float are written in.
+
+use super::steps::Work;
+use super::{Args, FloatRecipe};
+use crate::error::{Error, Result};
+use crate::graph::NodeId;
+use crate::lower;
+use crate::note::Notes;
+use crate::observe::Extremes;
+use crate::onnx;
+use crate::range::{self, Ranges};
+use crate::target::Keep;
+use crate::tensor::DType;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The opset from which Conv and most other layers may be bfloat16.
+const BFLOAT16_LAYERS: i64 = 22;
+
+/// Nodes of which an override says that they stay as in the input file.
+fn kept_as_input(w: &Work) -> Result<BTreeSet<NodeId>> {
+    let mut kept = BTreeSet::new();
+    for o in &w.recipe.overrides {
+        let nodes = o.select.nodes(&w.model)?;
+        // `place` has checked them otherwise.
+        if w.prepared.is_none() && nodes.is_empty() && !o.optional && o.select.tensors(&w.model)?.is_empty() {
+            return Err(Error::usage(format!("{}: the override matches nothing in this model; correct it, or add `optional: true`", o.origin)));
+        }
+        match o.set.keep {
+            Some(Keep::Input) => kept.extend(nodes),
+            Some(Keep::Float) => kept.retain(|id| !nodes.contains(id)),
+            None => {}
+        }
+    }
+    Ok(kept)
+}
+
+/// Gives what stays float the recipe's type: nodes `kept` and those out of its range excepted, by what the samples or an earlier run showed.
+fn narrow(w: &mut Work, float: &FloatRecipe, kept: &BTreeSet<NodeId>, seen: &BTreeMap<String, Extremes>) -> Result<Notes> {
+    let casts = lower::Casts { dtype: float.dtype, keep_io: float.keep_io, ops: &float.keep, nodes: kept, seen };
+    lower::half_floats(&mut w.model, &casts)
+}
+
+/// Makes inputs take images as they are.
+fn images(w: &mut Work, nhwc: bool) -> Result<Notes> {
+    let mut notes = Notes::of("lower");
+    let recipe = w.recipe;
+    for (name, how) in recipe.inputs.iter().filter_map(|(name, input)| Some((name, input.preprocess.as_ref()?))) {
+        let image = lower::Image { scale: how.scale, mean: how.mean.clone(), std: how.std.clone(), channels_last: how.channels_last };
+        notes.append(lower::raw_image(&mut w.model, name, &image, nhwc));
+    }
+    if notes.list().is_empty() {
+        return Err(Error::usage("`images` is for inputs of which the recipe says how images become them: add `inputs.NAME.preprocess`"));
+    }
+    Ok(notes)
+}
+
+/// How large tensors of the float model get, where anything is known of it.
+fn peaks(w: &Work) -> Result<BTreeMap<String, Extremes>> {
+    let model = w.prepared.as_ref().unwrap_or(&w.model);
+    match (w.data, w.saved) {
+        (Some(data), _) => range::peaks(model, (data, w.calibration), w.threads, w.progress),
+        (None, saved) => Ok(saved.map(Ranges::peaks).unwrap_or_default()),
+    }
+}
+
+/// Raises the opset as far as the formats ask, and writes in the spelling asked for.
+pub fn lower(w: &mut Work, args: &Args) -> Result<Notes> {
+    let recipe = w.recipe;
+    let float = recipe.float.as_ref();
+    let (kept, seen) = match float {
+        Some(f) => (kept_as_input(w)?, if f.dtype == DType::F16 { peaks(w)? } else { BTreeMap::new() }),
+        None => Default::default(),
+    };
+    let settings = lower::Settings { accuracy_level: args.int("accuracy_level") };
+    let form = args.text("form").unwrap_or("qdq");
+    if form == "encodings" {
+        if let Some(key) = ["io", "accuracy_level"].into_iter().find(|k| args.text(k).is_some() || args.int(k).is_some()) {
+            return Err(Error::usage(format!("`{key}` is no key of form encodings")));
+        }
+        let (text, notes) = lower::encodings(&mut w.model, args.int("version").unwrap_or(1))?;
+        w.encodings = Some(text);
+        return Ok(notes);
+    }
+    if args.int("version").is_some() {
+        return Err(Error::usage(format!("`version` is a key of form encodings, not of {form}")));
+    }
+    let mut notes = lower::spell(&mut w.model, form, &settings)?;
+    let need = lower::qdq_opset(&w.model)?;
+    if let Some(limit) = w.recipe.target.opset.filter(|limit| *limit < need) {
+        return Err(Error::usage(format!("the formats asked for need opset {need}, and target {} reads at most opset {limit}", w.recipe.target.name)));
+    }
+    // Layers may be bfloat16 from opset 22 on; a target that reads less keeps them float32.
+    let wished = if float.is_some_and(|f| f.dtype == DType::BF16) { BFLOAT16_LAYERS.min(recipe.target.opset.unwrap_or(BFLOAT16_LAYERS)) } else { 0 };
+    notes.append(onnx::raise_opset(&mut w.model, need.max(wished))?);
+    notes.append(lower::lower_qdq(&mut w.model)?);
+    if form == "qoperator" {
+        notes.append(lower::qoperator(&mut w.model));
+    }
+    notes.append(lower::shield(&mut w.model, &w.recipe.target.shield));
+    if let Some(dtype) = args.text("io").and_then(DType::of_name) {
+        notes.append(lower::integer_interface(&mut w.model, dtype));
+    }
+    if let Some(layout) = args.text("images") {
+        notes.append(images(w, layout == "nhwc")?);
+    }
+    if let Some(float) = float {
+        notes.append(narrow(w, float, &kept, &seen)?);
+    }
+    Ok(notes)
+}

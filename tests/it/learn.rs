@@ -2,7 +2,9 @@
 
 use requant::data::{DataSettings, Dataset, InputInfo};
 use requant::engine::{Runner, RunnerOptions, shapes_of};
-use requant::graph::{Model, Op, Type, ValueId};
+#[cfg(feature = "shared")]
+use requant::graph::Op;
+use requant::graph::{Model, Type, ValueId};
 use requant::learn::{Segment, Tape, Var};
 use requant::onnx::{self, ReadOptions};
 use requant::report::Sums;

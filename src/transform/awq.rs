@@ -82,7 +82,8 @@ fn search(g: &Graph, value: &Value, seen: &Seen, how: &Awq) -> Result<Option<(f6
         let mut sum = 0.0;
         for (w, outs, energy) in &layers {
             let mut change: Vec<f32> = w.iter().enumerate().map(|(i, w)| (*w as f64 * s[i / outs]) as f32).collect();
-            quant::fake_quantize(&mut change, &[n, *outs], &how.scheme, None)?;
+            let params = quant::fit(&change, &[n, *outs], &how.scheme)?;
+            quant::fake_quantize(&mut change, &[n, *outs], &how.scheme, Some(&params))?;
             change.iter_mut().enumerate().for_each(|(i, q)| *q = (*q as f64 / s[i / outs]) as f32 - w[i]);
             sum += energy_of(&seen.rows, &change, (count, n, *outs)) / energy;
         }
@@ -156,7 +157,8 @@ mod tests {
         for v in weights {
             let t = m.graph.constant(v).unwrap().tensor.clone();
             let mut w = t.to_f32().unwrap().into_owned();
-            quant::fake_quantize(&mut w, t.shape(), &how().scheme, None).unwrap();
+            let params = quant::fit(&w, t.shape(), &how().scheme).unwrap();
+            quant::fake_quantize(&mut w, t.shape(), &how().scheme, Some(&params)).unwrap();
             m.graph.value_mut(v).constant = Some(Tensor::of_f32(t.shape(), w).into());
         }
         m

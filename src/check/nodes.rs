@@ -1,6 +1,6 @@
 //! One verdict a node: by the profile's lists and limits, then by what stands around it.
 
-use super::codes::{Codes, has_no_zero, is_pow2, is_symmetric, same};
+use super::codes::{Codes, has_no_zero, is_pow2, is_symmetric, reaches_down, same};
 use super::{Row, Verdict};
 use crate::graph::{Flow, Graph, Inferred, InputShapes, Linear, Model, Node, NodeId, Op, Recurrent, Role, ValueId, infer};
 use crate::quant::{Format, QuantizerId};
@@ -242,13 +242,18 @@ impl Judge<'_> {
         let format = name_of(table[q].scheme.format).unwrap_or("a codebook");
         let broken = |l: &&&Limit| match (&l.must, kind) {
             (Must::Weights(list), Slot::Weights) | (Must::Activations(list), Slot::Activations) => !list.iter().any(|f| f == format),
+            (Must::Floor, Slot::Activations) => result && !reaches_down(self.model, self.model.graph.node(id), q),
             _ if result => false,
             (Must::Zeroless, Slot::Activations) => !has_no_zero(table, q),
             (Must::Unsigned, Slot::Activations) => matches!(table[q].scheme.format, Format::Int { signed: true, .. }) && !self.is_read_once(v),
             _ => false,
         };
         let limit = self.bound.get(&id)?.iter().find(broken)?;
-        let is = if limit.must == Must::Zeroless { "has a zero point".to_string() } else { format!("is {format}") };
+        let is = match limit.must {
+            Must::Zeroless => "has a zero point".to_string(),
+            Must::Floor => "has codes below what it can be".to_string(),
+            _ => format!("is {format}"),
+        };
         Some(Word::new(limit.then, "limits", format!("{} {is}: {}", self.name(v), limit.why), limit.remedy.clone()))
     }
 

@@ -75,6 +75,14 @@ pub fn same(table: &Table, a: QuantizerId, b: QuantizerId) -> bool {
     a == b || table[a].scheme.format == table[b].scheme.format && parts(a) == parts(b)
 }
 
+/// Whether the lowest code of an op's result stands for the least that the op makes: the bound of a Relu or Clip, 0 of the others.
+pub fn reaches_down(model: &Model, node: &Node, q: QuantizerId) -> bool {
+    let row = &model.quantizers[q];
+    let (Some((lo, _)), Some(p)) = (row.scheme.format.code_range(), &row.params) else { return true };
+    let least = bounds(&model.graph, node).map_or(0.0, |(least, _)| least);
+    (lo as f32 - p.zero_at(0)) * p.scale_at(0) >= least - p.scale_at(0) * 1e-3
+}
+
 /// Whether a quantizer cuts all that a Relu or Clip before it cuts.
 fn is_dropped(model: &Model, node: &Node, q: QuantizerId) -> bool {
     let row = &model.quantizers[q];

@@ -1,10 +1,10 @@
 //! One verdict a node: by the profile's lists and limits, then by what stands around it.
 
-use super::codes::{Codes, same};
+use super::codes::{Codes, reaches_down, same};
 use super::{Row, Verdict};
 use crate::graph::{Flow, Graph, Inferred, InputShapes, Linear, Model, Node, NodeId, Op, Recurrent, Role, ValueId, infer};
 use crate::quant::QuantizerId;
-use crate::target::{Fate, Granularity, Limit, Profile, Slot, Spelling, name_of};
+use crate::target::{Fate, Granularity, Limit, Must, Profile, Slot, Spelling, name_of};
 use crate::tensor::DType;
 use std::collections::BTreeMap;
 
@@ -240,7 +240,12 @@ impl Judge<'_> {
     fn limited(&self, id: NodeId, q: QuantizerId, kind: Slot, v: ValueId, result: bool) -> Option<Word> {
         let row = &self.model.quantizers[q];
         let once = !result && self.is_read_once(v);
-        let said = |l: &&Limit| Some((l.then, l.remedy.clone(), l.refuses(kind, &row.scheme, row.params.as_ref(), result, once)?));
+        let below = || result && kind == Slot::Activations && !reaches_down(self.model, self.model.graph.node(id), q);
+        let refuses = |l: &Limit| match l.must {
+            Must::Floor => below().then(|| format!("has codes below what it can be: {}", l.why)),
+            _ => l.refuses(kind, &row.scheme, row.params.as_ref(), result, once),
+        };
+        let said = |l: &&Limit| Some((l.then, l.remedy.clone(), refuses(l)?));
         let (then, remedy, why) = self.bound.get(&id)?.iter().find_map(said)?;
         Some(Word::new(then, "limits", format!("{} {why}", self.name(v)), remedy))
     }

@@ -279,6 +279,16 @@ fn limits_speak_of_codes_too() {
 }
 
 #[test]
+fn a_result_that_cannot_be_negative_has_no_codes_for_it() {
+    let limit = Limit { ops: vec![Op::Relu], must: Must::Floor, then: Fate::Split, why: "why".into(), ..Limit::default() };
+    let p = Profile { limits: vec![limit], ..profile() };
+    let (node, verdict, by, reason) = finding(&file(&GOOD), &p);
+    assert_eq!((node.as_str(), verdict, by.as_str()), ("relu", Verdict::Split, "limits"), "{reason}");
+    assert!(all_integer(&file(&Spelled { activations: (DType::U8, 0), ..GOOD }), &p));
+    assert!(all_integer(&file(&Spelled { activations: (DType::I8, -128), ..GOOD }), &p));
+}
+
+#[test]
 fn a_follower_is_dropped_where_the_quantizer_cuts_as_it_does() {
     let mut p = profile();
     p.fuse[0].floor = true;

@@ -181,7 +181,7 @@ fn limit(i: usize, t: &Tree) -> Result<Limit, Wrong> {
     let fail = |why: &str| wrong(&[&["limits", &at]], format!("limits[{i}]: {why}"));
     let text = |key: &str| t.get(key).and_then(Tree::text).unwrap_or_default().to_string();
     let name = text("attribute");
-    let conditions = ["values", "at_most", "rank", "constant", "weights", "activations", "granularity", "zeroless", "unsigned"];
+    let conditions = ["values", "at_most", "rank", "constant", "weights", "activations", "granularity", "zeroless", "unsigned", "floor"];
     let mut given = conditions.iter().filter_map(|key| Some((*key, t.get(key)?)));
     let must = match given.next() {
         None if t.get("attribute").is_some() => return fail("`attribute` wants `values` or `at_most` beside it"),
@@ -195,7 +195,8 @@ fn limit(i: usize, t: &Tree) -> Result<Limit, Wrong> {
         Some(("activations", list)) => Must::Activations(read::texts(Some(list))),
         Some(("granularity", list)) => Must::Granularity(granularities(Some(list))),
         Some(("zeroless", _)) => Must::Zeroless,
-        Some(_) => Must::Unsigned,
+        Some(("unsigned", _)) => Must::Unsigned,
+        Some(_) => Must::Floor,
     };
     if let Some((key, _)) = given.next() {
         return fail(&format!("`{key}` is a second condition; write a limit for each"));

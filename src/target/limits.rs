@@ -41,6 +41,8 @@ pub enum Must {
     Zeroless,
     /// Operands are unsigned, or signed, flowing and read by nobody else.
     Unsigned,
+    /// The lowest code of the result stands for the least that the op makes.
+    Floor,
 }
 
 impl Profile {
@@ -85,7 +87,7 @@ impl Limit {
 
 impl Must {
     fn is_of_codes(&self) -> bool {
-        matches!(self, Must::Weights(_) | Must::Activations(_) | Must::Granularity(_) | Must::Zeroless | Must::Unsigned)
+        matches!(self, Must::Weights(_) | Must::Activations(_) | Must::Granularity(_) | Must::Zeroless | Must::Unsigned | Must::Floor)
     }
 
     fn holds(&self, model: &Model, node: &Node, inferred: &Inferred) -> bool {

@@ -1,14 +1,16 @@
 """Real compilers beside `requant check`: which nodes of a file run on codes, node by node, as the compiler says and as the profile foretold.
 
-    clients.py CLIENT [--models a,b] [--out DIR] [--own] [--recipe R]     CLIENT: onnxruntime, qnn, openvino, rknn, tpumlir
+    clients.py CLIENT [--models a,b] [--out DIR] [--own | --gate] [--recipe R]     CLIENT: onnxruntime, qnn, openvino, rknn, tpumlir, acuity
 
 Files: the shared models and micro-models under the client's own profiles, and variants that break its rules: other types, zero points, granularities,
 holes of float, spellings and opsets. A file counts as refused where the compiler does not take it, or takes it and computes something else.
+--gate asks of the files under the client's own profiles whether they run as they must: exit code 1 and a line for each that does not.
 Recall: of all refused files and nodes that do not run on codes, the share that was foretold. Precision: of all that was foretold so, the share that is so.
 """
 
 import argparse
 import collections
+import concurrent.futures
 import glob
 import json
 import os
@@ -31,6 +33,7 @@ CLIENTS = {
     "openvino": ("openvino", "check_openvino.py", ["openvino"], 0.25),
     "rknn": ("rknn", "check_rknn.py", ["rknn"], 0.25),
     "tpumlir": ("tpumlir", "check_tpumlir.py", ["sophgo"], 0.5),
+    "acuity": ("acuity", "check_acuity.py", ["vivante"], 0.25),
 }
 MODELS = {
     "resnet20_bn": "cifar_resnet/resnet20_cifar10_bn.onnx",
@@ -45,6 +48,24 @@ MODELS = {
     "yolox_nano": "yolox_nano/yolox_nano_416.onnx",
     "minilm_l3": "minilm_l3/paraphrase_minilm_l3.onnx",
 }
+# What --gate asks by default. A product of these ops must be an integer kernel; ConvTranspose has none on the CPUs.
+CPU_PRODUCTS = ("Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Convolution", "GroupConvolution", "FullyConnected")
+# Small networks and operators of images, on which a rounding does not grow: so many steps of the output a result may be off.
+SMALL = ["micro_cnn", "micro_conv_bn_relu", "micro_conv_clip6_dw", "micro_conv_nobias_out", "micro_pools", "micro_residual", "micro_residual_skip",
+         "micro_concat", "micro_gemm", "micro_resize", "micro_split"]
+TALL = ["kws_dscnn", "resnet20_bn", "mobilenetv2_cifar10", "effnet_lite0_dynamo"]
+OTHERS = ["micro_matmul_w_add", "micro_attn", "micro_layernorm", "micro_gelu20", "micro_gelu_erf", "micro_gather_emb", "micro_reshape_tr", "micro_silu_hswish",
+          "micro_deconv"]
+GATED = {
+    "onnxruntime": [*SMALL, *OTHERS, "micro_lstm", *TALL],
+    "qnn": [*SMALL, *OTHERS, *TALL],
+    "openvino": [*SMALL, *OTHERS, "micro_lstm", *TALL],
+    "rknn": [*SMALL, *TALL],
+    "tpumlir": [*SMALL, *TALL],
+    "acuity": [*SMALL, *OTHERS, *TALL],
+}
+# Steps of an 8-bit output that a small network may be off, from ONNX Runtime without optimization.
+STEPS = {"qnn": 1.5, "rknn": 3.0, "tpumlir": 3.0}
 VARIED = ["kws_dscnn", "resnet20_bn", "micro_matmul_w_add", "micro_attn", "micro_gemm", "micro_residual", "micro_concat", "micro_conv_clip6_dw"]
 INT8 = ["--set", "activations.format=int8", "--set"]
 VARIANTS = {
@@ -197,6 +218,7 @@ def truth(client, path):
 
 
 def convert(model, out, target, more):
+    """None, or why not. The report is written to OUT.json."""
     args = [REQUANT, "convert", model, "-o", out, "--target", target, "--force", "-q", "--report", out + ".json", *more]
     done = run(args)
     return None if done.returncode == 0 else done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "failed"
@@ -223,6 +245,23 @@ def named(source, destination):
     onnx.save(m, destination)
 
 
+def cnn():
+    """A small image classifier: five convolutions, one of them depthwise, one skipped by a residual, and a fully connected layer."""
+    import numpy as np
+    from micro_models import Graph, T
+
+    g = Graph("cnn", {"x": (T.FLOAT, (1, 3, 32, 32))})
+    low, high = g.put(np.float32(0), "low"), g.put(np.float32(6), "high")
+    a = g.one("Relu", [g.conv("x", "c1", 3, 16, strides=[2, 2])], "r1")
+    b = g.one("Clip", [g.conv(a, "c2", 16, 16, groups=16), low, high], "r2")
+    c = g.one("Relu", [g.one("Add", [g.conv(b, "c3", 16, 16, k=1), a], "sum")], "r3")
+    d = g.one("Relu", [g.conv(c, "c4", 16, 32, strides=[2, 2])], "r4")
+    e = g.one("Relu", [g.conv(d, "c5", 32, 32)], "r5")
+    f = g.one("Flatten", [g.one("GlobalAveragePool", [e], "pool")], "flat", axis=1)
+    w, bias = g.floats(10, 32, name="fc.w", scale=32**-0.5), g.floats(10, name="fc.b", scale=0.1)
+    return g.model(g.one("Gemm", [f, w, bias], "logits", transB=1))
+
+
 def micro(out):
     import onnx
 
@@ -230,7 +269,7 @@ def micro(out):
     import micro_models
 
     paths = {}
-    for make in micro_models.CASES:
+    for make in [cnn, *micro_models.CASES]:
         m = make()
         paths[f"micro_{make.__name__}"] = path = os.path.join(out, f"micro_{make.__name__}.onnx")
         onnx.save(m, path)
@@ -281,6 +320,57 @@ def compare(said, real):
     return rows
 
 
+def prepared(name, out):
+    """Calibration data of a model, as the recipe's `--data` takes it."""
+    if name.startswith("micro_"):
+        return "random:16"
+    kept = os.path.join(PREP or out, f"{name}.npz")
+    if not os.path.exists(kept) and name in MODELS:
+        script = os.path.join(SHARED, "models", "eval", "prepare.py")
+        subprocess.run([sys.executable, "-B", script, PREP or out, "--only", name, "--n", "16"], stdout=subprocess.DEVNULL, check=True)
+    return kept
+
+
+def output_step(path):
+    """The scale of the codes that become the first output; None if it is not codes."""
+    import onnx
+    from onnx import numpy_helper
+
+    g = onnx.load(path).graph
+    constants = {t.name: t for t in g.initializer}
+    maker = next((n for n in g.node if g.output[0].name in n.output and n.op_type == "DequantizeLinear"), None)
+    scale = maker and constants.get(maker.input[1])
+    return scale and float(numpy_helper.to_array(scale).reshape(-1)[0])
+
+
+def faults(client, name, target, path, real):
+    """Why a file does not run as it must."""
+    import onnx
+
+    if not real["accepted"]:
+        return [f"refused: {real.get('error') or real['result'].get('error', '')}"[:300]]
+    result, found = real["result"], []
+    left = dict(result.get("float_by_op", {}))
+    if client in ("onnxruntime", "openvino"):
+        left = {op: n for op, n in left.items() if op.split(":")[0] in CPU_PRODUCTS}
+    if left and (client != "tpumlir" or result["float_nodes"]):
+        found.append(f"in float: {left}")
+    if real["wrong"]:
+        found.append(f"other numbers: {result['rel_dev_vs_ort_unoptimised']:.3f} of the largest")
+    graph = onnx.load(path).graph
+    if client == "qnn":
+        cpu, edges = result["left_on_cpu"], {"QuantizeLinear": len(graph.input), "DequantizeLinear": len(graph.output)}
+        if result["partitions"] != 1 or any(n > edges.get(op, 0) for op, n in cpu.items()):
+            found.append(f"{result['partitions']} partitions, on the CPU {cpu}")
+    step = output_step(path)
+    if name in SMALL and client in STEPS and step and not target.endswith("16"):
+        steps = result["max_dev_vs_ort_unoptimised"] / step
+        result["steps"] = round(steps, 2)
+        if not steps <= STEPS[client]:
+            found.append(f"{steps:.2f} steps of the output off")
+    return found
+
+
 FALL = ("refused", "float", "split")
 
 
@@ -308,28 +398,39 @@ def main():
     p.add_argument("--models", help="names, with commas between")
     p.add_argument("--out", default=tempfile.mkdtemp(prefix="clients"))
     p.add_argument("--own", action="store_true", help="only what is written for the client's own profiles")
+    p.add_argument("--gate", action="store_true", help="only what is written for the client's own profiles, and whether it runs as it must")
     p.add_argument("--recipe", help="another than the profiles' own, for the own files")
+    p.add_argument("--jobs", type=int, default=os.cpu_count(), help="files at a time")
     a = p.parse_args()
     os.makedirs(a.out, exist_ok=True)
     targets = CLIENTS[a.client][2]
 
     sources = micro(a.out)
+    wanted = a.models.split(",") if a.models else GATED[a.client] if a.gate else list({**sources, **MODELS})
     for name, path in MODELS.items():
         sources[name] = os.path.join(a.out, f"{name}.onnx")
-        if not a.models or name in a.models.split(","):
+        if name in wanted:
             named(os.path.join(SHARED, "models", path), sources[name])
-    wanted = a.models.split(",") if a.models else list(sources)
-    data = lambda name: os.path.join(PREP, f"{name}.npz") if os.path.exists(os.path.join(PREP, f"{name}.npz")) else "random:16"
-    base = lambda name: ["--data", data(name), "--set", "data.validate=8"]
+    base = lambda name: ["--data", prepared(name, a.out), "--set", "data.validate=8"]
+
+    def own(target, name):
+        path = os.path.join(a.out, f"{name}.{target}.onnx")
+        recipe = ["-r", a.recipe, *(["--set", "activations.bits=16"] if target.endswith("16") else [])] if a.recipe else []
+        # A gate judges what the compiler takes, not the accuracy: few samples do.
+        few = ["--set", "data.samples=16"] if a.gate else []
+        return path, convert(sources[name], path, target, [*base(name), *recipe, *few])
 
     files = []  # (name, path, target, own)
-    for target in targets:
-        for name in wanted:
-            path = os.path.join(a.out, f"{name}.{target}.onnx")
-            recipe = ["-r", a.recipe, *(["--set", "activations.bits=16"] if target.endswith("16") else [])] if a.recipe else []
-            why = convert(sources[name], path, target, [*base(name), *recipe])
-            files.append((name, path, target, True)) if why is None else print(f"{name} for {target}: not converted: {why}")
-    if not a.own:
+    bad = []
+    pool = concurrent.futures.ThreadPoolExecutor(a.jobs)
+    made = [(target, name, pool.submit(own, target, name)) for target in targets for name in wanted]
+    for target, name, (path, why) in ((t, n, f.result()) for t, n, f in made):
+        if why is None:
+            files.append((name, path, target, True))
+        else:
+            bad.append(f"{name} for {target}: not converted: {why}")
+            print(bad[-1])
+    if not a.own and not a.gate:
         varied = [n for n in VARIED if n in wanted] if a.models else VARIED
         for name in varied:
             if not os.path.exists(sources[name]):
@@ -345,13 +446,14 @@ def main():
         files += [(n, path, t, False) for n, path in peers({n: sources[n] for n in varied}, a.out) for t in targets]
 
     total, log = {True: Score(), False: Score()}, []
-    answers = {}
+    answers = {path: pool.submit(truth, a.client, path) for path in dict.fromkeys(f[1] for f in files)}
     for name, path, target, own in files:
         said = check(path, target)
         if not said["quantized"]:
             continue
-        real = answers.setdefault(path, None) or truth(a.client, path)
-        answers[path] = real
+        real = answers[path].result()
+        if a.gate:
+            bad += [f"{name} for {target}: {why}" for why in faults(a.client, name, target, path, real)]
         rows = compare(said, real)
         total[own].add(rows)
         result = real["result"]
@@ -359,8 +461,9 @@ def main():
         kinds = collections.Counter(real["nodes"].values())
         state = "refused" if not real["accepted"] else "wrong numbers" if real["wrong"] else "taken"
         deviation = result.get("rel_dev_vs_ort_unoptimised")
+        steps = f" steps {result['steps']}" if "steps" in result else ""
         print(
-            f"{name:40} {target:9} {state:13} {dict(kinds)} float_nodes {result.get('float_nodes')} deviation {deviation if deviation is None else round(deviation, 4)}"
+            f"{name:40} {target:9} {state:13} {dict(kinds)} float_nodes {result.get('float_nodes')} deviation {deviation if deviation is None else round(deviation, 4)}{steps}"
             f" | check: {said['integer']} integer, {said['float']} float, {said['split']} split, {said['refused']} refused",
             flush=True,
         )
@@ -374,6 +477,8 @@ def main():
             setattr(both, k, getattr(both, k) + getattr(s, k))
     print(f"\n{a.client}: own files: {total[True].text()}\n{a.client}: variants:  {total[False].text()}\n{a.client}: all:       {both.text()}")
     json.dump(log, open(os.path.join(a.out, f"{a.client}.json"), "w"), indent=1)
+    if a.gate and bad:
+        raise SystemExit("\n".join([f"{a.client}: not as it must be:", *bad]))
 
 
 if __name__ == "__main__":

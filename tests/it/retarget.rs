@@ -84,7 +84,14 @@ fn codes_stay_from_chip_to_chip_where_they_are_held() {
         let hops = [("ort", &[][..], true), ("qnn", &[], true), ("xint8", &[], false), ("generic", &["lower.form=qoperator"], false), ("generic", &[], false)];
         for (i, (target, set, exact)) in hops.into_iter().enumerate() {
             let to = at(format!("{name}.{i}.onnx"));
-            written(&from, &to, target, None, set, None).unwrap_or_else(|e| panic!("{name} {target}: {e}"));
+            // Codes that a QOperator file cuts by arithmetic of their own bring no quantizer: their range needs samples.
+            let alone = match written(&from, &to, target, None, set, None) {
+                Err(e) if i == 4 && e.to_string().contains("give --data") => false,
+                other => other.map(|_| true).unwrap_or_else(|e| panic!("{name} {target}: {e}")),
+            };
+            if !alone {
+                written(&from, &to, target, None, set, Some(&npz)).unwrap_or_else(|e| panic!("{name} {target}: {e}"));
+            }
             let found = check(&to, target, None).unwrap();
             assert_eq!(found.refused, 0, "{name} {target}: {:?}", found.findings().collect::<Vec<_>>());
             let off = differ(&first, &to, &npz);
@@ -94,7 +101,7 @@ fn codes_stay_from_chip_to_chip_where_they_are_held() {
             }
             assert!(off < 0.08, "{name} {target}: {off}");
             // From one spelling to another no number changes.
-            if i > 2 {
+            if i > 2 && alone {
                 assert_eq!(differ(&from, &to, &npz), 0.0, "{name} {target} {set:?}");
             }
             from = to;
@@ -130,7 +137,8 @@ fn packed_weights_become_dequantized_ones_and_back() {
     assert!(!codes(&at("n.onnx")).is_empty());
     assert_eq!(codes(&at("n.onnx")), codes(&at("d.onnx")));
     written(&at("d.onnx"), &at("back.onnx"), "ort", Some("w4"), &set, None).unwrap();
-    assert_eq!(differ(&at("n.onnx"), &at("back.onnx"), &at("matmul_w_add.npz")), 0.0);
+    assert_eq!(codes(&at("n.onnx")), codes(&at("back.onnx")));
+    assert!(differ(&at("n.onnx"), &at("back.onnx"), &at("matmul_w_add.npz")) < 1e-6, "engine noise");
 }
 
 /// The quantizers of a file under its encodings, as far as these say them, by name.

@@ -1,11 +1,11 @@
-"""casts.py FLOAT.onnx CONVERTED.onnx DATA.npz: what the converted file holds, and how far ONNX Runtime's answers are from the float file's. JSON."""
+"""casts.py FLOAT.onnx CONVERTED.onnx DATA.npz I,J,…: what the converted file holds, and how far ONNX Runtime's answers on samples I, J … are from the float file's. JSON."""
 import json
 import sys
 
 import numpy as np
 import onnx
 
-float_path, path, data = sys.argv[1:4]
+float_path, path, data, judged = sys.argv[1:5]
 model = onnx.load(path)
 onnx.checker.check_model(model, full_check=True)
 name = lambda value: onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
@@ -22,13 +22,11 @@ if not any(t.data_type == onnx.TensorProto.BFLOAT16 for t in model.graph.initial
     a, b = (ort.InferenceSession(p, providers=["CPUExecutionProvider"]) for p in (float_path, path))
     with np.load(data) as arrays:
         x = arrays[arrays.files[0]]
-    size = a.get_inputs()[0].shape[0]
-    size = size if isinstance(size, int) else 1
     kind = np.float16 if "float16" in b.get_inputs()[0].type else np.float32
     signal = noise = 0.0
-    for i in range(0, 4 * size, size):
-        want = a.run(None, {a.get_inputs()[0].name: x[i : i + size].astype(np.float32)})[0].astype(np.float64)
-        got = b.run(None, {b.get_inputs()[0].name: x[i : i + size].astype(kind)})[0].astype(np.float64)
+    for i in map(int, judged.split(",")):
+        want = a.run(None, {a.get_inputs()[0].name: x[i : i + 1].astype(np.float32)})[0].astype(np.float64)
+        got = b.run(None, {b.get_inputs()[0].name: x[i : i + 1].astype(kind)})[0].astype(np.float64)
         assert np.isfinite(got).all()
         signal, noise = signal + (want**2).sum(), noise + ((want - got) ** 2).sum()
     said["sqnr_db"] = float(10 * np.log10(signal / max(noise, 1e-30)))

@@ -57,6 +57,14 @@ impl Codes {
         self.inner.contains(&v)
     }
 
+    /// What is stored of a value: itself, or what the last of those computed with its producer makes of it.
+    pub fn behind(&self, g: &Graph, mut v: ValueId) -> ValueId {
+        while let Some(next) = self.inner.get(&v).and_then(|v| g.get_node(g.value(*v).uses().first()?.node)?.output(0)) {
+            v = next;
+        }
+        v
+    }
+
     /// Whether everybody takes a value as codes.
     pub fn is_stored(&self, g: &Graph, v: ValueId) -> bool {
         !g.is_output(v) && !g.value(v).uses().is_empty() && g.value(v).uses().iter().all(|p| g.get_node(p.node).is_some_and(|n| n.op == Op::FakeQuant))

@@ -222,7 +222,7 @@ impl Judge<'_> {
         if let Some(word) = self.normalization(node) {
             return Some(word);
         }
-        let out = node.output(0)?;
+        let out = self.codes.behind(g, node.output(0)?);
         let result = |q| self.held(q, Slot::Activations, out).or_else(|| self.limited(id, q, Slot::Activations, out, true));
         self.codes.taken(self.model, out).find_map(|(_, q)| result(q))
     }
@@ -243,11 +243,23 @@ impl Judge<'_> {
         let below = || result && kind == Slot::Activations && !reaches_down(self.model, self.model.graph.node(id), q);
         let refuses = |l: &Limit| match l.must {
             Must::Floor => below().then(|| format!("has codes below what it can be: {}", l.why)),
+            Must::Width => {
+                let other = result && kind == Slot::Activations && self.widths(id).any(|bits| bits != row.scheme.format.bits());
+                let format = name_of(row.scheme.format).unwrap_or("a codebook");
+                other.then(|| format!("is {format}, and an operand is wider or narrower: {}", l.why))
+            }
             _ => l.refuses(kind, &row.scheme, row.params.as_ref(), result, once),
         };
         let said = |l: &&Limit| Some((l.then, l.remedy.clone(), refuses(l)?));
         let (then, remedy, why) = self.bound.get(&id)?.iter().find_map(said)?;
         Some(Word::new(then, "limits", format!("{} {why}", self.name(v)), remedy))
+    }
+
+    /// Bits of the codes that flow into a node.
+    fn widths(&self, id: NodeId) -> impl Iterator<Item = u8> {
+        let node = self.model.graph.node(id);
+        let flowing = (0..node.inputs().len()).filter(|slot| node.flows(*slot) && node.op.role(*slot) != Role::Bias).filter_map(|slot| node.input(slot));
+        flowing.filter(|v| self.model.graph.constant(*v).is_none()).filter_map(|v| self.codes.get(v)).map(|q| self.model.quantizers[q].scheme.format.bits())
     }
 
     /// Whether codes are made for one reader.

@@ -1,7 +1,7 @@
 //! Each rule on a small model that breaks it.
 
 use super::*;
-use crate::graph::{Dim, Graph, Model, Node, Op, Type, ValueId};
+use crate::graph::{Dim, Flow, Graph, Model, Node, Op, Type, ValueId};
 use crate::target::{Fuse, Granularity, Limit, Must, Slot, Spelling};
 use crate::tensor::{DType, Tensor, pack};
 
@@ -288,6 +288,20 @@ fn a_result_that_cannot_be_negative_has_no_codes_for_it() {
     assert_eq!(found, [("conv", Verdict::Float, "limits"), ("relu", Verdict::Split, "limits")]);
     assert!(all_integer(&file(&Spelled { activations: (DType::U8, 0), ..GOOD }), &p));
     assert!(all_integer(&file(&Spelled { activations: (DType::I8, -128), ..GOOD }), &p));
+}
+
+#[test]
+fn a_product_of_two_widths_is_said() {
+    let limit = Limit { ops: vec![Op::Conv], must: Must::Width, then: Fate::Float, why: "why".into(), ..Limit::default() };
+    let p = Profile { limits: vec![limit], ..profile() };
+    let mut m = file(&GOOD);
+    assert!(all_integer(&m, &p));
+    let wide = m.graph.add_constant("wide_zero", Tensor::new(DType::U16, vec![], vec![0, 0].into()).unwrap());
+    let into: Vec<_> = m.graph.nodes().filter(|(_, n)| n.input(0).is_some_and(|v| m.graph.value(v).name.starts_with('x'))).map(|(id, _)| id).collect();
+    let quantizing: Vec<_> = into.into_iter().filter(|id| m.graph.node(*id).op.flow() == Flow::Quantize).collect();
+    quantizing.into_iter().for_each(|id| m.graph.set_input(id, 2, Some(wide)));
+    let (node, verdict, by, reason) = finding(&m, &p);
+    assert_eq!((node.as_str(), verdict, by.as_str()), ("conv", Verdict::Float, "limits"), "{reason}");
 }
 
 #[test]

@@ -57,8 +57,7 @@ use State::{Fitted, Float, Lowered, Placed, Rounded};
 
 pub const FOLD_CONSTANTS: Run = Run { accepts: &[Float], leaves: None, coded: true, run: |w, _| transform::fold_constants(&mut w.model) };
 pub const FOLD_BATCH_NORM: Run = Run { accepts: &[Float], leaves: None, coded: false, run: |w, _| transform::fold_batch_norm(&mut w.model) };
-pub const FUSE: Run =
-    Run { accepts: &[Float], leaves: None, coded: true, run: |w, _| transform::fuse(&mut w.model, &w.recipe.target.fused, w.recipe.target.opset) };
+pub const FUSE: Run = Run { accepts: &[Float], leaves: None, coded: true, run: fuse };
 pub const SMOOTH: Run = Run { accepts: &[Float], leaves: None, coded: false, run: smooth };
 pub const AWQ: Run = Run { accepts: &[Float], leaves: None, coded: false, run: awq };
 pub const EQUALIZE: Run = Run { accepts: &[Float], leaves: None, coded: false, run: equalize };
@@ -77,6 +76,12 @@ pub const LOWER: Run = Run { accepts: &[Rounded], leaves: Some(Lowered), coded: 
 /// What carries the step called `name` out.
 pub fn run_of(name: &str) -> Option<&'static Run> {
     super::STEPS.iter().find(|row| row.name == name).map(|row| &row.run)
+}
+
+fn fuse(w: &mut Work, _: &Args) -> Result<Notes> {
+    let mut notes = transform::fuse(&mut w.model, &w.recipe.target.fused, w.recipe.target.opset)?;
+    notes.append(transform::orient(&mut w.model, &w.recipe.target));
+    Ok(notes)
 }
 
 /// Refuses a list of steps whose order cannot hold, before anything is done.
@@ -360,7 +365,7 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
 fn correct_bias(w: &mut Work, args: &Args) -> Result<Notes> {
     let samples = args.int("samples").map_or(32, |n| n as usize);
     let bias = w.recipe.bias.scheme(None).ok();
-    let biases = Biases { bias: bias.as_ref(), shifts: &w.recipe.target.shifts };
+    let biases = Biases { bias: bias.as_ref(), float: w.recipe.bias.is_none(), shifts: &w.recipe.target.shifts };
     let how = CorrectBias { samples, biases, memory: w.recipe.memory, threads: w.threads };
     round::correct_bias(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)
 }
@@ -368,7 +373,7 @@ fn correct_bias(w: &mut Work, args: &Args) -> Result<Notes> {
 fn tune_batch_norm(w: &mut Work, args: &Args) -> Result<Notes> {
     let samples = args.int("samples").map_or(64, |n| n as usize);
     let bias = w.recipe.bias.scheme(None).ok();
-    let biases = Biases { bias: bias.as_ref(), shifts: &w.recipe.target.shifts };
+    let biases = Biases { bias: bias.as_ref(), float: w.recipe.bias.is_none(), shifts: &w.recipe.target.shifts };
     let how = TuneBatchNorm { samples, biases, memory: w.recipe.memory, threads: w.threads };
     let float = float(w);
     round::tune_batch_norm(&mut w.model, &how, &float, w.data.map(|d| (d, w.calibration)), w.progress)
@@ -384,7 +389,7 @@ fn tune_bias(w: &mut Work, args: &Args) -> Result<Notes> {
         rate: args.number("rate").unwrap_or(0.001),
         loss: args.number("loss").unwrap_or(0.001),
         seed: w.recipe.seed,
-        biases: Biases { bias: bias.as_ref(), shifts: &w.recipe.target.shifts },
+        biases: Biases { bias: bias.as_ref(), float: w.recipe.bias.is_none(), shifts: &w.recipe.target.shifts },
         memory: w.recipe.memory,
         threads: w.threads,
     };

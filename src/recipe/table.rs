@@ -434,6 +434,7 @@ static LIMIT: &[Key] = &[
     Key::new("zeroless", FLAG, "true: operands have zero point 0; obeyed by `place`"),
     Key::new("unsigned", FLAG, "true: operands are unsigned, or signed, not constant and read by nobody else"),
     Key::new("floor", FLAG, "true: the lowest code of the result stands for the least that the operator makes: the bound of Relu and Clip, 0 of others"),
+    Key::new("width", FLAG, "true: operands and results are codes of as many bits"),
     Key::new("then", Shape::OneOf(&Fate::WORDS), "what becomes of the nodes of which this does not hold; without a condition, of all"),
     Key::new("why", Shape::Text, "what the target does about them, in a few words"),
     Key::new("remedy", Shape::Text, "what helps"),

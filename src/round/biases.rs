@@ -25,6 +25,8 @@ pub(super) struct Layer {
 pub struct Biases<'a> {
     /// What a bias becomes where a layer has none; `None`: int32 under the product of its scales.
     pub bias: Option<&'a Scheme>,
+    /// Whether it stays float.
+    pub float: bool,
     /// Windows for the positions of power-of-two scales.
     pub shifts: &'a [Shift],
 }
@@ -141,7 +143,7 @@ impl Biases<'_> {
             let (n, _) = model.graph.value(model.graph.node(layer.node).input(slot)?).producer()?;
             Some(model.quantizers.root(model.graph.node(n).quantizer()?))
         };
-        let (Some(x), Some(w)) = (factor(0), factor(1)) else {
+        let (Some(x), Some(w), false) = (factor(0), factor(1), self.float) else {
             model.graph.set_input(layer.node, layer.slot, Some(constant));
             return Ok(values);
         };

@@ -177,7 +177,7 @@ mod tests {
         let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
         for threads in [1, 2] {
             let mut m = rounded();
-            let how = CorrectBias { samples: 8, biases: Biases { bias: None, shifts: &[] }, memory: 1 << 20, threads };
+            let how = CorrectBias { samples: 8, biases: Biases { bias: None, float: false, shifts: &[] }, memory: 1 << 20, threads };
             let notes = correct_bias(&mut m, &how, Some((&data, &[0, 1])), &Silent).unwrap();
             assert!(notes.list().iter().any(|n| n.text.contains("means of 2 layers restored")), "{notes:?}");
             // 0.375 became 0 and 0.625 became 1: on inputs of mean 1 that lost 0.375 of the one, and gave as much to the other.

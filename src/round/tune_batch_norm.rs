@@ -210,7 +210,7 @@ mod tests {
     use crate::round::testing::{models, samples, weight_codes};
 
     fn how(threads: usize) -> TuneBatchNorm<'static> {
-        TuneBatchNorm { samples: 64, biases: Biases { bias: None, shifts: &[] }, memory: 1 << 20, threads }
+        TuneBatchNorm { samples: 64, biases: Biases { bias: None, float: false, shifts: &[] }, memory: 1 << 20, threads }
     }
 
     /// Moments of the layers' outputs over the samples that are learnt from.

@@ -314,7 +314,17 @@ mod tests {
     use crate::round::testing::{models, models_before, samples, weight_codes};
 
     fn how(threads: usize) -> TuneBias<'static> {
-        TuneBias { samples: 64, epochs: 12, batch: 8, rate: 0.02, loss: 1e-4, seed: 3, biases: Biases { bias: None, shifts: &[] }, memory: 1 << 20, threads }
+        TuneBias {
+            samples: 64,
+            epochs: 12,
+            batch: 8,
+            rate: 0.02,
+            loss: 1e-4,
+            seed: 3,
+            biases: Biases { bias: None, float: false, shifts: &[] },
+            memory: 1 << 20,
+            threads,
+        }
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub enum Must {
     Unsigned,
     /// The lowest code of the result stands for the least that the op makes.
     Floor,
+    /// Operands and results are codes of one width.
+    Width,
 }
 
 impl Profile {
@@ -87,7 +89,7 @@ impl Limit {
 
 impl Must {
     fn is_of_codes(&self) -> bool {
-        matches!(self, Must::Weights(_) | Must::Activations(_) | Must::Granularity(_) | Must::Zeroless | Must::Unsigned | Must::Floor)
+        matches!(self, Must::Weights(_) | Must::Activations(_) | Must::Granularity(_) | Must::Zeroless | Must::Unsigned | Must::Floor | Must::Width)
     }
 
     fn holds(&self, model: &Model, node: &Node, inferred: &Inferred) -> bool {

@@ -9,6 +9,7 @@ mod fold_batch_norm;
 mod fold_constants;
 mod fold_forward;
 mod fuse;
+mod orient;
 mod shift_negatives;
 mod smooth;
 #[cfg(test)]
@@ -20,5 +21,6 @@ pub use equalize::{Equalize, equalize};
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_constants::fold_constants;
 pub use fuse::fuse;
+pub use orient::orient;
 pub use shift_negatives::{ShiftNegatives, shift_negatives};
 pub use smooth::{Smooth, smooth};

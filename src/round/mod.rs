@@ -8,6 +8,8 @@ mod k_quant;
 mod moments;
 mod patches;
 mod reconstruct;
+#[cfg(test)]
+mod reconstruct_tests;
 mod refit;
 #[cfg(test)]
 mod testing;

@@ -234,7 +234,7 @@ impl Task {
         let loss = tape.mean_square(y, wanted);
         let value = tape.scalar(loss) as f64;
         if !value.is_finite() {
-            return Err(Error::failed("the loss is not a finite number: sample inputs or weights hold infinities, or the scales are wrong"));
+            return Err(Error::failed("the loss is not a finite number: look for weights or sample inputs of vast size"));
         }
         if !learn {
             return Ok((value, Vec::new()));
@@ -297,8 +297,7 @@ impl Task {
     fn outputs(&self, unit: &Unit, model: &Model, weights: &Weights) -> Result<Vec<Tensor>> {
         let g = &model.graph;
         let values: Vec<ValueId> = unit.weights.iter().filter_map(|(f, _)| g.node(*f).output(0)).collect();
-        let shapes: Vec<Vec<usize>> =
-            unit.weights.iter().filter_map(|(f, _)| g.constant(g.node(*f).input(0)?)).map(|c| c.tensor.shape().to_vec()).collect();
+        let shapes: Vec<Vec<usize>> = unit.weights.iter().filter_map(|(f, _)| g.constant(g.node(*f).input(0)?)).map(|c| c.tensor.shape().to_vec()).collect();
         let mut outputs = Vec::with_capacity(self.input.len());
         let run = |_: &mut (), i: usize| {
             let mut tape = Tape::new();

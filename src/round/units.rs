@@ -16,8 +16,7 @@ pub struct Unit {
 }
 
 /// Functions of one element that belong to the layer before them.
-const ACTIVATIONS: &[Op] =
-    &[Op::Relu, Op::Clip, Op::LeakyRelu, Op::PRelu, Op::HardSwish, Op::HardSigmoid, Op::Sigmoid, Op::Tanh, Op::Gelu, Op::Elu];
+const ACTIVATIONS: &[Op] = &[Op::Relu, Op::Clip, Op::LeakyRelu, Op::PRelu, Op::HardSwish, Op::HardSigmoid, Op::Sigmoid, Op::Tanh, Op::Gelu, Op::Elu];
 
 /// The layers whose weights may be rounded up or down, in the order of the graph, each with the activation behind it.
 pub fn layers(model: &Model) -> Vec<Unit> {

@@ -11,7 +11,7 @@ use crate::note::Notes;
 use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules, Standing};
 use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
-use crate::round::{self, Biases, CorrectBias, Gptq, TuneBatchNorm, TuneBias};
+use crate::round::{self, Biases, CorrectBias, Gptq, Reconstruct, TuneBatchNorm, TuneBias};
 use crate::target::{SchemeKeys, Spelling};
 use crate::transform::{self, Awq, Balance, Equalize, Grid, ShiftNegatives, Smooth};
 
@@ -353,6 +353,20 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
                 threads: w.threads,
             };
             round::gptq(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
+        }
+        Some(method @ ("adaround" | "block")) => {
+            let count = |key: &str, default: usize| args.int(key).map_or(default, |n| n as usize);
+            let how = Reconstruct {
+                blocks: method == "block",
+                samples: count("samples", 64),
+                iterations: count("iterations", 20_000),
+                batch: count("batch", 8),
+                lambda: args.number("lambda").unwrap_or(0.01),
+                seed: w.recipe.seed,
+                memory: w.recipe.memory,
+                threads: w.threads,
+            };
+            round::reconstruct(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
         }
         Some("hqq") => round::hqq(&mut w.model)?,
         Some("k-quant") => round::k_quant(&mut w.model)?,

@@ -142,14 +142,14 @@ fn places(n: usize, groups: usize, outs: usize, work: f64) -> std::result::Resul
 }
 
 /// Where the codes of each weight lie: `value = offset + code · step`.
-struct Grid {
-    step: Vec<f32>,
-    offset: Vec<f32>,
-    codes: (f32, f32),
+pub(super) struct Grid {
+    pub step: Vec<f32>,
+    pub offset: Vec<f32>,
+    pub codes: (f32, f32),
 }
 
 impl Grid {
-    fn of(q: &Quantizer, shape: &[usize]) -> Result<Grid> {
+    pub fn of(q: &Quantizer, shape: &[usize]) -> Result<Grid> {
         let (Some(params), Some((first, last)), Some(storage)) = (&q.params, q.scheme.format.code_range(), q.scheme.format.storage()) else {
             return Err(Error::failed("has no scale yet; `calibrate` must stand before `round`"));
         };

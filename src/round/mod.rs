@@ -7,17 +7,22 @@ mod hqq;
 mod k_quant;
 mod moments;
 mod patches;
+mod reconstruct;
+#[cfg(test)]
+mod reconstruct_tests;
 mod refit;
 #[cfg(test)]
 mod testing;
 mod tune_batch_norm;
 mod tune_bias;
+mod units;
 
 pub use biases::Biases;
 pub use correct_bias::{CorrectBias, correct_bias};
 pub use gptq::{Gptq, gptq};
 pub use hqq::hqq;
 pub use k_quant::k_quant;
+pub use reconstruct::{Reconstruct, reconstruct};
 pub use tune_batch_norm::{TuneBatchNorm, tune_batch_norm};
 pub use tune_bias::{TuneBias, tune_bias};
 

@@ -8,7 +8,7 @@ use crate::tensor::{DType, Tensor};
 use std::path::Path;
 
 /// Numbers of a fixed sequence between −1 and 1.
-fn numbers(n: usize, mut seed: u32) -> Vec<f32> {
+pub fn numbers(n: usize, mut seed: u32) -> Vec<f32> {
     let mut next = || {
         seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (seed >> 8) as f32 / 8_388_608.0 - 1.0

@@ -1,0 +1,140 @@
+use super::reconstruct::{Reconstruct, reconstruct};
+use super::round_nearest;
+use super::testing::{models, numbers, samples, weight_codes};
+use super::units::{blocks, layers};
+use crate::data::tests::npy;
+use crate::data::{Dataset, InputInfo};
+use crate::graph::{Dim, Model, Node, Op, Site, Type};
+use crate::pass::Silent;
+use crate::quant::{self, Blocks, Params, Scheme};
+use crate::tensor::{DType, Tensor};
+use std::path::Path;
+
+/// Channels of the layer, rows of a sample, samples.
+const N: usize = 64;
+const ROWS: usize = 16;
+const COUNT: usize = 64;
+
+fn how(iterations: usize, threads: usize) -> Reconstruct {
+    Reconstruct { blocks: false, samples: COUNT, iterations, batch: 8, lambda: 0.01, seed: 1, memory: 1 << 26, threads }
+}
+
+fn typed(m: &mut Model, name: &str, shape: &[usize]) -> crate::graph::ValueId {
+    let v = m.graph.add_value(name);
+    m.graph.value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(shape.iter().map(|d| Dim::Known(*d)).collect()) };
+    v
+}
+
+fn open(dir: &Path, x: &[f32], shape: &[usize]) -> Dataset {
+    let path = dir.join("x.npy");
+    std::fs::write(&path, npy("<f4", false, shape, &x.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())).unwrap();
+    let dims = [1].iter().chain(&shape[1..]).map(|d| Dim::Known(*d)).collect();
+    Dataset::open(path.to_str().unwrap(), &[InputInfo { name: "x".into(), dtype: DType::F32, shape: Some(dims) }], &Default::default()).unwrap()
+}
+
+/// Rows whose channels follow each other with a correlation of 0.9, cut at 0.
+fn rows(count: usize, seed: u32) -> Vec<f32> {
+    let noise = numbers(count * N, seed);
+    let mut now = 0.0;
+    noise
+        .iter()
+        .map(|e| {
+            now = 0.9 * now + 0.436 * e * 1.732;
+            f32::max(now, 0.0)
+        })
+        .collect()
+}
+
+/// x[1,16,64] → MatMul with 4-bit weights whose scales lose least of the weights → y.
+fn layer() -> (Model, Vec<f32>) {
+    let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+    let w = numbers(N * N, 5);
+    let q = m.quantizers.add("w", Scheme { blocks: Blocks::channel(1), ..Scheme::int(4, true) });
+    let lost = |j: usize, s: f32| (0..N).map(|i| w[i * N + j]).map(|w| (w - (w / s).round_ties_even().clamp(-8.0, 7.0) * s).powi(2)).sum::<f32>();
+    let scale = (0..N).map(|j| (0..40).map(|k| (0.6 + 0.01 * k as f32) / 7.0).min_by(|a, b| lost(j, *a).total_cmp(&lost(j, *b))).unwrap()).collect();
+    m.quantizers[q].params = Some(Params { scale, ..Params::tensor(1.0, None) });
+    let (x, y) = (typed(&mut m, "x", &[1, ROWS, N]), typed(&mut m, "y", &[1, ROWS, N]));
+    let g = &mut m.graph;
+    (g.inputs, g.outputs) = (vec![x], vec![y]);
+    let (c, wq) = (g.add_constant("w", Tensor::of_f32(&[N, N], w.clone())), g.add_value("wq"));
+    g.add_node(Node::fake_quant(q, "fw"), &[Some(c)], &[Some(wq)]);
+    g.add_node(Node::new(Op::MatMul, "matmul"), &[Some(x), Some(wq)], &[Some(y)]);
+    (m, w)
+}
+
+/// Squared error of the layer's outputs on rows it has not seen.
+fn error(m: &Model, w: &[f32]) -> f64 {
+    let (fake, q) = m.constant_sites()[0];
+    let row = &m.quantizers[q];
+    let stands = quant::dequantize(&m.codes[&Site::of(fake)], &row.scheme, row.params.as_ref().unwrap()).unwrap();
+    let x = rows(512, 99);
+    let one = |r: usize, j: usize| (0..N).map(|i| x[r * N + i] * (w[i * N + j] - stands[i * N + j])).sum::<f32>();
+    (0..512 * N).map(|at| one(at / N, at % N).powi(2) as f64).sum()
+}
+
+#[test]
+fn a_layer_gives_less_than_a_third_of_the_error_on_rows_it_has_not_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = open(dir.path(), &rows(COUNT * ROWS, 7), &[COUNT, ROWS, N]);
+    let all: Vec<usize> = (0..COUNT).collect();
+    let (m, w) = layer();
+    let [mut nearest, mut learnt, mut again] = [m.clone(), m.clone(), m];
+    round_nearest(&mut nearest).unwrap();
+    reconstruct(&mut learnt, &how(800, 1), Some((&data, &all)), &Silent).unwrap();
+    let (before, after) = (error(&nearest, &w), error(&learnt, &w));
+    assert!(after < 0.3 * before, "{before} {after}");
+    for m in [&mut learnt, &mut again] {
+        m.codes.clear();
+    }
+    reconstruct(&mut learnt, &how(40, 1), Some((&data, &all)), &Silent).unwrap();
+    reconstruct(&mut again, &how(40, 2), Some((&data, &all)), &Silent).unwrap();
+    assert!(learnt == again, "the result depends on the number of threads");
+}
+
+#[test]
+fn a_layer_that_held_out_samples_do_not_serve_keeps_nearest_codes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, mut m) = models(&Blocks::channel(0));
+    let nearest = weight_codes(&m);
+    m.codes.clear();
+    let all: Vec<usize> = (0..32).collect();
+    let few = reconstruct(&mut m.clone(), &how(20, 1), Some((&samples(dir.path(), 32, true), &all[..7])), &Silent).unwrap();
+    assert!(few.list()[0].text.contains("at least 8 samples, and gets 7"), "{few:?}");
+    // Nothing but zeros is held out: what the first layer gives for them no weight changes.
+    let notes = reconstruct(&mut m, &how(20, 1), Some((&samples(dir.path(), 32, true), &all)), &Silent).unwrap();
+    assert!(notes.list().iter().any(|n| n.text.contains("no others are better")), "{notes:?}");
+    round_nearest(&mut m).unwrap();
+    assert_eq!(weight_codes(&m)[0], nearest[0]);
+    assert!(reconstruct(&mut m, &how(20, 1), None, &Silent).unwrap_err().to_string().contains("--data"));
+}
+
+#[test]
+fn a_loss_beyond_all_numbers_ends_it_in_one_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut x = rows(COUNT * ROWS, 7);
+    x[3 * ROWS * N] = 1e30;
+    let data = open(dir.path(), &x, &[COUNT, ROWS, N]);
+    let all: Vec<usize> = (0..COUNT).collect();
+    let error = reconstruct(&mut layer().0, &how(20, 1), Some((&data, &all)), &Silent).unwrap_err().to_string();
+    assert!(error.contains("matmul") && error.contains("not a finite number"), "{error}");
+}
+
+#[test]
+fn a_residual_block_is_one_unit_and_its_layers_are_two() {
+    let (mut m, _) = layer();
+    let y = m.graph.outputs[0];
+    let [r, z, s, out] = ["r", "z", "s", "out"].map(|n| typed(&mut m, n, &[1, ROWS, N]));
+    let x = m.graph.inputs[0];
+    let (q, c) = (m.constant_sites()[0].1, m.graph.find_value("w").unwrap());
+    let v = m.graph.add_value("vq");
+    m.graph.add_node(Node::new(Op::Relu, "relu"), &[Some(y)], &[Some(r)]);
+    m.graph.add_node(Node::fake_quant(q, "fv"), &[Some(c)], &[Some(v)]);
+    m.graph.add_node(Node::new(Op::MatMul, "second"), &[Some(r), Some(v)], &[Some(z)]);
+    m.graph.add_node(Node::new(Op::Add, "add"), &[Some(z), Some(x)], &[Some(s)]);
+    m.graph.add_node(Node::new(Op::Relu, "last"), &[Some(s)], &[Some(out)]);
+    m.graph.outputs = vec![out];
+    let ends = |units: Vec<super::units::Unit>| units.iter().map(|u| (u.input, u.output, u.weights.len())).collect::<Vec<_>>();
+    assert_eq!(ends(layers(&m)), [(x, r, 1), (r, z, 1)]);
+    assert_eq!(ends(blocks(&m, 1 << 20)), [(x, out, 2)]);
+    assert_eq!(ends(blocks(&m, N * N)), [(x, r, 1), (r, z, 1)]);
+}

@@ -2,7 +2,7 @@
 
 use super::codes::{Codes, reaches_down, same};
 use super::{Row, Verdict};
-use crate::graph::{Flow, Graph, Inferred, InputShapes, Linear, Model, Node, NodeId, Op, Recurrent, Role, ValueId, infer};
+use crate::graph::{Flow, Graph, Inferred, InputShapes, Linear, Model, Node, NodeId, Op, Recurrent, Role, ValueId, constant_behind, infer};
 use crate::quant::QuantizerId;
 use crate::target::{Fate, Granularity, Limit, Must, Profile, Slot, Spelling, name_of};
 use crate::tensor::DType;
@@ -259,7 +259,10 @@ impl Judge<'_> {
     fn widths(&self, id: NodeId) -> impl Iterator<Item = u8> {
         let node = self.model.graph.node(id);
         let flowing = (0..node.inputs().len()).filter(|slot| node.flows(*slot) && node.op.role(*slot) != Role::Bias).filter_map(|slot| node.input(slot));
-        flowing.filter(|v| self.model.graph.constant(*v).is_none()).filter_map(|v| self.codes.get(v)).map(|q| self.model.quantizers[q].scheme.format.bits())
+        flowing
+            .filter(|v| constant_behind(&self.model.graph, *v).is_none())
+            .filter_map(|v| self.codes.get(v))
+            .map(|q| self.model.quantizers[q].scheme.format.bits())
     }
 
     /// Whether codes are made for one reader.

@@ -1,10 +1,10 @@
 //! Layers whose widths can be chosen: what multiplies with constant weights, or reads a table, and the quantizers around it. What a width costs.
 
 use crate::error::{At, Error, Result};
-use crate::graph::{Flow, Graph, InputShapes, Linear, Model, NodeId, Op, Recurrent, ValueId, infer};
+use crate::graph::{Graph, InputShapes, Linear, Model, NodeId, Op, Recurrent, infer};
 use crate::quant::{Format, Origin, Quantizer, QuantizerId, Timing, Zero};
 use crate::range::{self, Method};
-use crate::target::{Legal, Must, Profile, Slot, name_of};
+use crate::target::{Legal, Limit, Must, Profile, Slot, name_of};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A layer, or several that share their weights.
@@ -50,8 +50,9 @@ pub fn layers(model: &Model, shapes: &InputShapes) -> Vec<Layer> {
             (None, None) if node.op == Op::Gather => &[0],
             _ => continue,
         };
+        let behind = |slot: usize| Some(model.quantizer_behind(node.input(slot)?)?.1);
         let mut weights = Vec::new();
-        for q in slots.iter().filter_map(|slot| behind(model, node.input(*slot)?)) {
+        for q in slots.iter().filter_map(|slot| behind(*slot)) {
             // One that several constants share has no range of its own to fit.
             let one = constants.get(&q).is_some_and(|sites| sites.len() == 1);
             if one && chosen(&model.quantizers[q]) && !weights.contains(&q) {
@@ -62,7 +63,7 @@ pub fn layers(model: &Model, shapes: &InputShapes) -> Vec<Layer> {
             continue;
         }
         let flows = |slot: &usize| !slots.contains(slot) && node.flows(*slot);
-        let inputs: BTreeSet<QuantizerId> = (0..node.inputs().len()).filter(flows).filter_map(|slot| behind(model, node.input(slot)?)).collect();
+        let inputs: BTreeSet<QuantizerId> = (0..node.inputs().len()).filter(flows).filter_map(behind).collect();
         let macs = linear.map_or(recurrent.map_or(Some(0), |r| r.macs(g, &inferred)), |l| l.macs(g, &inferred)).unwrap_or(0);
         if let Some(same) = layers.iter_mut().find(|l| l.weights.iter().any(|q| weights.contains(q))) {
             same.nodes.push(id);
@@ -91,17 +92,6 @@ fn chosen(row: &Quantizer) -> bool {
         && row.params.as_ref().is_some_and(|p| p.origin == Origin::Fitted)
 }
 
-/// The quantizer that a value comes from, seen through moves.
-pub fn behind(model: &Model, v: ValueId) -> Option<QuantizerId> {
-    let g = &model.graph;
-    let node = g.node(g.value(v).producer()?.0);
-    match node.quantizer() {
-        Some(q) => Some(model.quantizers.root(q)),
-        None if node.op.flow() == Flow::Move => behind(model, node.input(0)?),
-        None => None,
-    }
-}
-
 /// The same quantizer in `bits` bits, its scales fitted to the constant: below the width it has now by least squared error. As it is for its own width.
 pub fn weight_at(model: &Model, id: QuantizerId, bits: u8) -> Result<Quantizer> {
     let mut row = model.quantizers[id].clone();
@@ -121,14 +111,19 @@ pub fn weight_at(model: &Model, id: QuantizerId, bits: u8) -> Result<Quantizer> 
     Ok(row)
 }
 
+/// Quantizers of a layer's weights.
+pub type Rows = Vec<(QuantizerId, Quantizer)>;
+
 /// The layer's weights in `bits` bits.
-pub fn layer_at(model: &Model, layer: &Layer, bits: u8) -> Result<Vec<(QuantizerId, Quantizer)>> {
+pub fn layer_at(model: &Model, layer: &Layer, bits: u8) -> Result<Rows> {
     layer.weights.iter().map(|&q| Ok((q, weight_at(model, q, bits)?))).collect()
 }
 
-/// Of `widths`, those in which the target holds the layer's weights, ascending.
-pub fn legal_widths(model: &Model, profile: &Profile, layer: &Layer, widths: &[u8]) -> Vec<u8> {
-    let bound = profile.bound(model);
+/// The limits that bind each node.
+pub type Bound<'a> = BTreeMap<NodeId, Vec<&'a Limit>>;
+
+/// Of `widths`, those in which the target holds the layer's weights, ascending. `bound`: what [`Profile::bound`] says of the model.
+pub fn legal_widths(model: &Model, profile: &Profile, bound: &Bound, layer: &Layer, widths: &[u8]) -> Vec<u8> {
     let limits = layer.nodes.iter().flat_map(|n| bound.get(n).into_iter().flatten());
     let lists: Vec<&[String]> = limits.filter_map(|l| if let Must::Weights(list) = &l.must { Some(&list[..]) } else { None }).collect();
     let holds = |bits: &u8| layer.weights.iter().all(|q| holds(&profile.legal, Slot::Weights, &lists, model.quantizers[*q].scheme.format, *bits));
@@ -142,8 +137,7 @@ pub fn legal_widths(model: &Model, profile: &Profile, layer: &Layer, widths: &[u
 pub fn holds(legal: &Legal, slot: Slot, lists: &[&[String]], format: Format, bits: u8) -> bool {
     let Format::Int { signed, .. } = format else { return false };
     let Some(name) = name_of(Format::Int { bits, signed, narrow: false }) else { return false };
-    let all = legal.formats(slot);
-    (all.is_empty() || all.iter().any(|f| f == name)) && lists.iter().all(|l| l.iter().any(|f| f == name))
+    legal.refuses_format(slot, name).is_none() && lists.iter().all(|l| l.iter().any(|f| f == name))
 }
 
 /// Bytes of the layer's weights as they are stored in `bits` bits.

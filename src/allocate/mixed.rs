@@ -4,7 +4,7 @@
 //! Source: HAWQ-V3 (Yao et al. 2021, section 3.4) and CalibTIP (Hubara et al. 2021, section 4.2) for the program, HAWQ-V3 for bit operations.
 //! Needs: scales, samples. Declines: layers whose weights the target holds in one width only.
 
-use super::layers::{Layer, bit_operations, bytes, layer_at, layers, legal_widths};
+use super::layers::{Layer, Rows, bit_operations, bytes, layer_at, layers, legal_widths};
 use super::sensitivity::{Sensitivity, sensitivity};
 use crate::data::Dataset;
 use crate::engine::{Plans, Trial, shapes_of};
@@ -69,6 +69,8 @@ pub struct Allocate<'a> {
 struct Problem {
     layers: Vec<Layer>,
     widths: Vec<Vec<u8>>,
+    /// By layer and width: the quantizers of its weights, fitted.
+    rows: Vec<Vec<Rows>>,
     items: Vec<Vec<Choice>>,
     limits: Vec<Bound>,
 }
@@ -93,8 +95,11 @@ pub fn allocate(model: &mut Model, how: &Allocate, data: Option<(&Dataset, &[usi
         return Ok(notes);
     }
     problem.check()?;
+    for (layer, widths) in problem.layers.iter().zip(&problem.widths) {
+        problem.rows.push(widths.iter().map(|bits| layer_at(model, layer, *bits)).collect::<Result<_>>()?);
+    }
     let trial = Trial::new(model, few, how.threads)?;
-    let losses = sensitivity(model, &problem.layers, &problem.widths, how.sensitivity, &trial, progress)?;
+    let losses = sensitivity(model, &problem.layers, (&problem.widths, &problem.rows), how.sensitivity, &trial, progress)?;
     for (choices, losses) in problem.items.iter_mut().zip(&losses) {
         choices.iter_mut().zip(losses).for_each(|(c, l)| c.loss = *l);
     }
@@ -138,10 +143,11 @@ struct Measured {
 
 impl Problem {
     fn of(model: &Model, how: &Allocate, all: Vec<Layer>, notes: &mut Notes) -> Result<Problem> {
-        let mut problem = Problem { layers: Vec::new(), widths: Vec::new(), items: Vec::new(), limits: Vec::new() };
+        let mut problem = Problem { layers: Vec::new(), widths: Vec::new(), rows: Vec::new(), items: Vec::new(), limits: Vec::new() };
         let (mut fixed, mut set) = (Vec::new(), Vec::new());
+        let bound = how.profile.bound(model);
         for layer in all {
-            let mut legal = legal_widths(model, how.profile, &layer, &how.bits);
+            let mut legal = legal_widths(model, how.profile, &bound, &layer, &how.bits);
             if layer.bits(model) != how.base {
                 set.push(layer.name.clone());
                 legal.clear();
@@ -239,8 +245,8 @@ impl Problem {
 
     fn measured(&self, model: &Model, trial: &Trial, plans: &Plans, chosen: Vec<usize>) -> Result<Measured> {
         let mut table = model.quantizers.clone();
-        for ((layer, widths), &k) in self.layers.iter().zip(&self.widths).zip(&chosen) {
-            layer_at(model, layer, widths[k])?.into_iter().for_each(|(q, row)| table[q] = row);
+        for (rows, &k) in self.rows.iter().zip(&chosen) {
+            rows[k].iter().for_each(|(q, row)| table[*q] = row.clone());
         }
         let loss = trial.loss(plans, &table)?;
         Ok(Measured { chosen, table, loss })

@@ -67,7 +67,7 @@ pub fn units(model: &Model, profile: &Profile, shapes: &InputShapes) -> Vec<Unit
         units.push(Unit {
             name: layer.name.clone(),
             nodes: layer.nodes.clone(),
-            sixteen: legal_widths(model, profile, &layer, &[WIDE]) == [WIDE] && values.iter().all(legal),
+            sixteen: legal_widths(model, profile, &bound, &layer, &[WIDE]) == [WIDE] && values.iter().all(legal),
             tensors: values.iter().flat_map(|q| tensors[q].clone()).collect(),
             layer: Some(layer),
             values,

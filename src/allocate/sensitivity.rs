@@ -5,9 +5,9 @@
 //! Layer MSE: the noise over signal of the layer's own output, on inputs that are as good as float; what becomes of it further down is not seen.
 //! The table alone changes: no model is planned anew. A narrower width never counts for less than a wider one.
 
-use super::layers::{Layer, layer_at};
+use super::layers::{Layer, Rows, layer_at};
 use super::widen::wide_row;
-use crate::engine::{Plans, RunnerOptions, Running, Trial, over_samples};
+use crate::engine::{Plans, RunnerOptions, Running, Trial, each_sample};
 use crate::error::Result;
 use crate::graph::Model;
 use crate::observe::Sums;
@@ -44,24 +44,31 @@ pub fn all_wide(model: &Model, layers: &[Layer]) -> Result<Table> {
     Ok(table)
 }
 
-/// For each layer, the loss in each of its widths (ascending); 16 bits lose nothing.
-pub fn sensitivity(model: &Model, layers: &[Layer], widths: &[Vec<u8>], by: Sensitivity, trial: &Trial, progress: &dyn Progress) -> Result<Vec<Vec<f64>>> {
+/// For each layer, the loss in each of its widths (ascending), for which its quantizers are given; 16 bits lose nothing.
+pub fn sensitivity(
+    model: &Model,
+    layers: &[Layer],
+    (widths, rows): (&[Vec<u8>], &[Vec<Rows>]),
+    by: Sensitivity,
+    trial: &Trial,
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<f64>>> {
     let wide = all_wide(model, layers)?;
     let plans = trial.live_plans(model);
     let least = if by == Sensitivity::OneAtATime { trial.loss(&plans, &wide)? } else { 0.0 };
     progress.begin("sensitivity", widths.iter().map(|w| w.len() as u64).sum());
     let mut losses = Vec::new();
-    for (layer, widths) in layers.iter().zip(widths) {
+    for (layer, (widths, rows)) in layers.iter().zip(widths.iter().zip(rows)) {
         let own = if by == Sensitivity::LayerMse { Some(Own::of(model, layer, &wide, trial)?) } else { None };
         let mut of_layer = Vec::new();
-        for &bits in widths {
+        for (&bits, rows) in widths.iter().zip(rows) {
             progress.tick(1);
             if bits >= WIDE {
                 of_layer.push(0.0);
                 continue;
             }
             let mut table = wide.clone();
-            layer_at(model, layer, bits)?.into_iter().for_each(|(q, row)| table[q] = row);
+            rows.iter().for_each(|(q, row)| table[*q] = row.clone());
             of_layer.push(match &own {
                 None => (trial.loss(&plans, &table)? - least).max(0.0),
                 Some(own) => own.loss(&table)?,
@@ -95,18 +102,8 @@ impl<'a> Own<'a> {
     }
 
     fn run(&self, table: &Table) -> Result<Vec<Vec<Tensor>>> {
-        let mut all = Vec::new();
-        over_samples(
-            self.samples.len(),
-            self.threads,
-            || Ok(Running::default()),
-            |running, i| self.plans.run(running, &self.samples[i], table),
-            |_, tensors| {
-                all.push(tensors);
-                Ok(())
-            },
-        )?;
-        Ok(all)
+        let run = |running: &mut Running, i: usize| self.plans.run(running, &self.samples[i], table);
+        each_sample(self.samples.len(), self.threads, || Ok(Running::default()), run)
     }
 
     /// The sum over outputs of noise over signal.

@@ -255,16 +255,10 @@ fn touched(model: &Model, ops: &[Op]) -> BTreeSet<QuantizerId> {
     touched
 }
 
-/// The quantizer that a value comes from, seen through moves.
+/// The quantizer that a value which flows comes from, seen through moves.
 fn source(model: &Model, v: ValueId) -> Option<QuantizerId> {
-    let g = &model.graph;
-    let node = g.node(g.value(v).producer()?.0);
-    match node.quantizer() {
-        Some(q) if g.constant(node.input(0)?).is_none() => Some(model.quantizers.root(q)),
-        Some(_) => None,
-        None if node.op.flow() == Flow::Move => source(model, node.input(0)?),
-        None => None,
-    }
+    let (fake, id) = model.quantizer_behind(v)?;
+    model.graph.constant(model.graph.node(fake).input(0)?).is_none().then_some(id)
 }
 
 /// The same range in 16 bits.

@@ -27,8 +27,8 @@ pub const NAMES: [&str; 1] = ["tract"];
 
 pub use plans::{Plans, Running, shapes_of};
 pub use runner::{Runner, RunnerOptions, State};
-pub use samples::over_samples;
+pub use samples::{each_sample, over_samples};
 pub use segment::{Given, cut, cut_at};
-pub use support::check_supported;
+pub use support::{check_supported, label};
 pub use trial::{Probe, Trial};
 pub use walk::Walk;

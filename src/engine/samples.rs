@@ -97,6 +97,21 @@ pub fn over_samples<S, T: Send>(
     })
 }
 
+/// What `run` gives for each of the samples `0..n`, in their order; else as [`over_samples`].
+pub fn each_sample<S, T: Send>(
+    n: usize,
+    threads: usize,
+    init: impl Fn() -> Result<S> + Sync,
+    run: impl Fn(&mut S, usize) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let mut all = Vec::with_capacity(n);
+    over_samples(n, threads, init, run, |_, one| {
+        all.push(one);
+        Ok(())
+    })?;
+    Ok(all)
+}
+
 /// Runs a closure if the thread unwinds.
 struct OnUnwind<F: Fn()>(F);
 

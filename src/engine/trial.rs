@@ -4,7 +4,7 @@
 //! of the probabilities that they stand for, all others by noise over signal. Both are about 0 where nothing is lost and 1 where all is.
 //! An output that joins several tensors is measured part by part.
 
-use super::{Plans, RunnerOptions, Running, over_samples, shapes_of};
+use super::{Plans, RunnerOptions, Running, each_sample, over_samples, shapes_of};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Inferred, Model, Op, ValueId, infer};
 use crate::observe::Sums;
@@ -36,17 +36,8 @@ impl Trial {
         let probes: Vec<Probe> = looked_at.into_iter().map(|v| probe(g, v)).collect();
         let values: Vec<ValueId> = probes.iter().map(|p| p.value).collect();
         let plans = Plans::new(model, &values, RunnerOptions { float: true, ..RunnerOptions::default() });
-        let mut wanted: Vec<Vec<Tensor>> = Vec::new();
-        over_samples(
-            samples.len(),
-            threads,
-            || Ok(Running::default()),
-            |running, i| plans.run(running, &samples[i], &model.quantizers),
-            |_, tensors| {
-                wanted.push(tensors);
-                Ok(())
-            },
-        )?;
+        let run = |running: &mut Running, i: usize| plans.run(running, &samples[i], &model.quantizers);
+        let wanted = each_sample(samples.len(), threads, || Ok(Running::default()), run)?;
         Ok(Trial { samples, probes, wanted, threads })
     }
 
@@ -72,12 +63,15 @@ impl Trial {
 
     /// Plans of the model as it is now: its weights are built in.
     pub fn plans<'m>(&self, model: &'m Model) -> Plans<'m> {
-        Plans::new(model, &self.probes.iter().map(|p| p.value).collect::<Vec<_>>(), RunnerOptions::default())
+        self.plans_with(model, RunnerOptions::default())
     }
 
     /// Plans whose weights follow the table of each run.
     pub fn live_plans<'m>(&self, model: &'m Model) -> Plans<'m> {
-        let options = RunnerOptions { live_weights: true, ..RunnerOptions::default() };
+        self.plans_with(model, RunnerOptions { live_weights: true, ..RunnerOptions::default() })
+    }
+
+    fn plans_with<'m>(&self, model: &'m Model, options: RunnerOptions) -> Plans<'m> {
         Plans::new(model, &self.probes.iter().map(|p| p.value).collect::<Vec<_>>(), options)
     }
 

@@ -111,6 +111,13 @@ impl Value {
         }
     }
 
+    /// Gives the value another element type, its shape being as it was; of what is no tensor, nothing.
+    pub fn set_dtype(&mut self, to: DType) {
+        if let Type::Tensor { dtype, .. } = &mut self.ty {
+            *dtype = Some(to);
+        }
+    }
+
     pub fn dtype(&self) -> Option<DType> {
         match (&self.constant, &self.ty) {
             (Some(c), _) => Some(c.tensor.dtype()),

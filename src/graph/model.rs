@@ -90,6 +90,17 @@ impl Model {
         found.filter(|_| !g.is_output(v))
     }
 
+    /// The FakeQuant that a value comes from, seen through moves, and its quantizer.
+    pub fn quantizer_behind(&self, v: ValueId) -> Option<(NodeId, QuantizerId)> {
+        let id = self.graph.value(v).producer()?.0;
+        let node = self.graph.node(id);
+        match node.quantizer() {
+            Some(q) => Some((id, self.quantizers.root(q))),
+            None if node.op.flow() == Flow::Move => self.quantizer_behind(node.input(0)?),
+            None => None,
+        }
+    }
+
     /// The id of a FakeQuant node of the outermost graph.
     pub fn quantizer_of(&self, node: NodeId) -> Option<QuantizerId> {
         self.graph.get_node(node)?.quantizer()

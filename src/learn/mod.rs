@@ -20,6 +20,7 @@ mod pool;
 mod segment;
 #[cfg(test)]
 mod segment_tests;
+mod soft_round;
 mod tape;
 #[cfg(test)]
 mod tests;
@@ -29,4 +30,5 @@ pub use batch::over_batch;
 pub use conv::Window;
 pub use moves::{FILLED, Taps};
 pub use segment::{Scales, Segment};
+pub use soft_round::SoftRound;
 pub use tape::{Grads, Tape, Var};

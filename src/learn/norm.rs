@@ -3,16 +3,16 @@
 use super::buffers;
 use super::tape::{Tape, Var};
 
-/// Lengths before, along and behind an axis.
-fn around(shape: &[usize], axis: usize) -> (usize, usize, usize) {
-    (shape[..axis].iter().product(), shape[axis], shape[axis + 1..].iter().product())
+/// Lengths along and behind an axis.
+fn around(shape: &[usize], axis: usize) -> (usize, usize) {
+    (shape[axis], shape[axis + 1..].iter().product())
 }
 
 impl Tape {
     /// Exponentials over their sum along `axis`.
     pub fn softmax(&mut self, x: Var, axis: usize) -> Var {
         let shape = self.shape(x).to_vec();
-        let (_, n, inner) = around(&shape, axis);
+        let (n, inner) = around(&shape, axis);
         let mut value = buffers::copy(self.value(x));
         each_line(value.len(), n, inner, |at| {
             let top = (0..n).map(|k| value[at + k * inner]).fold(f32::NEG_INFINITY, f32::max);
@@ -40,7 +40,7 @@ impl Tape {
     /// The logarithm of [`Tape::softmax`].
     pub fn log_softmax(&mut self, x: Var, axis: usize) -> Var {
         let shape = self.shape(x).to_vec();
-        let (_, n, inner) = around(&shape, axis);
+        let (n, inner) = around(&shape, axis);
         let mut value = buffers::copy(self.value(x));
         each_line(value.len(), n, inner, |at| {
             let top = (0..n).map(|k| value[at + k * inner]).fold(f32::NEG_INFINITY, f32::max);

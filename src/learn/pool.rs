@@ -1,6 +1,7 @@
 //! Pools over windows, and reductions over axes.
 
 use super::conv::Window;
+use super::moves::FILLED;
 use super::tape::{Tape, Var};
 
 /// For each position of a window's walk over one axis: the range of taps inside the input, and the lowest index with padding.
@@ -34,7 +35,7 @@ impl Tape {
             let pixels = &values[image * plane..(image + 1) * plane];
             for w in &windows {
                 let best = w.iter().copied().reduce(|a, b| if pixels[b as usize] > pixels[a as usize] { b } else { a });
-                source.push(best.map_or(u32::MAX, |b| (image * plane) as u32 + b));
+                source.push(best.map_or(FILLED, |b| (image * plane) as u32 + b));
             }
         }
         debug_assert_eq!(source.len(), from[0] * from[1] * positions);
@@ -98,9 +99,9 @@ impl Tape {
         let from = self.shape(x).to_vec();
         let (shape, members) = reduced(&from, axes);
         let values = self.value(x);
-        let mut source = vec![u32::MAX; shape.iter().product()];
+        let mut source = vec![FILLED; shape.iter().product()];
         each(&from, &members, values.len(), |i, to| {
-            if source[to] == u32::MAX || values[i] > values[source[to] as usize] {
+            if source[to] == FILLED || values[i] > values[source[to] as usize] {
                 source[to] = i as u32;
             }
         });

@@ -2,7 +2,7 @@
 //! the node that makes it. So do CPUs and accelerators: operands are widened, products summed in float32, results stored narrow.
 //! Inputs and outputs become float32; constants are exact in it. Source: ONNX operator Cast.
 
-use crate::graph::{AttrValue, Constant, Fact, Flow, Graph, Inferred, InputShapes, Model, Node, NodeId, Op, Port, Type, ValueId, eval, infer, infer_body};
+use crate::graph::{AttrValue, Constant, Fact, Flow, Graph, Inferred, InputShapes, Model, Node, NodeId, Op, Port, ValueId, eval, infer, infer_body};
 use crate::tensor::{DType, Tensor};
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ fn widen(g: &mut Graph, inferred: &Inferred, outer: &BTreeMap<String, Fact>, out
             if let Some(to) = half(v) {
                 let rounded = g.add_value(&format!("{}_rounded", g.value(v).name));
                 g.value_mut(rounded).ty = g.value(v).ty.clone();
-                set_float32(g, rounded);
+                g.value_mut(rounded).set_dtype(DType::F32);
                 g.replace_uses(v, rounded);
                 g.insert_node(0, narrow(to, ""), &[Some(v)], &[Some(rounded)]);
             }
@@ -59,7 +59,7 @@ fn widen(g: &mut Graph, inferred: &Inferred, outer: &BTreeMap<String, Fact>, out
         if let Some(c) = &mut g.value_mut(v).constant {
             c.tensor = float32(&c.tensor);
         }
-        set_float32(g, v);
+        g.value_mut(v).set_dtype(DType::F32);
     }
 }
 
@@ -123,7 +123,7 @@ fn behind(g: &mut Graph, id: NodeId, slot: usize, to: DType) {
     let Some(y) = g.node(id).output(slot) else { return };
     let x = g.add_value(&format!("{}_float32", g.value(y).name));
     g.value_mut(x).ty = g.value(y).ty.clone();
-    set_float32(g, x);
+    g.value_mut(x).set_dtype(DType::F32);
     g.set_output(id, slot, x);
     let name = g.node(id).name.clone();
     g.insert_node(g.position(id) + 1, narrow(to, &name), &[Some(x)], &[Some(y)]);
@@ -133,12 +133,6 @@ fn float32(t: &Tensor) -> Tensor {
     match t.to_f32() {
         Ok(values) => Tensor::of_f32(t.shape(), values.into_owned()),
         Err(_) => t.clone(),
-    }
-}
-
-fn set_float32(g: &mut Graph, v: ValueId) {
-    if let Type::Tensor { dtype, .. } = &mut g.value_mut(v).ty {
-        *dtype = Some(DType::F32);
     }
 }
 

@@ -136,9 +136,7 @@ impl<'a> Work<'a> {
 
     /// Gives a value another element type, its shape being as it was.
     pub fn retype(&mut self, v: ValueId, to: DType) {
-        if let Type::Tensor { dtype, .. } = &mut self.g.value_mut(v).ty {
-            *dtype = Some(to);
-        }
+        self.g.value_mut(v).set_dtype(to);
     }
 
     /// Where FakeQuant `node` of this graph keeps its codes.

@@ -61,7 +61,7 @@ fn input(g: &mut Graph, x: ValueId, dtype: DType) -> Result<(f32, i32), String> 
     take_out(g, &[node], &[codes, x]);
     g.replace_uses(codes, x);
     g.remove_value(codes);
-    retype(g, x, dtype);
+    g.value_mut(x).set_dtype(dtype);
     Ok(params)
 }
 
@@ -83,14 +83,8 @@ fn output(g: &mut Graph, y: ValueId, dtype: DType) -> Result<(f32, i32), String>
         // Codes that are an input or another output already.
         _ => drop(g.insert_node(at, Node::new(Op::Identity, format!("{}_Identity", g.value(y).name)), &[Some(coded.codes)], &[Some(y)])),
     }
-    retype(g, y, dtype);
+    g.value_mut(y).set_dtype(dtype);
     Ok(params)
-}
-
-fn retype(g: &mut Graph, v: ValueId, to: DType) {
-    if let crate::graph::Type::Tensor { dtype, .. } = &mut g.value_mut(v).ty {
-        *dtype = Some(to);
-    }
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ pub fn choose(items: &[Vec<Choice>], limits: &[f64]) -> Option<Vec<usize>> {
             items.iter().map(|c| first_least(c, |c| c.costs.iter().zip(limits).map(|(c, l)| c / l.max(f64::MIN_POSITIVE)).sum())).collect::<Vec<_>>();
         fits(items, &cheapest, limits).then(|| fill(items, cheapest, limits))
     });
-    let reduced = |c: &Choice| c.loss + c.costs.iter().zip(&lambda).map(|(c, l)| c * l).sum::<f64>();
+    let reduced = |c: &Choice| reduced(c, &lambda);
     let mut bound: f64 = items.iter().map(|c| c.iter().map(reduced).fold(f64::INFINITY, f64::min)).sum();
     bound -= limits.iter().zip(&lambda).map(|(b, l)| b * l).sum::<f64>();
     let best = start.as_ref().map_or(f64::INFINITY, |s| loss(items, s));
@@ -84,9 +84,14 @@ fn first_least(choices: &[Choice], value: impl Fn(&Choice) -> f64) -> usize {
     (0..choices.len()).min_by(|a, b| value(&choices[*a]).total_cmp(&value(&choices[*b]))).unwrap_or(0)
 }
 
+/// Loss and costs of a choice under these multipliers.
+fn reduced(choice: &Choice, lambda: &[f64]) -> f64 {
+    choice.loss + choice.costs.iter().zip(lambda).map(|(c, l)| c * l).sum::<f64>()
+}
+
 /// What each item takes under these multipliers; of equals the cheaper.
 fn at(items: &[Vec<Choice>], lambda: &[f64]) -> Vec<usize> {
-    let value = |c: &Choice| c.loss + c.costs.iter().zip(lambda).map(|(c, l)| c * l).sum::<f64>();
+    let value = |c: &Choice| reduced(c, lambda);
     let spent = |c: &Choice| c.costs.iter().sum::<f64>();
     let better = |c: &[Choice], a: &usize, b: &usize| value(&c[*a]).total_cmp(&value(&c[*b])).then(spent(&c[*a]).total_cmp(&spent(&c[*b])));
     items.iter().map(|c| (0..c.len()).min_by(|a, b| better(c, a, b)).unwrap_or(0)).collect()

@@ -148,12 +148,7 @@ fn position(params: &Params) -> Option<i32> {
 
 /// The quantizer that an operand comes from, seen through moves.
 fn source(model: &Model, v: ValueId) -> Option<QuantizerId> {
-    let node = model.graph.node(model.graph.value(v).producer()?.0);
-    match node.quantizer() {
-        Some(q) => Some(model.quantizers.root(q)),
-        None if node.op.flow() == Flow::Move => source(model, node.input(0)?),
-        None => None,
-    }
+    Some(model.quantizer_behind(v)?.1)
 }
 
 /// The quantizer of what a node makes, and the ops computed with it in between.

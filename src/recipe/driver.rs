@@ -147,14 +147,8 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     opening(&recipe, request, samples.as_ref(), saved.as_ref(), threads).iter().for_each(|line| progress.say(line));
 
     // The float reference: the file as it is, or, if it is quantized, what it computes.
-    let mut reference = source.clone();
-    let lifted = lift(&mut reference).at(|| request.model.display());
-    if let (Some(s), Ok(_)) = (&samples, &lifted) {
-        start::check_engine(&reference, s).at(|| request.model.display())?;
-    }
-    if let (Some(s), Ok(_)) = (&mut samples, &lifted) {
-        tie(&reference, &recipe, s, progress).at(|| request.model.display())?;
-    }
+    let (reference, lifted) = reference(&source, &recipe, samples.as_mut(), progress).at(|| request.model.display())?;
+    let lifted = lifted.at(|| request.model.display());
 
     // A command that fails does so before any work.
     let evaluated = match &request.eval {
@@ -167,7 +161,7 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     if let Some(s) = &samples {
         (work.data, work.calibration) = (Some(&s.data), &s.calibration);
     }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| Error::failed(format!("{threads} threads cannot be started: {e}")))?;
+    let pool = pool(threads)?;
     let mut measured = Vec::new();
     let steps = carried_out(&recipe, request);
     for (i, step) in steps.iter().enumerate() {
@@ -220,7 +214,7 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     }
     let judged = Judged {
         reference: &reference,
-        lifted: lifted.map(drop),
+        lifted,
         prepared: prepared.as_ref(),
         written: &written,
         labels: labels.as_deref(),
@@ -269,17 +263,30 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     Ok(Outcome { report, output, report_path, written: keep, failures })
 }
 
+/// What the file computes, and whether all of it is understood: samples are then those that the engine takes, with states tied.
+fn reference(source: &Model, recipe: &Recipe, samples: Option<&mut Samples>, progress: &dyn Progress) -> Result<(Model, Result<()>)> {
+    let mut reference = source.clone();
+    let lifted = lift(&mut reference).map(drop);
+    if let (Some(s), Ok(())) = (samples, &lifted) {
+        start::check_engine(&reference, s)?;
+        tie(&reference, recipe, s, progress)?;
+    }
+    Ok((reference, lifted))
+}
+
+fn pool(threads: usize) -> Result<rayon::ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|e| Error::failed(format!("{threads} threads cannot be started: {e}")))
+}
+
 /// What `look` makes of the model as the recipe's steps leave it before weights become codes: quantizers stand and have their scales.
 pub fn fitted<T: Send>(request: &Request, progress: &dyn Progress, look: impl FnOnce(&Work, &Samples) -> Result<T> + Send) -> Result<T> {
     let Begun { recipe, source, mut samples, threads } = begin(request, progress)?;
     let Some(s) = &mut samples else { return Err(Error::usage("sample inputs are needed: give --data")) };
-    let mut reference = source.clone();
-    lift(&mut reference).at(|| request.model.display())?;
-    start::check_engine(&reference, s).at(|| request.model.display())?;
-    tie(&reference, &recipe, s, progress).at(|| request.model.display())?;
+    reference(&source, &recipe, Some(&mut *s), progress).and_then(|(_, lifted)| lifted).at(|| request.model.display())?;
     let mut work = Work::new(&recipe, source, threads, progress);
     (work.data, work.calibration) = (Some(&s.data), &s.calibration);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| Error::failed(format!("{threads} threads cannot be started: {e}")))?;
+    let pool = pool(threads)?;
     for step in &recipe.steps {
         if step.name == "round" || step.name == "lower" {
             break;

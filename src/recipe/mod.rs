@@ -153,6 +153,11 @@ impl Args {
         self.0.get(key)?.int()
     }
 
+    /// A whole number above 0; `none` where it is not given.
+    pub fn count(&self, key: &str, none: usize) -> usize {
+        self.int(key).map_or(none, |n| n as usize)
+    }
+
     pub fn flag(&self, key: &str) -> Option<bool> {
         self.0.get(key)?.flag()
     }

@@ -106,15 +106,13 @@ pub fn search(request: &SearchRequest, progress: &dyn Progress) -> Result<Found>
         Ok(Space { model: model.clone(), units, overrides, noises, minimize: request.minimize, times })
     })?;
     let folder = output::temporary_folder(&path)?;
-    let mut loop_ =
-        Loop { request, space: &space, folder: folder.path(), known: BTreeMap::new(), reference: None, resolved: String::new(), measure: "", progress };
+    let mut loop_ = Loop { request, space: &space, folder: folder.path(), known: BTreeMap::new(), reference: None, measure: "", progress };
     let chosen = loop_.run()?;
-    let before = loop_.drop(&Raised::new())?;
+    let (before, (measured, resolved)) = (loop_.known[&Raised::new()].0, loop_.known[&chosen].clone());
 
     // The recipe as it will be read.
-    let measured = loop_.drop(&chosen)?;
     let listed: Vec<Tree> = chosen.iter().flat_map(|i| space.overrides[*i].clone()).collect();
-    let text = recipe_text(request, &loop_, &path, chosen.len(), before, measured);
+    let text = recipe_text(request, &loop_, &path, chosen.len(), (before, measured), &resolved);
     let trial = folder.path().join(path.file_name().unwrap_or_default());
     output::write_text(&trial, &text)?;
     let mut last = request.convert.clone();
@@ -196,7 +194,6 @@ struct Loop<'a> {
     known: BTreeMap<Raised, (f64, String)>,
     /// What the command prints for the float model.
     reference: Option<f64>,
-    resolved: String,
     measure: &'static str,
     progress: &'a dyn Progress,
 }
@@ -229,16 +226,11 @@ impl Loop<'_> {
 
     /// What the model loses where these are raised.
     fn drop(&mut self, raised: &Raised) -> Result<f64> {
-        if let Some((drop, resolved)) = self.known.get(raised) {
-            self.resolved = resolved.clone();
-            return Ok(*drop);
-        }
         let mut request = self.request.convert.clone();
         request.sources.set.extend(raised.iter().flat_map(|i| &self.space.overrides[*i]).map(|t| format!("overrides+={}", t.show())));
         let (drop, resolved) = self.converted(&request)?;
         self.progress.say(&format!("{} of {} layers raised: {} {drop:.4}", raised.len(), self.space.units.len(), self.measure));
-        self.known.insert(raised.clone(), (drop, resolved.clone()));
-        self.resolved = resolved;
+        self.known.insert(raised.clone(), (drop, resolved));
         Ok(drop)
     }
 
@@ -321,7 +313,7 @@ fn selects(prepared: &Model, pattern: &str, node: NodeId) -> bool {
 }
 
 /// The recipe that does all this by itself.
-fn recipe_text(request: &SearchRequest, found: &Loop, path: &Path, raised: usize, before: f64, drop: f64) -> String {
+fn recipe_text(request: &SearchRequest, found: &Loop, path: &Path, raised: usize, (before, drop): (f64, f64), resolved: &str) -> String {
     let model = request.convert.model.display();
     let dims: String = request.convert.sources.fix_dims.iter().map(|d| format!(" --fix-dim {d}")).collect();
     format!(
@@ -332,6 +324,6 @@ fn recipe_text(request: &SearchRequest, found: &Loop, path: &Path, raised: usize
         found.measure,
         path.display(),
         request.convert.data.as_deref().unwrap_or_default(),
-        found.resolved
+        resolved
     )
 }

@@ -10,6 +10,7 @@ use crate::graph::Model;
 use crate::note::Notes;
 use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules, Standing};
+use crate::quant::Scheme;
 use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
 use crate::round::{self, Biases, CorrectBias, Gptq, Reconstruct, TuneBatchNorm, TuneBias};
 use crate::target::{SchemeKeys, Spelling};
@@ -194,27 +195,22 @@ pub fn rules(recipe: &Recipe) -> Rules<'_> {
 fn equalize(w: &mut Work, args: &Args) -> Result<Notes> {
     let absorb = args.flag("absorb").unwrap_or(true);
     let how = Equalize {
-        sweeps: args.int("sweeps").map_or(20, |n| n as usize),
+        sweeps: args.count("sweeps", 20),
         absorb: absorb.then(|| args.number("sigmas").unwrap_or(3.0)),
-        samples: args.int("samples").map_or(32, |n| n as usize),
+        samples: args.count("samples", 32),
         threads: w.threads,
     };
     transform::equalize(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
 }
 
 fn smooth(w: &mut Work, args: &Args) -> Result<Notes> {
-    let how = Smooth { alpha: args.number("alpha"), samples: args.int("samples").map_or(16, |n| n as usize), threads: w.threads };
+    let how = Smooth { alpha: args.number("alpha"), samples: args.count("samples", 16), threads: w.threads };
     transform::smooth(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
 }
 
 fn awq(w: &mut Work, args: &Args) -> Result<Notes> {
     let keys = w.recipe.weights.as_ref().ok_or_else(|| Error::usage("awq is for models whose weights become codes"))?;
-    let how = Awq {
-        scheme: keys.scheme_along(Some(1), Some(0))?,
-        grid: args.int("grid").map_or(20, |n| n as usize),
-        samples: args.int("samples").map_or(64, |n| n as usize),
-        threads: w.threads,
-    };
+    let how = Awq { scheme: keys.scheme_along(Some(1), Some(0))?, grid: args.count("grid", 20), samples: args.count("samples", 64), threads: w.threads };
     transform::awq(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
 }
 
@@ -224,8 +220,8 @@ fn balance(w: &mut Work, args: &Args) -> Result<Notes> {
     };
     let how = Balance {
         grid: Grid::of(&scheme(w.recipe.weights.as_ref())?, &scheme(w.recipe.activations.as_ref())?),
-        sweeps: args.int("sweeps").map_or(8, |n| n as usize),
-        samples: args.int("samples").map_or(64, |n| n as usize),
+        sweeps: args.count("sweeps", 8),
+        samples: args.count("samples", 64),
         threads: w.threads,
     };
     transform::balance(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
@@ -233,7 +229,7 @@ fn balance(w: &mut Work, args: &Args) -> Result<Notes> {
 
 fn shift_negatives(w: &mut Work, args: &Args) -> Result<Notes> {
     let bits = w.recipe.activations.as_ref().and_then(|k| k.scheme(None).ok()).map_or(8, |s| s.format.bits());
-    let how = ShiftNegatives { bits, ratio: args.number("ratio").unwrap_or(0.05), samples: args.int("samples").map_or(64, |n| n as usize), threads: w.threads };
+    let how = ShiftNegatives { bits, ratio: args.number("ratio").unwrap_or(0.05), samples: args.count("samples", 64), threads: w.threads };
     transform::shift_negatives(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
 }
 
@@ -285,12 +281,11 @@ fn method(args: &Args, of: &str) -> Result<Method> {
 }
 
 fn widen(w: &mut Work, args: &Args) -> Result<Notes> {
-    let count = |key: &str, default: usize| args.int(key).map_or(default, |n| n as usize);
     let how = Widen {
         share: args.number("share").unwrap_or(0.08),
         macs: args.number("macs").unwrap_or(0.02),
-        tries: count("tries", 24),
-        samples: count("samples", 4),
+        tries: args.count("tries", 24),
+        samples: args.count("samples", 4),
         loss: args.number("loss").unwrap_or(0.01),
         wide: w.recipe.target.wide.as_ref().filter(|k| !k.is_none()),
         never: &w.recipe.target.never_wide,
@@ -315,7 +310,7 @@ fn allocate(w: &mut Work, args: &Args) -> Result<Notes> {
             _ => Strategy::Program,
         },
         sensitivity: if args.text("sensitivity") == Some("layer-mse") { Sensitivity::LayerMse } else { Sensitivity::OneAtATime },
-        samples: args.int("samples").map_or(32, |n| n as usize),
+        samples: args.count("samples", 32),
         profile: &w.recipe.target,
         threads: w.threads,
     };
@@ -348,19 +343,18 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
         Some("gptq") => {
             let how = Gptq {
                 damping: args.number("damping").unwrap_or(0.01),
-                samples: args.int("samples").map_or(32, |n| n as usize),
+                samples: args.count("samples", 32),
                 work: args.number("work").unwrap_or(2000.0) * 1e9,
                 threads: w.threads,
             };
             round::gptq(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
         }
         Some(method @ ("adaround" | "block")) => {
-            let count = |key: &str, default: usize| args.int(key).map_or(default, |n| n as usize);
             let how = Reconstruct {
                 blocks: method == "block",
-                samples: count("samples", 64),
-                iterations: count("iterations", 20_000),
-                batch: count("batch", 8),
+                samples: args.count("samples", 64),
+                iterations: args.count("iterations", 20_000),
+                batch: args.count("batch", 8),
                 lambda: args.number("lambda").unwrap_or(0.01),
                 seed: w.recipe.seed,
                 memory: w.recipe.memory,
@@ -376,34 +370,36 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
     Ok(notes)
 }
 
+/// Under what biases are written; `bias`: the recipe's scheme of those that layers do not have yet.
+fn biases<'a>(recipe: &'a Recipe, bias: Option<&'a Scheme>) -> Biases<'a> {
+    Biases { bias, float: recipe.bias.is_none(), shifts: &recipe.target.shifts }
+}
+
 fn correct_bias(w: &mut Work, args: &Args) -> Result<Notes> {
-    let samples = args.int("samples").map_or(32, |n| n as usize);
+    let samples = args.count("samples", 32);
     let bias = w.recipe.bias.scheme(None).ok();
-    let biases = Biases { bias: bias.as_ref(), float: w.recipe.bias.is_none(), shifts: &w.recipe.target.shifts };
-    let how = CorrectBias { samples, biases, memory: w.recipe.memory, threads: w.threads };
+    let how = CorrectBias { samples, biases: biases(w.recipe, bias.as_ref()), memory: w.recipe.memory, threads: w.threads };
     round::correct_bias(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)
 }
 
 fn tune_batch_norm(w: &mut Work, args: &Args) -> Result<Notes> {
-    let samples = args.int("samples").map_or(64, |n| n as usize);
+    let samples = args.count("samples", 64);
     let bias = w.recipe.bias.scheme(None).ok();
-    let biases = Biases { bias: bias.as_ref(), float: w.recipe.bias.is_none(), shifts: &w.recipe.target.shifts };
-    let how = TuneBatchNorm { samples, biases, memory: w.recipe.memory, threads: w.threads };
+    let how = TuneBatchNorm { samples, biases: biases(w.recipe, bias.as_ref()), memory: w.recipe.memory, threads: w.threads };
     let float = float(w);
     round::tune_batch_norm(&mut w.model, &how, &float, w.data.map(|d| (d, w.calibration)), w.progress)
 }
 
 fn tune_bias(w: &mut Work, args: &Args) -> Result<Notes> {
-    let count = |key: &str, default: usize| args.int(key).map_or(default, |n| n as usize);
     let bias = w.recipe.bias.scheme(None).ok();
     let how = TuneBias {
-        samples: count("samples", 128),
-        epochs: count("epochs", 20),
-        batch: count("batch", 16),
+        samples: args.count("samples", 128),
+        epochs: args.count("epochs", 20),
+        batch: args.count("batch", 16),
         rate: args.number("rate").unwrap_or(0.001),
         loss: args.number("loss").unwrap_or(0.001),
         seed: w.recipe.seed,
-        biases: Biases { bias: bias.as_ref(), float: w.recipe.bias.is_none(), shifts: &w.recipe.target.shifts },
+        biases: biases(w.recipe, bias.as_ref()),
         memory: w.recipe.memory,
         threads: w.threads,
     };

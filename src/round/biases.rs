@@ -80,10 +80,15 @@ pub(super) fn stands_for(model: &Model, fake: NodeId) -> Result<Option<Vec<f32>>
     Ok(Some(quant::dequantize(codes, &row.scheme, params)?))
 }
 
+/// The FakeQuant that gives a value.
+pub(super) fn fake_of(model: &Model, v: ValueId) -> Option<NodeId> {
+    model.graph.value(v).producer().map(|(n, _)| n).filter(|n| model.graph.node(*n).op == Op::FakeQuant)
+}
+
 /// What the bias of a layer is as it is computed with: what its codes stand for; zeros where there is none.
 pub(super) fn current(model: &Model, layer: &Layer) -> Result<Vec<f32>> {
     let Some(port) = model.graph.node(layer.node).input(layer.slot) else { return Ok(vec![0.0; layer.channels]) };
-    let fake = model.graph.value(port).producer().map(|(n, _)| n).filter(|n| model.graph.node(*n).op == Op::FakeQuant);
+    let fake = fake_of(model, port);
     match fake.map(|f| stands_for(model, f)).transpose()?.flatten() {
         Some(values) => Ok(values),
         None => Ok(constant_of(model, port)?.0.to_f32()?.into_owned()),
@@ -112,7 +117,7 @@ impl Biases<'_> {
             return Ok(vec![0.0; layer.channels]);
         }
         let Some(port) = model.graph.node(layer.node).input(layer.slot) else { return self.make(model, layer, after) };
-        let fake = model.graph.value(port).producer().map(|(n, _)| n).filter(|n| model.graph.node(*n).op == Op::FakeQuant);
+        let fake = fake_of(model, port);
         let (old, constant) = constant_of(model, port)?;
         let (shape, before) = (old.shape().to_vec(), old.to_f32()?.into_owned());
         let name = format!("{}_corrected", model.graph.value(constant).name);
@@ -135,7 +140,8 @@ impl Biases<'_> {
         Ok(stands.iter().zip(&stood).map(|(a, b)| a - b).collect())
     }
 
-    /// A bias for a layer that has none: codes where both its operands are codes, by the scheme asked for or int32 under the product of its scales; float otherwise.
+    /// A bias for a layer that has none: codes where both its operands are codes, by the scheme asked for or int32 under the product of its scales;
+    /// float otherwise, and where biases stay float.
     fn make(&self, model: &mut Model, layer: &Layer, values: Vec<f32>) -> Result<Vec<f32>> {
         let name = format!("{}_bias", model.graph.node(layer.node).name);
         let constant = model.graph.add_constant(&name, Tensor::of_f32(&[layer.channels], values.clone()));

@@ -4,15 +4,14 @@
 //! Needs: weights with codes, samples. An approximation: its loss is measured with the result.
 //! Declines: layers whose bias is computed, shared or has no slot; samples of rarer shapes than the commonest eight.
 
-use super::biases::{Biases, Layer, layers};
-use super::moments::{Moments, moved};
+use super::biases::{Biases, layers};
+use super::moments::{Moments, moved, of_float};
+use super::samples::{KEPT, same_shapes, walks, within};
 use crate::data::Dataset;
-use crate::engine::{RunnerOptions, Walk, shapes_of};
 use crate::error::{At, Error, Result};
-use crate::graph::{InputShapes, Model, NodeId, ValueId};
+use crate::graph::{Model, NodeId};
 use crate::note::Notes;
 use crate::pass::Progress;
-use crate::tensor::Tensor;
 
 /// What the step may use.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,11 +23,6 @@ pub struct CorrectBias<'a> {
     pub memory: u64,
     pub threads: usize,
 }
-
-/// Shapes of samples that are walked, the commonest first.
-const SHAPES: usize = 8;
-/// Bytes that the kept tensors take at most, however much memory there is: more samples than this holds tell little more.
-const KEPT: u64 = 256 << 20;
 
 /// The `correct-bias` step.
 pub fn correct_bias(model: &mut Model, how: &CorrectBias, data: Option<(&Dataset, &[usize])>, progress: &dyn Progress) -> Result<Notes> {
@@ -43,10 +37,8 @@ pub fn correct_bias(model: &mut Model, how: &CorrectBias, data: Option<(&Dataset
     let groups = within(model, data, groups, &stops, how.memory.min(KEPT))?;
     let chosen: Vec<usize> = groups.iter().flatten().copied().collect();
     progress.begin("correct-bias", (chosen.len() + layers.len()) as u64);
-    let wanted = float_means(model, &layers, data, &chosen, how.threads, progress)?;
-
-    let read = |group: &Vec<usize>| group.iter().map(|&i| data.sample(i)).collect::<Result<Vec<_>>>();
-    let mut walks = groups.iter().map(|group| Walk::new(model, read(group)?, RunnerOptions::default(), how.threads)).collect::<Result<Vec<_>>>()?;
+    let wanted = of_float(model, &layers, data, &chosen, how.threads, progress)?;
+    let mut walks = walks(model, data, &groups, how.threads)?;
     let mut corrected = 0;
     for (layer, wanted) in layers.iter().zip(&wanted) {
         crate::interrupt::check()?;
@@ -69,51 +61,6 @@ pub fn correct_bias(model: &mut Model, how: &CorrectBias, data: Option<(&Dataset
     Ok(notes)
 }
 
-/// Samples by the shapes of their inputs, the commonest shapes first.
-pub(super) fn same_shapes(data: &Dataset, samples: &[usize]) -> Result<Vec<Vec<usize>>> {
-    let mut groups: Vec<(InputShapes, Vec<usize>)> = Vec::new();
-    for &i in samples {
-        let shapes = shapes_of(&data.sample(i)?);
-        match groups.iter_mut().find(|(s, _)| *s == shapes) {
-            Some((_, group)) => group.push(i),
-            None => groups.push((shapes, vec![i])),
-        }
-    }
-    groups.sort_by_key(|(_, group)| std::cmp::Reverse(group.len()));
-    groups.truncate(SHAPES);
-    Ok(groups.into_iter().map(|(_, group)| group).collect())
-}
-
-/// As many samples of each group as `memory` holds; at least one of the first.
-pub(super) fn within(model: &Model, data: &Dataset, groups: Vec<Vec<usize>>, stops: &[NodeId], memory: u64) -> Result<Vec<Vec<usize>>> {
-    let mut left = memory;
-    let mut kept = Vec::new();
-    for mut group in groups {
-        let bytes = Walk::kept_bytes(model, &shapes_of(&data.sample(group[0])?), stops)?.max(1);
-        group.truncate(((left / bytes) as usize).max(kept.is_empty() as usize));
-        left = left.saturating_sub(bytes * group.len() as u64);
-        if !group.is_empty() {
-            kept.push(group);
-        }
-    }
-    Ok(kept)
-}
-
-fn float_means(model: &Model, layers: &[Layer], data: &Dataset, samples: &[usize], threads: usize, progress: &dyn Progress) -> Result<Vec<Moments>> {
-    let outputs: Vec<ValueId> = layers.iter().map(|l| l.output).collect();
-    let mut total: Vec<Moments> = layers.iter().map(|l| Moments::new(l.channels)).collect();
-    let see = |tensors: &[Tensor]| {
-        let mut means: Vec<Moments> = layers.iter().map(|l| Moments::new(l.channels)).collect();
-        means.iter_mut().zip(layers).zip(tensors).try_for_each(|((m, l), t)| m.add(t, l.axis))?;
-        Ok(means)
-    };
-    data.watch(model, &outputs, samples, threads, see, |means| {
-        total.iter_mut().zip(&means).for_each(|(t, m)| t.merge(m));
-        progress.tick(1);
-    })?;
-    Ok(total)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,7 +70,7 @@ mod tests {
     use crate::pass::Silent;
     use crate::quant::{self, Origin, Params, QuantizerId, Scheme};
     use crate::round::biases::stands_for;
-    use crate::tensor::DType;
+    use crate::tensor::{DType, Tensor};
 
     /// x[N,2] → FakeQuant → Gemm(w, bias) → h → FakeQuant → Gemm(w2) → y. Weights are rounded to whole numbers, all else is exact.
     fn rounded() -> Model {

@@ -4,17 +4,18 @@
 //! Needs: samples; integer codes. Means count little, since biases can restore them. A row that nearest codes serve better keeps these.
 //! Declines, for nearest codes: weights that several layers read, ConvTranspose, formats other than integers.
 
-use super::correct_bias::same_shapes;
+use super::grid::{Grid, chosen};
 use super::patches::Patches;
+use super::samples::same_shapes;
 use crate::data::Dataset;
 use crate::engine::{RunnerOptions, Walk};
 use crate::error::{At, Error, Result};
-use crate::graph::{Linear, Model, NodeId, Op, Site, ValueId};
+use crate::graph::{Model, NodeId, Op, Site, ValueId};
 use crate::math::{Matrix, add_gram, cholesky, multiply};
 use crate::note::Notes;
 use crate::pass::Progress;
-use crate::quant::{self, Codes, Curve, Format, Quantizer, Rounding};
-use crate::tensor::{Tensor, pack};
+use crate::quant;
+use crate::tensor::Tensor;
 use rayon::prelude::*;
 
 /// What the method was asked for.
@@ -105,22 +106,11 @@ pub fn gptq(model: &mut Model, how: &Gptq, data: Option<(&Dataset, &[usize])>, p
 /// A layer whose weight is one constant under a quantizer that has no codes yet; or why it is not taken.
 fn layer(model: &Model, id: NodeId, work: f64) -> Option<std::result::Result<Layer, String>> {
     let g = &model.graph;
-    let linear = Linear::of(g, id).filter(|l| l.constant)?;
-    let (fake, _) = g.value(linear.weight).producer()?;
-    let weight = g.constant(g.node(fake).input(0)?)?;
-    let quantizer = &model.quantizers[model.quantizers.root(g.node(fake).quantizer()?)];
-    if model.codes.contains_key(&Site::of(fake)) {
-        return None;
-    }
-    let integers = matches!(quantizer.scheme.format, Format::Int { bits, .. } if bits <= 16) && quantizer.scheme.rounding == Rounding::HalfEven;
-    let linear_curve = quantizer.params.as_ref().is_some_and(|p| p.curve == Curve::Linear);
-    if !integers || !linear_curve {
-        return Some(Err("its codes are no evenly spaced integers".into()));
-    }
-    if g.value(linear.weight).uses().len() != 1 {
-        return Some(Err("several layers read its weight".into()));
-    }
-    let shape = weight.tensor.shape();
+    let (fake, linear) = match chosen(model, id)? {
+        Ok(found) => found,
+        Err(why) => return Some(Err(why.into())),
+    };
+    let shape = g.constant(g.node(fake).input(0)?)?.tensor.shape();
     let Some(patches) = Patches::of(g.node(id), &linear, shape) else { return Some(Err("its weights do not meet its input row by row".into())) };
     let x = g.node(id).input(linear.input_slot)?;
     let outs = shape[linear.out_axis];
@@ -139,33 +129,6 @@ fn places(n: usize, groups: usize, outs: usize, work: f64) -> std::result::Resul
         return Err(format!("sums over {n} inputs take {:.1} billion multiply-adds, and `work` allows {:.1}", least / 1e9, work / 1e9));
     }
     Ok(wanted.min(affordable as usize))
-}
-
-/// Where the codes of each weight lie: `value = offset + code · step`.
-pub(super) struct Grid {
-    pub step: Vec<f32>,
-    pub offset: Vec<f32>,
-    pub codes: (f32, f32),
-}
-
-impl Grid {
-    pub fn of(q: &Quantizer, shape: &[usize]) -> Result<Grid> {
-        let (Some(params), Some((first, last)), Some(storage)) = (&q.params, q.scheme.format.code_range(), q.scheme.format.storage()) else {
-            return Err(Error::failed("has no scale yet; `calibrate` must stand before `round`"));
-        };
-        let all = |code: i32| {
-            let n = shape.iter().product();
-            quant::dequantize(&Codes(Tensor::new(storage, shape.to_vec(), pack::pack(&vec![code; n], storage).into())?), &q.scheme, params)
-        };
-        let offset = all(0)?;
-        let step = all(1)?.iter().zip(&offset).map(|(a, b)| a - b).collect();
-        Ok(Grid { step, offset, codes: (first as f32, last as f32) })
-    }
-
-    fn nearest(&self, at: usize, x: f32) -> f32 {
-        let (step, offset) = (self.step[at], self.offset[at]);
-        offset + ((x - offset) / step).round_ties_even().clamp(self.codes.0, self.codes.1) * step
-    }
 }
 
 /// The values that stand for a layer's weights, and how many rows are better so than under their nearest codes.
@@ -292,7 +255,7 @@ mod tests {
     use crate::data::tests::npy;
     use crate::graph::{Dim, Node, Type};
     use crate::pass::Silent;
-    use crate::quant::{Blocks, Params, QuantizerId, Scheme};
+    use crate::quant::{Blocks, Format, Params, QuantizerId, Scheme};
     use crate::round::round_nearest;
     use crate::tensor::DType;
 

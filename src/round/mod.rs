@@ -3,6 +3,7 @@
 mod biases;
 mod correct_bias;
 mod gptq;
+mod grid;
 mod hqq;
 mod k_quant;
 mod moments;
@@ -11,6 +12,7 @@ mod reconstruct;
 #[cfg(test)]
 mod reconstruct_tests;
 mod refit;
+mod samples;
 #[cfg(test)]
 mod testing;
 mod tune_batch_norm;
@@ -43,16 +45,6 @@ pub fn round_nearest(model: &mut Model) -> Result<Notes> {
     debug_assert!(model.graph.nodes().all(|(_, n)| n.op != Op::FakeQuant || n.quantizer().is_some()));
     notes.changed("", format!("{count} weights rounded to their nearest codes"));
     Ok(notes)
-}
-
-/// Of samples, those to learn from and every fourth, which is held out to judge; `None`, and a remark, below `least`.
-fn held_out(samples: &[usize], least: usize, notes: &mut Notes) -> Option<(Vec<usize>, Vec<usize>)> {
-    if samples.len() < least {
-        notes.declined("", format!("needs at least {least} samples, and gets {}", samples.len()));
-        return None;
-    }
-    let part = |held: bool| samples.iter().enumerate().filter(|(i, _)| (i % 4 == 3) == held).map(|(_, s)| *s).collect();
-    Some((part(false), part(true)))
 }
 
 /// The codes of one constant.

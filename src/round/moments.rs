@@ -1,6 +1,10 @@
 //! Means and deviations of a layer's outputs, channel by channel.
 
+use super::biases::Layer;
+use crate::data::Dataset;
 use crate::error::{Error, Result};
+use crate::graph::{Model, ValueId};
+use crate::pass::Progress;
 use crate::tensor::Tensor;
 
 /// Sums, sums of squares and count by channel.
@@ -49,6 +53,23 @@ impl Moments {
         let n = self.count.max(1.0);
         self.sum.iter().zip(&self.square).map(|(s, q)| (q / n - (s / n) * (s / n)).max(0.0).sqrt()).collect()
     }
+}
+
+/// What each layer of the float model gives out over samples; a tick of `progress` for each.
+pub(super) fn of_float(float: &Model, layers: &[Layer], data: &Dataset, samples: &[usize], threads: usize, progress: &dyn Progress) -> Result<Vec<Moments>> {
+    let outputs: Vec<ValueId> = layers.iter().map(|l| l.output).collect();
+    let none = || layers.iter().map(|l| Moments::new(l.channels)).collect::<Vec<_>>();
+    let mut total = none();
+    let see = |tensors: &[Tensor]| {
+        let mut moments = none();
+        moments.iter_mut().zip(layers).zip(tensors).try_for_each(|((m, l), t)| m.add(t, l.axis))?;
+        Ok(moments)
+    };
+    data.watch(float, &outputs, samples, threads, see, |moments| {
+        total.iter_mut().zip(&moments).for_each(|(t, m)| t.merge(m));
+        progress.tick(1);
+    })?;
+    Ok(total)
 }
 
 /// `t` times a factor a channel (one for all where there are none), and a number a channel added.

@@ -4,15 +4,14 @@
 //! Outputs are measured by their power, so that λ means the same for every layer. Steps are longer where fewer are taken.
 //! Needs: samples; integer codes. A unit that is not better than under nearest codes on held-out samples keeps these.
 
-use super::correct_bias::{same_shapes, within};
-use super::gptq::Grid;
-use super::held_out;
+use super::grid::Grid;
+use super::samples::{held_out, same_shapes, within};
 use super::units::{Unit, blocks, layers};
 use crate::data::{Dataset, shuffle};
-use crate::engine::{RunnerOptions, Walk, over_samples, shapes_of};
+use crate::engine::{RunnerOptions, Walk, each_sample, shapes_of};
 use crate::error::{At, Error, Result};
 use crate::graph::{Linear, Model, NodeId, Site, ValueId, infer};
-use crate::learn::{Adam, Segment, Tape, Var, over_batch};
+use crate::learn::{Segment, SoftRound, Tape, Var, over_batch};
 use crate::note::Notes;
 use crate::pass::Progress;
 use crate::quant;
@@ -40,9 +39,6 @@ pub struct Reconstruct {
     pub threads: usize,
 }
 
-/// The rectified sigmoid reaches from γ to ζ before it is cut to 0 … 1.
-const ZETA: f32 = 1.1;
-const GAMMA: f32 = -0.1;
 /// The exponent of the regulariser, from the first to the last step that has one; and the share of steps before.
 const BETA: (f64, f64) = (20.0, 2.0);
 const WARM: f64 = 0.2;
@@ -57,17 +53,8 @@ const LOOKS: usize = 8;
 /// Weights of a block at most.
 const MOST: usize = 4 << 20;
 
-/// A weight on its way.
-struct Soft {
-    /// What the FakeQuant gives, which is overridden.
-    value: ValueId,
-    shape: Vec<usize>,
-    grid: Grid,
-    floor: Vec<f32>,
-    v: Vec<f32>,
-    adam: Adam,
-}
-
+/// What a FakeQuant of a weight gives, which is overridden, and its shape.
+type Place = (ValueId, Vec<usize>);
 /// Weights as a segment is given them.
 type Weights = Vec<Arc<Vec<f32>>>;
 
@@ -86,7 +73,7 @@ pub fn reconstruct(model: &mut Model, how: &Reconstruct, data: Option<(&Dataset,
     let all: Vec<usize> = (0..group.len()).collect();
     let Some((seen, held)) = held_out(&all, 8, &mut notes) else { return Ok(notes) };
     let read = || group.iter().map(|&i| data.sample(i)).collect::<Result<Vec<_>>>();
-    let iterations = affordable(model, &units, &read()?[0], how);
+    let iterations = affordable(model, &units, &data.sample(group[0])?, how);
     let mut float = Walk::new(model, read()?, RunnerOptions { float: true, ..RunnerOptions::default() }, how.threads)?;
     let mut walk = Walk::new(model, read()?, RunnerOptions::default(), how.threads)?;
     let begun = Instant::now();
@@ -107,9 +94,10 @@ pub fn reconstruct(model: &mut Model, how: &Reconstruct, data: Option<(&Dataset,
             }
             other => other?,
         };
-        let softs = unit.weights.iter().map(|(fake, _)| Soft::of(model, *fake)).collect::<Result<Vec<_>>>().at(name)?;
+        let softs = unit.weights.iter().map(|(fake, _)| soft(model, *fake)).collect::<Result<Vec<_>>>().at(name)?;
+        let (softs, places) = softs.into_iter().unzip();
         let channels = unit.weights.last().and_then(|(_, n)| Linear::of(&model.graph, *n)).map_or(1, |l| l.out_channels(&model.graph));
-        let task = Task { segment, input, wanted, scale: channels as f64, threads: how.threads };
+        let task = Task { segment, places, input, wanted, scale: channels as f64, threads: how.threads };
         let (before, after, codes) = match task.learn(softs, (&seen, &held), iterations, how) {
             Err(Error::Failed(why)) => return Err(Error::failed(why).at(name())),
             other => other?,
@@ -117,7 +105,7 @@ pub fn reconstruct(model: &mut Model, how: &Reconstruct, data: Option<(&Dataset,
         match codes {
             Some(codes) => {
                 gained += 1;
-                let outputs = task.outputs(unit, model, &codes)?;
+                let outputs = task.outputs(&codes)?;
                 *walk.to(unit.last, unit.output).at(name)? = outputs;
                 for ((fake, _), values) in unit.weights.iter().zip(&codes) {
                     let row = &model.quantizers[model.quantizers.root(model.graph.node(*fake).quantizer().expect("it is a FakeQuant"))];
@@ -155,59 +143,20 @@ fn affordable(model: &Model, units: &[Unit], sample: &BTreeMap<String, Tensor>, 
     ((WORK / each) as usize).clamp(FEWEST, how.iterations.max(FEWEST)).min(how.iterations)
 }
 
-impl Soft {
-    fn of(model: &Model, fake: NodeId) -> Result<Soft> {
-        let node = model.graph.node(fake);
-        let tensor = &node.input(0).and_then(|v| model.graph.constant(v)).ok_or_else(|| Error::failed("reads no constant"))?.tensor;
-        let row = &model.quantizers[model.quantizers.root(node.quantizer().expect("it is a FakeQuant"))];
-        let grid = Grid::of(row, tensor.shape())?;
-        let w = tensor.to_f32()?;
-        let codes: Vec<f32> = w.iter().enumerate().map(|(i, w)| (w - grid.offset[i]) / grid.step[i]).map(|c| if c.is_finite() { c } else { 0.0 }).collect();
-        let floor: Vec<f32> = codes.iter().map(|c| c.floor()).collect();
-        let v = codes.iter().zip(&floor).map(|(c, f)| -((ZETA - GAMMA) / (c - f - GAMMA) - 1.0).ln()).collect();
-        let value = node.output(0).ok_or_else(|| Error::failed("gives nothing"))?;
-        Ok(Soft { value, shape: tensor.shape().to_vec(), adam: Adam::new(w.len()), grid, floor, v })
-    }
-
-    /// The weights with each code `up` above its floor.
-    fn values(&self, up: impl Fn(f32) -> f32) -> Vec<f32> {
-        let (lo, hi) = self.grid.codes;
-        let one = |i: usize| self.grid.offset[i] + (self.floor[i] + up(self.v[i])).clamp(lo, hi) * self.grid.step[i];
-        (0..self.v.len()).map(one).collect()
-    }
-
-    /// A step against the gradient by the weights, and the regulariser's.
-    fn step(&mut self, grad: &[f32], lambda: f64, beta: f64, rate: f64) {
-        let (lo, hi) = self.grid.codes;
-        let slope = |i: usize| {
-            let s = 1.0 / (1.0 + (-self.v[i]).exp());
-            let h = s * (ZETA - GAMMA) + GAMMA;
-            if !(0.0..=1.0).contains(&h) {
-                return 0.0;
-            }
-            let code = self.floor[i] + h;
-            let data = if code >= lo && code <= hi { grad[i] * self.grid.step[i] } else { 0.0 };
-            let d = 2.0 * h as f64 - 1.0;
-            let decided = -2.0 * lambda * beta * d.abs().powf(beta - 1.0) * d.signum();
-            (data + decided as f32) * (ZETA - GAMMA) * s * (1.0 - s)
-        };
-        let slopes: Vec<f32> = (0..self.v.len()).map(slope).collect();
-        self.adam.step(&mut self.v, &slopes, rate as f32);
-    }
-}
-
-/// How far up a code is.
-fn rectified(v: f32) -> f32 {
-    ((ZETA - GAMMA) / (1.0 + (-v).exp()) + GAMMA).clamp(0.0, 1.0)
-}
-
-fn hard(v: f32) -> f32 {
-    if v >= 0.0 { 1.0 } else { 0.0 }
+/// The weight of a FakeQuant on its way, and what the FakeQuant gives, with its shape.
+fn soft(model: &Model, fake: NodeId) -> Result<(SoftRound, Place)> {
+    let node = model.graph.node(fake);
+    let tensor = &node.input(0).and_then(|v| model.graph.constant(v)).ok_or_else(|| Error::failed("reads no constant"))?.tensor;
+    let row = &model.quantizers[model.quantizers.root(node.quantizer().expect("it is a FakeQuant"))];
+    let Grid { step, offset, codes } = Grid::of(row, tensor.shape())?;
+    let value = node.output(0).ok_or_else(|| Error::failed("gives nothing"))?;
+    Ok((SoftRound::new(&tensor.to_f32()?, step, offset, codes), (value, tensor.shape().to_vec())))
 }
 
 /// A unit, what it reads and what it shall give.
 struct Task {
     segment: Segment,
+    places: Vec<Place>,
     input: Vec<Tensor>,
     wanted: Vec<Tensor>,
     /// Channels that it gives out.
@@ -216,20 +165,20 @@ struct Task {
 }
 
 impl Task {
-    fn run(&self, tape: &mut Tape, values: &[ValueId], shapes: &[Vec<usize>], weights: &Weights, i: usize, learn: bool) -> Result<(Var, Vec<Var>)> {
+    /// What the unit gives under these weights for sample `i`, and the weights on the tape.
+    fn run(&self, tape: &mut Tape, weights: &Weights, i: usize, learn: bool) -> Result<(Var, Vec<Var>)> {
         let x = tape.constant(self.input[i].to_f32()?.into_owned(), self.input[i].shape());
-        let of = |tape: &mut Tape, (w, s): (&Arc<Vec<f32>>, &Vec<usize>)| if learn { tape.parameter(w.clone(), s) } else { tape.constant(w.clone(), s) };
-        let vars: Vec<Var> = weights.iter().zip(shapes).map(|p| of(tape, p)).collect();
-        let given = values.iter().copied().zip(vars.iter().copied()).collect();
+        let put = |tape: &mut Tape, w: &Arc<Vec<f32>>, s: &[usize]| if learn { tape.parameter(w.clone(), s) } else { tape.constant(w.clone(), s) };
+        let vars: Vec<Var> = weights.iter().zip(&self.places).map(|(w, (_, shape))| put(tape, w, shape)).collect();
+        let given = self.places.iter().map(|(v, _)| *v).zip(vars.iter().copied()).collect();
         let y = self.segment.run(tape, &[x], &given, &BTreeMap::new())?;
         Ok((y[0], vars))
     }
 
     /// Mean squared error on one sample, and its gradients by the weights.
-    fn loss(&self, softs: &[Soft], weights: &Weights, i: usize, learn: bool) -> Result<(f64, Vec<Vec<f32>>)> {
-        let (values, shapes): (Vec<_>, Vec<_>) = softs.iter().map(|s| (s.value, s.shape.clone())).unzip();
+    fn loss(&self, weights: &Weights, i: usize, learn: bool) -> Result<(f64, Vec<Vec<f32>>)> {
         let mut tape = Tape::new();
-        let (y, vars) = self.run(&mut tape, &values, &shapes, weights, i, learn)?;
+        let (y, vars) = self.run(&mut tape, weights, i, learn)?;
         let wanted = tape.constant(self.wanted[i].to_f32()?.into_owned(), self.wanted[i].shape());
         let loss = tape.mean_square(y, wanted);
         let value = tape.scalar(loss) as f64;
@@ -243,14 +192,14 @@ impl Task {
         Ok((value, vars.iter().zip(weights).map(|(v, w)| grads.take(*v, w.len())).collect()))
     }
 
-    fn mean(&self, softs: &[Soft], weights: &Weights, samples: &[usize]) -> Result<f64> {
-        Ok(over_batch(samples, self.threads, |i| self.loss(softs, weights, i, false))?.0 / samples.len().max(1) as f64)
+    fn mean(&self, weights: &Weights, samples: &[usize]) -> Result<f64> {
+        Ok(over_batch(samples, self.threads, |i| self.loss(weights, i, false))?.0 / samples.len().max(1) as f64)
     }
 
     /// Held-out loss under nearest codes and under the best others; their values, if they are better.
-    fn learn(&self, mut softs: Vec<Soft>, (seen, held): (&[usize], &[usize]), steps: usize, how: &Reconstruct) -> Result<(f64, f64, Option<Weights>)> {
-        let all = |softs: &[Soft], up: fn(f32) -> f32| softs.iter().map(|s| Arc::new(s.values(up))).collect::<Weights>();
-        let before = self.mean(&softs, &all(&softs, hard), held)?;
+    fn learn(&self, mut softs: Vec<SoftRound>, (seen, held): (&[usize], &[usize]), steps: usize, how: &Reconstruct) -> Result<(f64, f64, Option<Weights>)> {
+        let all = |softs: &[SoftRound], values: fn(&SoftRound) -> Vec<f32>| softs.iter().map(|s| Arc::new(values(s))).collect::<Weights>();
+        let before = self.mean(&all(&softs, SoftRound::hard), held)?;
         let power = self.wanted.iter().map(|t| Ok(mean_power(&t.to_f32()?))).sum::<Result<f64>>()? / self.wanted.len().max(1) as f64;
         if before == 0.0 || power == 0.0 {
             return Ok((before, before, None));
@@ -266,8 +215,8 @@ impl Task {
                 shuffle(&mut order, how.seed.wrapping_add(round));
                 (at, round) = (0, round + 1);
             }
-            let weights = all(&softs, rectified);
-            let (_, grads) = over_batch(&order[at..at + batch], self.threads, |i| self.loss(&softs, &weights, i, true))?;
+            let weights = all(&softs, SoftRound::soft);
+            let (_, grads) = over_batch(&order[at..at + batch], self.threads, |i| self.loss(&weights, i, true))?;
             at += batch;
             let scale = (self.scale / power / batch as f64) as f32;
             let passed = (step.saturating_sub(warm)) as f64 / (steps - warm).max(1) as f64;
@@ -276,16 +225,16 @@ impl Task {
                 let grad: Vec<f32> = grad.iter().map(|g| g * scale).collect();
                 soft.step(&grad, lambda, beta, rate);
             }
-            if step + 1 == warm && self.mean(&softs, &all(&softs, rectified), held)? >= before {
+            if step + 1 == warm && self.mean(&all(&softs, SoftRound::soft), held)? >= before {
                 break;
             }
             if step >= warm && (step + 1 == steps || (step + 1) % steps.div_ceil(LOOKS) == 0) {
-                let now = all(&softs, hard);
-                let loss = self.mean(&softs, &now, held)?;
+                let now = all(&softs, SoftRound::hard);
+                let loss = self.mean(&now, held)?;
                 if loss < best {
                     (best, codes) = (loss, Some(now));
                 }
-                if softs.iter().all(Soft::is_decided) {
+                if softs.iter().all(SoftRound::is_decided) {
                     break;
                 }
             }
@@ -294,35 +243,13 @@ impl Task {
     }
 
     /// What the unit gives under these weights, for every sample.
-    fn outputs(&self, unit: &Unit, model: &Model, weights: &Weights) -> Result<Vec<Tensor>> {
-        let g = &model.graph;
-        let values: Vec<ValueId> = unit.weights.iter().filter_map(|(f, _)| g.node(*f).output(0)).collect();
-        let shapes: Vec<Vec<usize>> = unit.weights.iter().filter_map(|(f, _)| g.constant(g.node(*f).input(0)?)).map(|c| c.tensor.shape().to_vec()).collect();
-        let mut outputs = Vec::with_capacity(self.input.len());
+    fn outputs(&self, weights: &Weights) -> Result<Vec<Tensor>> {
         let run = |_: &mut (), i: usize| {
             let mut tape = Tape::new();
-            let (y, _) = self.run(&mut tape, &values, &shapes, weights, i, false)?;
+            let (y, _) = self.run(&mut tape, weights, i, false)?;
             Ok(Tensor::of_f32(tape.shape(y), tape.value(y).to_vec()))
         };
-        over_samples(
-            self.input.len(),
-            self.threads,
-            || Ok(()),
-            run,
-            |_, t| {
-                outputs.push(t);
-                Ok(())
-            },
-        )?;
-        Ok(outputs)
-    }
-}
-
-impl Soft {
-    /// Whether all but one in a hundred weights are up or down.
-    fn is_decided(&self) -> bool {
-        let open = self.v.iter().filter(|v| (0.01..0.99).contains(&rectified(**v))).count();
-        100 * open < self.v.len()
+        each_sample(self.input.len(), self.threads, || Ok(()), run)
     }
 }
 

@@ -7,11 +7,10 @@
 //! everything, where held-out samples are served worse.
 
 use super::biases::{Biases, Layer, current, layers, stands_for};
-use super::correct_bias::{same_shapes, within};
-use super::held_out;
-use super::moments::{Moments, moved};
+use super::moments::{Moments, moved, of_float};
+use super::samples::{KEPT, held_out, same_shapes, walks, within};
 use crate::data::Dataset;
-use crate::engine::{RunnerOptions, Trial, Walk};
+use crate::engine::Trial;
 use crate::error::{At, Error, Result};
 use crate::graph::{Linear, Model, NodeId, Site};
 use crate::note::Notes;
@@ -32,8 +31,6 @@ pub struct TuneBatchNorm<'a> {
 
 /// Factors beyond which a channel's statistics say nothing of it.
 const MOST: f64 = 4.0;
-/// Bytes that the kept tensors take at most, however much memory there is.
-const KEPT: u64 = 256 << 20;
 
 /// The `tune-batch-norm` step. `float` is the model before it was placed.
 pub fn tune_batch_norm(model: &mut Model, how: &TuneBatchNorm, float: &Model, data: Option<(&Dataset, &[usize])>, progress: &dyn Progress) -> Result<Notes> {
@@ -48,13 +45,12 @@ pub fn tune_batch_norm(model: &mut Model, how: &TuneBatchNorm, float: &Model, da
     let groups = within(model, data, same_shapes(data, &seen)?, &stops, how.memory.min(KEPT))?;
     let chosen: Vec<usize> = groups.iter().flatten().copied().collect();
     progress.begin("tune-batch-norm", (chosen.len() + layers.len()) as u64);
-    let wanted = float_moments(float, &layers, data, &chosen, how.threads, progress)?;
+    let wanted = of_float(float, &layers, data, &chosen, how.threads, progress)?;
     let trial = Trial::new(float, held.iter().map(|i| data.sample(*i)).collect::<Result<_>>()?, how.threads)?;
     let before = trial.loss(&trial.plans(model), &model.quantizers)?;
     let kept = model.clone();
 
-    let read = |group: &Vec<usize>| group.iter().map(|&i| data.sample(i)).collect::<Result<Vec<_>>>();
-    let mut walks = groups.iter().map(|group| Walk::new(model, read(group)?, RunnerOptions::default(), how.threads)).collect::<Result<Vec<_>>>()?;
+    let mut walks = walks(model, data, &groups, how.threads)?;
     let (mut scaled, mut refused) = (0, Vec::new());
     for (layer, wanted) in layers.iter().zip(&wanted) {
         crate::interrupt::check()?;
@@ -103,22 +99,6 @@ pub fn tune_batch_norm(model: &mut Model, how: &TuneBatchNorm, float: &Model, da
 fn factor(wanted: f64, got: f64) -> f64 {
     let f = wanted / got;
     if f.is_finite() && (1.0 / MOST..=MOST).contains(&f) { f } else { 1.0 }
-}
-
-fn float_moments(float: &Model, layers: &[Layer], data: &Dataset, samples: &[usize], threads: usize, progress: &dyn Progress) -> Result<Vec<Moments>> {
-    let outputs: Vec<_> = layers.iter().map(|l| l.output).collect();
-    let none = || layers.iter().map(|l| Moments::new(l.channels)).collect::<Vec<_>>();
-    let mut total = none();
-    let see = |tensors: &[Tensor]| {
-        let mut moments = none();
-        moments.iter_mut().zip(layers).zip(tensors).try_for_each(|((m, l), t)| m.add(t, l.axis))?;
-        Ok(moments)
-    };
-    data.watch(float, &outputs, samples, threads, see, |moments| {
-        total.iter_mut().zip(&moments).for_each(|(t, m)| t.merge(m));
-        progress.tick(1);
-    })?;
-    Ok(total)
 }
 
 /// The scales of a layer's weight, each of one output channel alone.
@@ -203,6 +183,7 @@ impl Scales {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::RunnerOptions;
     use crate::engine::{Plans, Running};
     use crate::note::NoteKind;
     use crate::pass::Silent;

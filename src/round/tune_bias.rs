@@ -5,12 +5,12 @@
 //! Needs: weights with codes, samples, a model that is differentiable from its inputs to its outputs (declined by name where it is not).
 //! The best iterate on held-out samples is kept; where none is better than the start by more than chance, the biases stay.
 
-use super::biases::{Biases, Layer, current, layers};
-use super::held_out;
+use super::biases::{Biases, Layer, current, fake_of, layers};
+use super::samples::held_out;
 use crate::data::{Dataset, shuffle};
-use crate::engine::{Plans, RunnerOptions, Running, Trial, over_samples, shapes_of};
+use crate::engine::{Plans, RunnerOptions, Running, Trial, each_sample, over_samples, shapes_of};
 use crate::error::{Error, Result};
-use crate::graph::{Model, Op, Site, ValueId, infer};
+use crate::graph::{Model, Site, ValueId, infer};
 use crate::learn::{Adam, Segment, Tape, Var, over_batch};
 use crate::note::Notes;
 use crate::pass::Progress;
@@ -135,8 +135,8 @@ fn open(model: &Model, layers: Vec<Layer>, seen: &Trial, float: &Model, threads:
         let now = Arc::new(current(model, &layer)?);
         let shape = vec![now.len()];
         let value = open.graph.add_constant("", Tensor::of_f32(&shape, now.to_vec()));
-        match model.graph.value(port).producer().filter(|(n, _)| model.graph.node(*n).op == Op::FakeQuant) {
-            Some((fake, _)) => {
+        match fake_of(model, port) {
+            Some(fake) => {
                 open.graph.set_input(fake, 0, Some(value));
                 open.codes.remove(&Site::of(fake));
             }
@@ -228,19 +228,7 @@ impl Objective {
 
     /// The loss of each sample of a trial.
     fn losses(&self, biases: &[Bias], trial: &Trial, threads: usize) -> Result<Vec<f64>> {
-        let mut losses = Vec::with_capacity(trial.samples().len());
-        let run = |_: &mut (), i: usize| Ok(self.of(biases, trial, i, false)?.0);
-        over_samples(
-            trial.samples().len(),
-            threads,
-            || Ok(()),
-            run,
-            |_, loss| {
-                losses.push(loss);
-                Ok(())
-            },
-        )?;
-        Ok(losses)
+        each_sample(trial.samples().len(), threads, || Ok(()), |_, i| Ok(self.of(biases, trial, i, false)?.0))
     }
 
     /// Runs the epochs; the biases with the best iterate, and how many were run.
@@ -308,6 +296,7 @@ fn is_better(before: &[f64], after: &[f64]) -> bool {
 mod tests {
     use super::*;
     use crate::graph::Node;
+    use crate::graph::Op;
     use crate::note::NoteKind;
     use crate::pass::Silent;
     use crate::quant::Blocks;

@@ -1,7 +1,7 @@
 //! Pieces of a model whose weights are rounded together: layers, and blocks between values that all data passes.
 
-use crate::graph::{Graph, Linear, Model, NodeId, Op, Site, ValueId};
-use crate::quant::{Curve, Format, Rounding};
+use super::grid::chosen;
+use crate::graph::{Graph, Linear, Model, NodeId, Op, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What lies between two values.
@@ -24,7 +24,7 @@ pub fn layers(model: &Model) -> Vec<Unit> {
     let nodes: Vec<NodeId> = g.order().to_vec();
     let mut units = Vec::new();
     for (at, &id) in nodes.iter().enumerate() {
-        let Some((fake, linear)) = weight(model, id) else { continue };
+        let Some(Ok((fake, linear))) = chosen(model, id) else { continue };
         let (Some(input), Some(output)) = (g.node(id).input(linear.input_slot), g.node(id).output(0)) else { continue };
         let (output, last) = with_activation(g, &nodes[at + 1..], output, id);
         units.push(Unit { input, output, last, weights: vec![(fake, id)] });
@@ -40,19 +40,6 @@ fn with_activation(g: &Graph, rest: &[NodeId], output: ValueId, node: NodeId) ->
         Some(y) => (y, port.node),
         None => (output, node),
     }
-}
-
-/// The FakeQuant that holds the weight of a layer, if it is a constant without codes yet whose codes are evenly spaced integers.
-fn weight(model: &Model, id: NodeId) -> Option<(NodeId, Linear)> {
-    let g = &model.graph;
-    let linear = Linear::of(g, id).filter(|l| l.constant)?;
-    let (fake, _) = g.value(linear.weight).producer()?;
-    g.constant(g.node(fake).input(0)?)?;
-    let quantizer = &model.quantizers[model.quantizers.root(g.node(fake).quantizer()?)];
-    let integers = matches!(quantizer.scheme.format, Format::Int { bits, .. } if bits <= 16) && quantizer.scheme.rounding == Rounding::HalfEven;
-    let even = quantizer.params.as_ref().is_some_and(|p| p.curve == Curve::Linear);
-    let alone = g.value(linear.weight).uses().len() == 1 && !model.codes.contains_key(&Site::of(fake));
-    (integers && even && alone).then_some((fake, linear))
 }
 
 /// Layers that lie between two neighbouring articulation values become one unit, if together they have at most `most` weights.

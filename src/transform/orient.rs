@@ -1,10 +1,9 @@
 //! Stores the constant weight of a Gemm the way a target reads it: as [inputs, outputs] (`transB` 0), or as [outputs, inputs] (`transB` 1).
 //! Exact. Needs nothing. Declines: weights that are computed.
 
-use crate::graph::{InputShapes, Model, Op, infer};
+use crate::graph::{InputShapes, Model, Node, Op, eval, infer};
 use crate::note::Notes;
 use crate::target::{Must, Profile};
-use crate::tensor::Tensor;
 
 const WHICH: &str = "transB";
 
@@ -18,7 +17,12 @@ pub fn orient(model: &mut Model, target: &Profile) -> Notes {
     let mut turned = 0;
     for id in barred {
         let g = &mut model.graph;
-        let weight = g.node(id).input(1).and_then(|w| g.constant(w)).and_then(|c| transposed(&c.tensor));
+        let weight = g
+            .node(id)
+            .input(1)
+            .and_then(|w| g.constant(w))
+            .filter(|c| c.tensor.rank() == 2)
+            .and_then(|c| eval(&Node::new(Op::Transpose, ""), &[Some(&c.tensor)])?.pop());
         let Some(weight) = weight else {
             notes.declined(&g.node(id).name, "its weight is computed, and stays as it lies");
             continue;
@@ -38,20 +42,11 @@ pub fn orient(model: &mut Model, target: &Profile) -> Notes {
     notes
 }
 
-/// A matrix of real numbers, its dimensions changed for each other.
-fn transposed(t: &Tensor) -> Option<Tensor> {
-    let &[rows, columns] = t.shape() else { return None };
-    let size = t.bytes().len().checked_div(rows * columns)?;
-    let bytes = t.bytes();
-    let turned: Vec<u8> = (0..columns * rows).flat_map(|i| &bytes[(i % rows * columns + i / rows) * size..][..size]).copied().collect();
-    Tensor::new(t.dtype(), vec![columns, rows], turned.into()).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::Node;
     use crate::target::{Fate, Limit};
+    use crate::tensor::Tensor;
 
     #[test]
     fn a_weight_that_lies_wrong_is_turned() {

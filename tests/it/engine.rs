@@ -38,7 +38,8 @@ impl Computed {
     }
 }
 
-fn first_sample(model: &Model, data: &Path) -> BTreeMap<String, Tensor> {
+/// The first sample of a file of arrays, for a model's inputs.
+pub fn first_sample(model: &Model, data: &Path) -> BTreeMap<String, Tensor> {
     let g = &model.graph;
     let info = |v: &ValueId| match &g.value(*v).ty {
         Type::Tensor { dtype: Some(dtype), shape } => InputInfo { name: g.value(*v).name.clone(), dtype: *dtype, shape: shape.clone() },
@@ -107,30 +108,40 @@ fn the_model_of_the_repository_is_computed_as_by_onnx_runtime() {
     assert_right("kws", &crate::repository("models/kws_dscnn.onnx"), &crate::repository("models/kws_calibration.npz"));
 }
 
+/// Models of the shared folder: the name of their samples, and their file.
 #[cfg(feature = "shared")]
-#[test]
-fn real_models_are_computed_as_by_onnx_runtime() {
-    const MODELS: [(&str, &str); 15] = [
-        ("effnet_lite0", "effnet_lite/effnet_lite0.onnx"),
-        ("effnet_lite0_dynamo", "effnet_lite/effnet_lite0_dynamo_op20.onnx"),
-        ("darknet_tiny", "darknet_tiny/darknet_tiny.onnx"),
-        ("mobilenetv2_cifar10", "mobilenetv2/mobilenetv2_160_cifar10.onnx"),
-        ("resnet20_cifar10", "cifar_resnet/resnet20_cifar10.onnx"),
-        ("resnet20_bn", "cifar_resnet/resnet20_cifar10_bn.onnx"),
-        ("vit_pgd_cifar10", "vnn_cifar/vit_pgd_2_3_16.onnx"),
-        ("ic_resnet8", "mlperf_tiny/ic_resnet8.onnx"),
-        ("minilm_l3", "minilm_l3/paraphrase_minilm_l3.onnx"),
-        ("aidreams260k", "aidreams260k/aidreams260k.onnx"),
-        ("charrnn_shakespeare", "charrnn/charrnn_shakespeare.onnx"),
-        ("kws_dscnn", "mlperf_tiny/kws_dscnn.onnx"),
-        ("ppocr_cls", "ppocr/ch_ppocr_mobile_v2.0_cls_infer.onnx"),
-        ("yolox_nano", "yolox_nano/yolox_nano_416.onnx"),
-        ("unet_simp_small", "carvana_unet/unet_simp_small.onnx"),
-    ];
+pub const MODELS: [(&str, &str); 15] = [
+    ("effnet_lite0", "effnet_lite/effnet_lite0.onnx"),
+    ("effnet_lite0_dynamo", "effnet_lite/effnet_lite0_dynamo_op20.onnx"),
+    ("darknet_tiny", "darknet_tiny/darknet_tiny.onnx"),
+    ("mobilenetv2_cifar10", "mobilenetv2/mobilenetv2_160_cifar10.onnx"),
+    ("resnet20_cifar10", "cifar_resnet/resnet20_cifar10.onnx"),
+    ("resnet20_bn", "cifar_resnet/resnet20_cifar10_bn.onnx"),
+    ("vit_pgd_cifar10", "vnn_cifar/vit_pgd_2_3_16.onnx"),
+    ("ic_resnet8", "mlperf_tiny/ic_resnet8.onnx"),
+    ("minilm_l3", "minilm_l3/paraphrase_minilm_l3.onnx"),
+    ("aidreams260k", "aidreams260k/aidreams260k.onnx"),
+    ("charrnn_shakespeare", "charrnn/charrnn_shakespeare.onnx"),
+    ("kws_dscnn", "mlperf_tiny/kws_dscnn.onnx"),
+    ("ppocr_cls", "ppocr/ch_ppocr_mobile_v2.0_cls_infer.onnx"),
+    ("yolox_nano", "yolox_nano/yolox_nano_416.onnx"),
+    ("unet_simp_small", "carvana_unet/unet_simp_small.onnx"),
+];
+
+/// A folder with one sample for each of these models, `NAME.npz`.
+#[cfg(feature = "shared")]
+pub fn prepared() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let python = crate::python::interpreter();
     let prepare = crate::shared("models/eval/prepare.py");
     assert!(std::process::Command::new(python).arg("-B").arg(prepare).arg(dir.path()).args(["--n", "1"]).status().unwrap().success());
+    dir
+}
+
+#[cfg(feature = "shared")]
+#[test]
+fn real_models_are_computed_as_by_onnx_runtime() {
+    let dir = prepared();
     for (name, file) in MODELS {
         assert_right(name, &crate::shared(&format!("models/{file}")), &dir.path().join(format!("{name}.npz")));
     }

@@ -2,6 +2,7 @@
 //! samples showed, constants that would be lost, and numbers made of integers that sines and comparisons need as they are.
 
 use super::{All, constant_of, is_real, largest};
+use crate::engine::label;
 use crate::graph::{Flow, Graph, Inferred, NodeId, Op, Port, ValueId, half_since};
 use crate::tensor::DType;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,26 +20,17 @@ pub fn kept(g: &Graph, inferred: &Inferred, all: &mut All) -> BTreeSet<NodeId> {
     }
     k.of_integers();
     k.between();
-    for (op, nodes) in k.undefined() {
+    let undefined = k.undefined();
+    for (&op, nodes) in &undefined {
         let since = half_since(op, k.dtype).map_or(String::new(), |since| format!(" before opset {since}"));
         let op_type = &g.node(nodes[0]).op_type;
-        let names: Vec<String> = nodes.iter().map(|id| label(g, *id)).collect();
+        let names: Vec<String> = nodes.iter().map(|id| label(g, g.node(*id))).collect();
         all.notes.declined_alike(&names, |more| format!("stays float32{more}: {op_type} is not defined on {}{since}", all.how.dtype));
     }
-    let undefined: BTreeSet<NodeId> = k.undefined().into_values().flatten().collect();
-    for (id, why) in k.why.iter().filter(|(id, _)| !undefined.contains(id)) {
-        all.notes.declined(label(g, *id), format!("stays float32: {why}"));
+    for (id, why) in k.why.iter().filter(|(_, why)| *why != UNDEFINED) {
+        all.notes.declined(label(g, g.node(*id)), format!("stays float32: {why}"));
     }
     k.why.into_keys().chain(k.silent).collect()
-}
-
-/// The name a person knows a node by.
-fn label(g: &Graph, id: NodeId) -> String {
-    let n = g.node(id);
-    match (n.name.as_str(), n.output(0)) {
-        ("", Some(y)) => format!("the node that makes {}", g.value(y).name),
-        (name, _) => name.to_string(),
-    }
 }
 
 /// The reason of operators that the type is not defined for; told together.

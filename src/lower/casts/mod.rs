@@ -8,7 +8,7 @@ mod keep;
 mod tests;
 
 use crate::error::Result;
-use crate::graph::{AttrValue, Constant, Fact, Graph, Inferred, InputShapes, Model, Node, NodeId, Op, Port, Type, ValueId};
+use crate::graph::{AttrValue, Constant, Fact, Graph, Inferred, InputShapes, Model, Node, NodeId, Op, Port, ValueId};
 use crate::graph::{eval, infer, infer_body, stays_float32};
 use crate::note::Notes;
 use crate::observe::Extremes;
@@ -205,7 +205,7 @@ impl<'a, 'h> Rewrite<'a, 'h> {
         let at = self.g.value(v).producer().map_or(0, |(node, _)| self.g.position(node) + 1);
         let y = self.g.add_value(&format!("{}_{want}", self.g.value(v).name));
         self.g.value_mut(y).ty = self.g.value(v).ty.clone();
-        set_dtype(self.g, y, want);
+        self.g.value_mut(y).set_dtype(want);
         self.put_cast(at, v, y, want);
         self.cast.insert((v, want), y);
         Ok(y)
@@ -231,7 +231,7 @@ impl<'a, 'h> Rewrite<'a, 'h> {
             if let Some(c) = &mut self.g.value_mut(v).constant {
                 c.tensor = narrow;
             }
-            set_dtype(self.g, v, dtype);
+            self.g.value_mut(v).set_dtype(dtype);
             v
         } else {
             self.g.add_constant(&format!("{name}_{dtype}"), Constant::from(narrow))
@@ -269,11 +269,11 @@ impl<'a, 'h> Rewrite<'a, 'h> {
         }
         let x = self.g.add_value(&format!("{}_{have}", self.g.value(v).name));
         self.g.value_mut(x).ty = self.g.value(v).ty.clone();
-        set_dtype(self.g, x, have);
+        self.g.value_mut(x).set_dtype(have);
         self.g.set_output(node, slot as usize, x);
         self.g.replace_uses(v, x);
         self.made.extend([(x, have), (v, want)]);
-        set_dtype(self.g, v, want);
+        self.g.value_mut(v).set_dtype(want);
         if let Some(c) = self.cast.remove(&(v, want))
             && let Some((cast, _)) = self.g.value(c).producer()
         {
@@ -289,7 +289,7 @@ impl<'a, 'h> Rewrite<'a, 'h> {
     /// The type of a value that is no constant, as it is now.
     fn retype(&mut self, v: ValueId) {
         if let Some(&dtype) = self.made.get(&v).filter(|_| self.g.has_value(v) && self.g.value(v).constant.is_none()) {
-            set_dtype(self.g, v, dtype);
+            self.g.value_mut(v).set_dtype(dtype);
         }
     }
 
@@ -328,12 +328,6 @@ fn constant_of(g: &Graph, v: ValueId) -> Option<Tensor> {
     }
     let node = g.node(g.value(v).producer()?.0);
     if node.op == Op::Constant { eval(node, &[])?.into_iter().next() } else { None }
-}
-
-fn set_dtype(g: &mut Graph, v: ValueId, to: DType) {
-    if let Type::Tensor { dtype, .. } = &mut g.value_mut(v).ty {
-        *dtype = Some(to);
-    }
 }
 
 /// The largest number of a type.

@@ -1,7 +1,7 @@
 //! Where Casts stand, and what keeps its type.
 
 use super::*;
-use crate::graph::Dim;
+use crate::graph::{Dim, Type};
 
 const HUGE: f32 = -3.4e38;
 

@@ -1,0 +1,55 @@
+//! Weights whose codes are chosen one by one, and where these codes lie.
+
+use crate::error::{Error, Result};
+use crate::graph::{Linear, Model, NodeId, Site};
+use crate::quant::{self, Codes, Curve, Format, Quantizer, Rounding};
+use crate::tensor::{Tensor, pack};
+
+/// The FakeQuant that holds the weight of a layer, where that is a constant without codes yet; or why its codes cannot be chosen one by one.
+pub fn chosen(model: &Model, id: NodeId) -> Option<std::result::Result<(NodeId, Linear), &'static str>> {
+    let g = &model.graph;
+    let linear = Linear::of(g, id).filter(|l| l.constant)?;
+    let (fake, _) = g.value(linear.weight).producer()?;
+    g.constant(g.node(fake).input(0)?)?;
+    let quantizer = &model.quantizers[model.quantizers.root(g.node(fake).quantizer()?)];
+    if model.codes.contains_key(&Site::of(fake)) {
+        return None;
+    }
+    let integers = matches!(quantizer.scheme.format, Format::Int { bits, .. } if bits <= 16) && quantizer.scheme.rounding == Rounding::HalfEven;
+    let even = quantizer.params.as_ref().is_some_and(|p| p.curve == Curve::Linear);
+    let fault = if !integers || !even {
+        Some("its codes are no evenly spaced integers")
+    } else if g.value(linear.weight).uses().len() != 1 {
+        Some("several layers read its weight")
+    } else {
+        None
+    };
+    Some(fault.map_or(Ok((fake, linear)), Err))
+}
+
+/// Where the codes of each weight lie: `value = offset + code · step`.
+pub struct Grid {
+    pub step: Vec<f32>,
+    pub offset: Vec<f32>,
+    pub codes: (f32, f32),
+}
+
+impl Grid {
+    pub fn of(q: &Quantizer, shape: &[usize]) -> Result<Grid> {
+        let (Some(params), Some((first, last)), Some(storage)) = (&q.params, q.scheme.format.code_range(), q.scheme.format.storage()) else {
+            return Err(Error::failed("has no scale yet; `calibrate` must stand before `round`"));
+        };
+        let all = |code: i32| {
+            let n = shape.iter().product();
+            quant::dequantize(&Codes(Tensor::new(storage, shape.to_vec(), pack::pack(&vec![code; n], storage).into())?), &q.scheme, params)
+        };
+        let offset = all(0)?;
+        let step = all(1)?.iter().zip(&offset).map(|(a, b)| a - b).collect();
+        Ok(Grid { step, offset, codes: (first as f32, last as f32) })
+    }
+
+    pub fn nearest(&self, at: usize, x: f32) -> f32 {
+        let (step, offset) = (self.step[at], self.offset[at]);
+        offset + ((x - offset) / step).round_ties_even().clamp(self.codes.0, self.codes.1) * step
+    }
+}

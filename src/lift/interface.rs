@@ -15,15 +15,20 @@ const IMAGE: &str = "requant.image.";
 /// # Errors
 /// Metadata that cannot be read, or that names what the file does not have.
 pub fn real_interface(model: &mut Model) -> Result<()> {
-    let said: Vec<(String, String)> = model.metadata.iter().filter_map(|(k, v)| Some((k.strip_prefix(KEY)?.to_string(), v.clone()))).collect();
-    for (name, text) in said {
+    for (name, text) in taken(model, KEY) {
         real(model, &name, &text).at(|| format!("metadata {KEY}{name}"))?;
     }
-    let images: Vec<(String, String)> = model.metadata.iter().filter_map(|(k, v)| Some((k.strip_prefix(IMAGE)?.to_string(), v.clone()))).collect();
-    for (name, text) in images {
+    for (name, text) in taken(model, IMAGE) {
         image(&mut model.graph, &name, &text).at(|| format!("metadata {IMAGE}{name}"))?;
     }
     Ok(())
+}
+
+/// Takes out the metadata under keys that begin so, by what follows: it is undone, and no longer true.
+fn taken(model: &mut Model, key: &str) -> Vec<(String, String)> {
+    let found = model.metadata.iter().filter_map(|(k, v)| Some((k.strip_prefix(key)?.to_string(), v.clone()))).collect();
+    model.metadata.retain(|(k, _)| !k.starts_with(key));
+    found
 }
 
 /// Puts before an input that takes bytes what makes bytes of a preprocessed image: `round((x · std + mean) · scale)`, exact for what was made of bytes.

@@ -166,6 +166,7 @@ mod tests {
         let notes = raw_image(&mut m, "x", &image, true);
         assert_eq!(ops(&m), [Op::Transpose, Op::Cast, Op::Div, Op::Sub, Op::Div, Op::QuantizeLinear, Op::DequantizeLinear], "{:?}", notes.list());
         real_interface(&mut m).unwrap();
+        assert!(m.metadata.is_empty(), "what is undone is no longer said: {:?}", m.metadata);
         let x = m.graph.value(m.graph.inputs[0]);
         assert_eq!((x.name.as_str(), x.dtype(), x.known_shape()), ("x", Some(DType::F32), Some(vec![1, 3, 2, 2])));
         lift(&mut m).unwrap();

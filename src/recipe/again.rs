@@ -4,26 +4,16 @@ use super::Recipe;
 use super::steps::Work;
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, Site};
-use crate::lift::{apply_encodings, lift, real_interface};
+use crate::lift::{apply_encodings, lift};
 use crate::note::Notes;
 use crate::place::{self, Retarget};
 use crate::quant::{Origin, Params, QuantizerId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Key of the metadata about inputs and outputs that are codes.
-const IO: &str = "requant.io.";
-
 /// Whether a recipe places quantizers; one that does not leaves a quantized file as it is.
 pub fn places(recipe: &Recipe) -> bool {
     recipe.steps.iter().any(|s| s.name == "place")
-}
-
-/// Makes inputs and outputs that are codes, by the file's own word, real numbers.
-pub fn open_interface(model: &mut Model) -> Result<()> {
-    real_interface(model)?;
-    model.metadata.retain(|(k, _)| !k.starts_with(IO));
-    Ok(())
 }
 
 /// Puts the quantizers of an encodings file onto its float model.

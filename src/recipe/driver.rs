@@ -99,7 +99,7 @@ fn begin(request: &Request, progress: &dyn Progress) -> Result<Begun> {
         again::encode(&mut source, path)?;
     }
     if again::places(&recipe) {
-        again::open_interface(&mut source).at(|| request.model.display())?;
+        real_interface(&mut source).at(|| request.model.display())?;
     }
     start::fix_dims(&mut source, &recipe).at(|| request.model.display())?;
     start::suit(&mut source, &recipe.target).at(|| request.model.display())?.iter().for_each(|line| progress.say(line));

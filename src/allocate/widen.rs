@@ -281,10 +281,7 @@ pub(super) fn wide_row(table: &mut Table, id: QuantizerId) {
 /// The range that a quantizer's codes cover.
 fn covered(table: &Table, id: QuantizerId) -> (f32, f32) {
     let row = &table[id];
-    let Some(p) = &row.params else { return (0.0, 0.0) };
-    let (s, z) = (p.scale_at(0), p.zero_at(0));
-    let (first, last) = row.scheme.format.code_range().map_or((-row.scheme.format.max_value(), row.scheme.format.max_value()), |(a, b)| (a as f32, b as f32));
-    ((first - z) * s, (last - z) * s)
+    row.params.as_ref().map_or((0.0, 0.0), |p| quant::ends(&row.scheme, p))
 }
 
 /// Takes the quantizers' nodes out of the graph.

@@ -1,7 +1,7 @@
 //! Which values of a lifted model are codes, under which quantizer, and where their readers take them as codes.
 
 use crate::graph::{Flow, Graph, Model, Node, NodeId, Op, ValueId, bounds};
-use crate::quant::{QuantizerId, Table};
+use crate::quant::{self, QuantizerId, Table};
 use crate::target::Profile;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -86,19 +86,18 @@ pub fn same(table: &Table, a: QuantizerId, b: QuantizerId) -> bool {
 /// Whether the lowest code of an op's result stands for the least that the op makes: the bound of a Relu or Clip, 0 of the others.
 pub fn reaches_down(model: &Model, node: &Node, q: QuantizerId) -> bool {
     let row = &model.quantizers[q];
-    let (Some((lo, _)), Some(p)) = (row.scheme.format.code_range(), &row.params) else { return true };
+    let (Some(_), Some(p)) = (row.scheme.format.code_range(), &row.params) else { return true };
     let least = bounds(&model.graph, node).map_or(0.0, |(least, _)| least);
-    (lo as f32 - p.zero_at(0)) * p.scale_at(0) >= least - p.scale_at(0) * 1e-3
+    quant::ends(&row.scheme, p).0 >= least - p.scale_at(0) * 1e-3
 }
 
 /// Whether a quantizer cuts all that a Relu or Clip before it cuts.
 fn is_dropped(model: &Model, node: &Node, q: QuantizerId) -> bool {
     let row = &model.quantizers[q];
-    let (Some((lo, hi)), Some(p)) = (row.scheme.format.code_range(), &row.params) else { return false };
-    let real = |code: i32| (code as f32 - p.zero_at(0)) * p.scale_at(0);
+    let (Some(_), Some(p)) = (row.scheme.format.code_range(), &row.params) else { return false };
     if !matches!(node.op, Op::Relu | Op::Clip) {
         return true;
     }
-    let near = p.scale_at(0) * 1e-3;
-    bounds(&model.graph, node).is_some_and(|(least, most)| real(lo) >= least - near && real(hi) <= most + near)
+    let (near, (lo, hi)) = (p.scale_at(0) * 1e-3, quant::ends(&row.scheme, p));
+    bounds(&model.graph, node).is_some_and(|(least, most)| lo >= least - near && hi <= most + near)
 }

@@ -170,11 +170,7 @@ fn base_name(g: &Graph, name: &str) -> String {
 /// Lowest and highest number that codes with one static scale stand for.
 pub fn ends(scheme: &Scheme, params: Option<&Params>) -> Option<(f32, f32)> {
     let p = params.filter(|p| scheme.timing == Timing::Static && p.scale.len() == 1)?;
-    let end = |code: f32| (code - p.zero_at(0)) * p.scale_at(0);
-    match scheme.format.code_range() {
-        Some((first, last)) => Some((end(first as f32), end(last as f32))),
-        None => Some((-scheme.format.max_value() * p.scale_at(0), scheme.format.max_value() * p.scale_at(0))),
-    }
+    Some(quant::ends(scheme, p))
 }
 
 /// Whether a layer or sum makes the value, which may be negative.

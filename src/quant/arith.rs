@@ -102,6 +102,14 @@ pub fn fake_quantize(x: &mut [f32], shape: &[usize], scheme: &Scheme, params: Op
     Ok(())
 }
 
+/// The lowest and the highest number that codes of the first block stand for, on an even grid.
+pub fn ends(scheme: &Scheme, params: &Params) -> (f32, f32) {
+    let most = scheme.format.max_value();
+    let (first, last) = scheme.format.code_range().map_or((-most, most), |(a, b)| (a as f32, b as f32));
+    let (scale, zero) = (params.scale_at(0), params.zero_at(0));
+    ((first - zero) * scale, (last - zero) * scale)
+}
+
 /// The lowest and the highest number that codes stand for, before zero and scale. Fails where curve and format do not go together.
 pub fn span(scheme: &Scheme, params: &Params) -> Result<(f32, f32)> {
     Ok(Coder::new(scheme, params)?.span())

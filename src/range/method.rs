@@ -298,13 +298,13 @@ impl Bins {
 
 /// What the distribution loses under parameters: the divergence between it and what the codes make of it.
 fn divergence_under(seen: &Histogram, scheme: &Scheme, params: &Params) -> Result<f64> {
-    let (Some(bins), Some((first, last))) = (Bins::of(seen), scheme.format.code_range()) else { return Ok(0.0) };
+    let (Some(bins), Some(_)) = (Bins::of(seen), scheme.format.code_range()) else { return Ok(0.0) };
     // Of a range that is a few bins wide nothing can be said: all that is cut off would count as well held.
     if (params.scale_at(0) as f64) < bins.width {
         return Ok(f64::INFINITY);
     }
-    let end = |code: i32| (code as f32 - params.zero_at(0)) * params.scale_at(0);
-    let (from, to) = (bins.at(end(first).max(bins.edge(0))), bins.at(end(last).min(bins.edge(BINS))) + 1);
+    let (lo, hi) = quant::ends(scheme, params);
+    let (from, to) = (bins.at(lo.max(bins.edge(0))), bins.at(hi.min(bins.edge(BINS))) + 1);
     let codes = ((to - from) as f64 * bins.width / params.scale_at(0) as f64).ceil() as usize;
     Ok(divergence(&bins.counts, from, to, codes.clamp(1, to - from)))
 }

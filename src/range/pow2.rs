@@ -47,7 +47,9 @@ pub fn nearest(seen: &Histogram, scheme: &Scheme, range: Extremes) -> Extremes {
 
 /// The part of a range that parameters cover. Fitted to it, they come out again.
 fn within(range: Extremes, scheme: &Scheme, params: &Params) -> Extremes {
-    let Some((first, last)) = scheme.format.code_range() else { return range };
-    let end = |code: i32| (code as f32 - params.zero_at(0)) * params.scale_at(0);
-    Extremes { lo: range.lo.max(end(first)), hi: range.hi.min(end(last)) }
+    if scheme.format.code_range().is_none() {
+        return range;
+    }
+    let (lo, hi) = quant::ends(scheme, params);
+    Extremes { lo: range.lo.max(lo), hi: range.hi.min(hi) }
 }

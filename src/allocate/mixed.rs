@@ -379,7 +379,7 @@ mod tests {
     #[test]
     fn the_layer_that_needs_width_gets_it_under_each_limit_and_by_each_measure() {
         let profile = Profile::default();
-        for sensitivity in [Sensitivity::OneAtATime, Sensitivity::LayerMse] {
+        for sensitivity in [Sensitivity::OneAtATime, Sensitivity::LayerMse, Sensitivity::HessianTrace] {
             for strategy in [Strategy::Program, Strategy::Greedy] {
                 assert_eq!(run(&Allocate { sensitivity, strategy, ..how(&profile) }).unwrap().0, [4, 8, 4, 4]);
             }

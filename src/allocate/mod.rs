@@ -5,6 +5,7 @@ mod layers;
 mod mixed;
 mod raise;
 mod sensitivity;
+mod trace;
 mod widen;
 
 pub use fewest::{Fewest, Outcome, Raised, fewest};

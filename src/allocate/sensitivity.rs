@@ -3,9 +3,11 @@
 //! One at a time: everything is held in 16 bits, one layer's weights alone become narrower, and the outputs of a few samples are compared with the float model's.
 //! Small noises of different origin add up, which makes the losses of layers additive (ZeroQ, Cai et al. 2020, section 3.2; CalibTIP, Hubara et al. 2021, section 4.2).
 //! Layer MSE: the noise over signal of the layer's own output, on inputs that are as good as float; what becomes of it further down is not seen.
+//! Hessian trace: see [`super::trace`]; what lies between float weights and rounded ones is taken for a parabola.
 //! The table alone changes: no model is planned anew. A narrower width never counts for less than a wider one.
 
 use super::layers::{Layer, Rows, layer_at};
+use super::trace::Traces;
 use super::widen::wide_row;
 use crate::engine::{Plans, RunnerOptions, Running, Trial, each_sample};
 use crate::error::Result;
@@ -21,6 +23,7 @@ use std::collections::BTreeMap;
 pub enum Sensitivity {
     OneAtATime,
     LayerMse,
+    HessianTrace,
 }
 
 /// Bits that are as good as float.
@@ -56,6 +59,7 @@ pub fn sensitivity(
     let wide = all_wide(model, layers)?;
     let plans = trial.live_plans(model);
     let least = if by == Sensitivity::OneAtATime { trial.loss(&plans, &wide)? } else { 0.0 };
+    let traces = if by == Sensitivity::HessianTrace { Some(Traces::of(model, layers, trial, progress)?) } else { None };
     progress.begin("sensitivity", widths.iter().map(|w| w.len() as u64).sum());
     let mut losses = Vec::new();
     for (layer, (widths, rows)) in layers.iter().zip(widths.iter().zip(rows)) {
@@ -65,6 +69,10 @@ pub fn sensitivity(
             progress.tick(1);
             if bits >= WIDE {
                 of_layer.push(0.0);
+                continue;
+            }
+            if let Some(traces) = &traces {
+                of_layer.push(traces.loss(layer, rows, &wide)?);
                 continue;
             }
             let mut table = wide.clone();

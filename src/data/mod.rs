@@ -16,7 +16,7 @@ pub(crate) mod tests;
 
 pub use image::{Filter, Preprocess, Resize};
 pub use labels::labels;
-pub use random::shuffle;
+pub use random::{mix, shuffle};
 pub use split::{Split, split};
 
 use crate::engine::{Plans, RunnerOptions, Running, over_samples};

@@ -309,7 +309,11 @@ fn allocate(w: &mut Work, args: &Args) -> Result<Notes> {
             Some("uniform") => Strategy::Uniform,
             _ => Strategy::Program,
         },
-        sensitivity: if args.text("sensitivity") == Some("layer-mse") { Sensitivity::LayerMse } else { Sensitivity::OneAtATime },
+        sensitivity: match args.text("sensitivity") {
+            Some("layer-mse") => Sensitivity::LayerMse,
+            Some("hessian-trace") => Sensitivity::HessianTrace,
+            _ => Sensitivity::OneAtATime,
+        },
         samples: args.count("samples", 32),
         profile: &w.recipe.target,
         threads: w.threads,

@@ -184,8 +184,8 @@ static ALLOCATE: &[Key] = &[
     ),
     Key::new(
         "sensitivity",
-        Shape::OneOf(&["one-at-a-time", "layer-mse"]),
-        "one-at-a-time: what the model's outputs lose by one layer alone; layer-mse: noise over signal of the layer's own output; default one-at-a-time",
+        Shape::OneOf(&["one-at-a-time", "layer-mse", "hessian-trace"]),
+        "one-at-a-time: what the model's outputs lose by one layer alone; layer-mse: noise over signal of the layer's own output; hessian-trace: the loss's mean curvature by the layer's weights, times their squared error; default one-at-a-time",
     ),
     Key::new("samples", COUNT, "samples to measure on; default 32"),
 ];

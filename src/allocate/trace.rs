@@ -52,6 +52,11 @@ impl Traces {
                     let (values, shape) = (Arc::new(c.tensor.to_f32()?.into_owned()), c.tensor.shape().to_vec());
                     weights.push(Weight { id, value, values, shape });
                 }
+                // Attributes as inputs are read as constants.
+                (None, Some(c)) => {
+                    float.graph.remove_node(fake);
+                    float.graph.value_mut(value).constant = Some(c.clone());
+                }
                 _ => {
                     let node = float.graph.node_mut(fake);
                     (node.op, node.attrs) = (Op::Identity, Vec::new());

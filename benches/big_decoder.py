@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """4-bit weights of a decoder of 416 million parameters: CPU seconds and anonymous memory, beside ONNX Runtime's quantizer.
 
-usage: big_decoder.py REQUANT [--work FOLDER] [--runs N] [--check]   (needs onnx, onnxruntime with onnx_ir, which its quantizer imports, numpy, 5 GB of disk)
+usage: big_decoder.py REQUANT [--work FOLDER] [--runs N] [--only NAME,…] [--check]   (needs onnx, onnxruntime with onnx_ir, which its quantizer imports, numpy, 5 GB of disk)
 
 Makes a decoder of 24 layers (width 1024, 16 heads, SwiGLU of 2816, RMS normalization, a vocabulary of 52 480; random weights as external data), then
 runs in turn, N times each, every process held to one core:
 
     requant     recipe w4: uint4 in blocks of 32, MatMulNBits and GatherBlockQuantized
     ort         matmul_nbits_quantizer of the same blocks, MatMul alone
+    hqq         recipe hqq-w4: the same with real zero points (named by --only)
+    ort-hqq     matmul_nbits_quantizer's HQQ (named by --only; needs torch)
 
 CPU seconds are user and system time of the process, the lowest of the runs; anonymous memory is sampled from /proc/PID/status every 2 ms, the highest.
 With --check both files answer one prompt in ONNX Runtime, beside the float model: SQNR of the logits.
@@ -87,12 +89,13 @@ def make(path):
     print(f"{count / 1e6:.1f} M parameters in weights")
 
 
-def run_ort(model, out):
+def run_ort(method, model, out):
     """Runs in a process of its own."""
     import onnx
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    from onnxruntime.quantization.matmul_nbits_quantizer import HQQWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-    quantizer = MatMulNBitsQuantizer(onnx.load(model), bits=4, block_size=BLOCK, is_symmetric=False, accuracy_level=4)
+    how = HQQWeightOnlyQuantConfig(block_size=BLOCK, bits=4) if method == "ort-hqq" else None
+    quantizer = MatMulNBitsQuantizer(onnx.load(model), bits=4, block_size=BLOCK, is_symmetric=False, accuracy_level=4, algo_config=how)
     quantizer.process()
     quantizer.model.save_model_to_file(out, True)
 
@@ -124,10 +127,11 @@ def main():
         if not model.exists():
             make(model)
         outs = {name: folder / name / "out.onnx" for name in args.only.split(",")}
-        commands = {
-            "requant": lambda out: [args.requant, "convert", str(model), "-r", "w4", "-o", out, "--force", "-q", "--threads", "1"],
-            "ort": lambda out: [sys.executable, "-W", "ignore", os.path.abspath(__file__), "--ort", str(model), out],
-        }
+        ours = lambda recipe: lambda out: [args.requant, "convert", str(model), "-r", recipe, "-o", out, "--force", "-q", "--threads", "1"]
+        theirs = lambda name: lambda out: [sys.executable, "-W", "ignore", os.path.abspath(__file__), "--ort", name, str(model), out]
+        commands = {"requant": ours("w4"), "hqq": ours("hqq-w4"), "ort": theirs("ort"), "ort-hqq": theirs("ort-hqq")}
+        if unknown := outs.keys() - commands.keys():
+            parser.error(f"--only knows {', '.join(commands)}, and not {', '.join(unknown)}")
         seen = {name: [] for name in outs}
         for _ in range(args.runs):
             for name, out in outs.items():
@@ -137,7 +141,7 @@ def main():
                 seen[name].append((cpu, peak))
                 print(f"  {name:8} {seen[name][-1][0]:7.2f} s CPU  {seen[name][-1][1] / 1e6:7.1f} MB", file=sys.stderr)
         for name, all in seen.items():
-            bar = "  (below 5 s and 1000 MB)" if name == "requant" else ""
+            bar = {"requant": "  (below 5 s and 1000 MB)", "hqq": "  (below 60 s)"}.get(name, "")
             print(f"{name:8} {min(s[0] for s in all):7.2f} s CPU  {max(s[1] for s in all) / 1e6:7.1f} MB anonymous{bar}")
         if args.check:
             import numpy as np

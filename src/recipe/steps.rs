@@ -12,7 +12,7 @@ use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules, Standing};
 use crate::quant::Scheme;
 use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
-use crate::round::{self, Biases, CorrectBias, Gptq, Reconstruct, TuneBatchNorm, TuneBias};
+use crate::round::{self, AdaQuant, Biases, CorrectBias, Gptq, Reconstruct, TuneBatchNorm, TuneBias, Visits};
 use crate::target::{SchemeKeys, Spelling};
 use crate::transform::{self, Awq, Balance, Equalize, Grid, ShiftNegatives, Smooth};
 
@@ -354,17 +354,12 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
             round::gptq(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
         }
         Some(method @ ("adaround" | "block")) => {
-            let how = Reconstruct {
-                blocks: method == "block",
-                samples: args.count("samples", 64),
-                iterations: args.count("iterations", 20_000),
-                batch: args.count("batch", 8),
-                lambda: args.number("lambda").unwrap_or(0.01),
-                seed: w.recipe.seed,
-                memory: w.recipe.memory,
-                threads: w.threads,
-            };
+            let how = Reconstruct { blocks: method == "block", lambda: args.number("lambda").unwrap_or(0.01), visits: visits(w, args, (64, 20_000, 8)) };
             round::reconstruct(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
+        }
+        Some("adaquant") => {
+            let how = AdaQuant { parallel: args.flag("parallel").unwrap_or(false), visits: visits(w, args, (1000, 1000, 50)) };
+            round::adaquant(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
         }
         Some("hqq") => round::hqq(&mut w.model)?,
         Some("k-quant") => round::k_quant(&mut w.model)?,
@@ -372,6 +367,18 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
     };
     notes.append(round::round_nearest(&mut w.model)?);
     Ok(notes)
+}
+
+/// How layers are visited to learn from samples; `defaults`: samples, steps a layer, samples a step.
+fn visits(w: &Work, args: &Args, defaults: (usize, usize, usize)) -> Visits {
+    Visits {
+        samples: args.count("samples", defaults.0),
+        iterations: args.count("iterations", defaults.1),
+        batch: args.count("batch", defaults.2),
+        seed: w.recipe.seed,
+        memory: w.recipe.memory,
+        threads: w.threads,
+    }
 }
 
 /// Under what biases are written; `bias`: the recipe's scheme of those that layers do not have yet.

@@ -142,8 +142,8 @@ static CALIBRATE_WEIGHTS: &[Key] = &[Key::new("method", Shape::OneOf(&["minmax",
 static ROUND: &[Key] = &[
     Key::new(
         "method",
-        Shape::OneOf(&["nearest", "gptq", "adaround", "block", "hqq", "k-quant"]),
-        "nearest: the code closest to each weight; gptq: each weight makes up for what those before it lost; adaround: up or down, learnt layer by layer; block: the same over residual and attention blocks; hqq: zero points that make little of outliers, and nearest codes; k-quant: scales and zero points by weighted least squares, and nearest codes",
+        Shape::OneOf(&["nearest", "gptq", "adaround", "block", "adaquant", "hqq", "k-quant"]),
+        "nearest: the code closest to each weight; gptq: each weight makes up for what those before it lost; adaround: up or down, learnt layer by layer; block: the same over residual and attention blocks; adaquant: weights that may end at any code, biases and scales, learnt layer by layer; hqq: zero points that make little of outliers, and nearest codes; k-quant: scales and zero points by weighted least squares, and nearest codes",
     ),
     Key::new("damping", Shape::Number(0.0, 1.0), "gptq: of the inputs' mean energy, what is added to each; default 0.01"),
     Key::new(
@@ -151,10 +151,15 @@ static ROUND: &[Key] = &[
         Shape::Number(0.0, f64::INFINITY),
         "gptq: billions of multiply-adds that a layer may take; fewer places are looked at for it, and beyond that it gets nearest codes; default 2000",
     ),
-    Key::new("samples", COUNT, "samples at most; default 32 for gptq, 64 for adaround and block, of which every fourth judges"),
-    Key::new("iterations", COUNT, "adaround, block: steps a layer or block at most, fewer where all would take too long; default 20000"),
-    Key::new("batch", COUNT, "adaround, block: samples a step; default 8"),
+    Key::new("samples", COUNT, "samples at most; default 32 for gptq, 64 for adaround and block, 1000 for adaquant, of which every fourth judges"),
+    Key::new(
+        "iterations",
+        COUNT,
+        "adaround, block, adaquant: steps a layer or block at most, fewer where all would take too long; default 20000, 1000 for adaquant",
+    ),
+    Key::new("batch", COUNT, "adaround, block, adaquant: samples a step; default 8, 50 for adaquant"),
     Key::new("lambda", Shape::Number(0.0, f64::INFINITY), "adaround, block: weight of the regulariser that decides between up and down; default 0.01"),
+    Key::new("parallel", FLAG, "adaquant: layers read what the float model gives them, instead of what the quantized layers before do; default false"),
 ];
 /// What `latency_table` holds.
 pub static LATENCIES: Shape = Shape::MapOf(&Shape::MapOf(&Shape::Number(0.0, f64::INFINITY)));

@@ -80,6 +80,27 @@ pub(super) fn stands_for(model: &Model, fake: NodeId) -> Result<Option<Vec<f32>>
     Ok(Some(quant::dequantize(codes, &row.scheme, params)?))
 }
 
+/// Biases whose scale is the product of this quantizer's and another's follow it; codes that they have are found anew.
+pub(super) fn follow(model: &mut Model, id: QuantizerId) {
+    let roots: Vec<(NodeId, QuantizerId)> = model.constant_sites().into_iter().map(|(n, q)| (n, model.quantizers.root(q))).collect();
+    for (node, q) in roots {
+        let table = &model.quantizers;
+        let Some(Params { origin: Origin::Product(x, w), .. }) = table[q].params else { continue };
+        let (x, w) = (table.root(x), table.root(w));
+        let (Some(of_x), Some(of_w), true) = (&table[x].params, &table[w].params, [x, w].contains(&id)) else { continue };
+        let scale: Vec<f32> = of_w.scale.iter().map(|s| s * of_x.scale_at(0)).collect();
+        let Ok(values) = stands_for(model, node) else { continue };
+        let row = &mut model.quantizers[q];
+        let Some(params) = row.params.as_mut().filter(|p| p.scale.len() == scale.len()) else { continue };
+        params.scale = scale;
+        let Some(values) = values else { continue };
+        let shape = model.codes[&Site::of(node)].0.shape().to_vec();
+        if let Ok(codes) = quant::quantize(&values, &shape, &row.scheme, params) {
+            model.codes.insert(Site::of(node), codes);
+        }
+    }
+}
+
 /// The FakeQuant that gives a value.
 pub(super) fn fake_of(model: &Model, v: ValueId) -> Option<NodeId> {
     model.graph.value(v).producer().map(|(n, _)| n).filter(|n| model.graph.node(*n).op == Op::FakeQuant)

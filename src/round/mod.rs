@@ -1,5 +1,8 @@
 //! Which code stands for each weight.
 
+mod adaquant;
+#[cfg(test)]
+mod adaquant_tests;
 mod biases;
 mod correct_bias;
 mod gptq;
@@ -13,18 +16,21 @@ mod reconstruct;
 mod reconstruct_tests;
 mod refit;
 mod samples;
+mod task;
 #[cfg(test)]
 mod testing;
 mod tune_batch_norm;
 mod tune_bias;
 mod units;
 
+pub use adaquant::{AdaQuant, adaquant};
 pub use biases::Biases;
 pub use correct_bias::{CorrectBias, correct_bias};
 pub use gptq::{Gptq, gptq};
 pub use hqq::hqq;
 pub use k_quant::k_quant;
 pub use reconstruct::{Reconstruct, reconstruct};
+pub use task::Visits;
 pub use tune_batch_norm::{TuneBatchNorm, tune_batch_norm};
 pub use tune_bias::{TuneBias, tune_bias};
 

@@ -1,5 +1,6 @@
 use super::reconstruct::{Reconstruct, reconstruct};
 use super::round_nearest;
+use super::task::Visits;
 use super::testing::{models, numbers, samples, weight_codes};
 use super::units::{blocks, layers};
 use crate::data::tests::npy;
@@ -11,12 +12,16 @@ use crate::tensor::{DType, Tensor};
 use std::path::Path;
 
 /// Channels of the layer, rows of a sample, samples.
-const N: usize = 64;
-const ROWS: usize = 16;
-const COUNT: usize = 64;
+pub const N: usize = 64;
+pub const ROWS: usize = 16;
+pub const COUNT: usize = 64;
+
+pub fn visits(iterations: usize, threads: usize) -> Visits {
+    Visits { samples: COUNT, iterations, batch: 8, seed: 1, memory: 1 << 26, threads }
+}
 
 fn how(iterations: usize, threads: usize) -> Reconstruct {
-    Reconstruct { blocks: false, samples: COUNT, iterations, batch: 8, lambda: 0.01, seed: 1, memory: 1 << 26, threads }
+    Reconstruct { blocks: false, lambda: 0.01, visits: visits(iterations, threads) }
 }
 
 fn typed(m: &mut Model, name: &str, shape: &[usize]) -> crate::graph::ValueId {
@@ -25,7 +30,7 @@ fn typed(m: &mut Model, name: &str, shape: &[usize]) -> crate::graph::ValueId {
     v
 }
 
-fn open(dir: &Path, x: &[f32], shape: &[usize]) -> Dataset {
+pub fn open(dir: &Path, x: &[f32], shape: &[usize]) -> Dataset {
     let path = dir.join("x.npy");
     std::fs::write(&path, npy("<f4", false, shape, &x.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())).unwrap();
     let dims = [1].iter().chain(&shape[1..]).map(|d| Dim::Known(*d)).collect();
@@ -33,7 +38,7 @@ fn open(dir: &Path, x: &[f32], shape: &[usize]) -> Dataset {
 }
 
 /// Rows whose channels follow each other with a correlation of 0.9, cut at 0.
-fn rows(count: usize, seed: u32) -> Vec<f32> {
+pub fn rows(count: usize, seed: u32) -> Vec<f32> {
     let noise = numbers(count * N, seed);
     let mut now = 0.0;
     noise
@@ -45,13 +50,18 @@ fn rows(count: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
-/// x[1,16,64] → MatMul with 4-bit weights whose scales lose least of the weights → y.
 fn layer() -> (Model, Vec<f32>) {
+    layer_of(4)
+}
+
+/// x[1,16,64] → MatMul with weights of so many bits, whose scales lose least of the weights → y.
+pub fn layer_of(bits: u8) -> (Model, Vec<f32>) {
     let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
     let w = numbers(N * N, 5);
-    let q = m.quantizers.add("w", Scheme { blocks: Blocks::channel(1), ..Scheme::int(4, true) });
-    let lost = |j: usize, s: f32| (0..N).map(|i| w[i * N + j]).map(|w| (w - (w / s).round_ties_even().clamp(-8.0, 7.0) * s).powi(2)).sum::<f32>();
-    let scale = (0..N).map(|j| (0..40).map(|k| (0.6 + 0.01 * k as f32) / 7.0).min_by(|a, b| lost(j, *a).total_cmp(&lost(j, *b))).unwrap()).collect();
+    let q = m.quantizers.add("w", Scheme { blocks: Blocks::channel(1), ..Scheme::int(bits, true) });
+    let top = ((1 << (bits - 1)) - 1) as f32;
+    let lost = |j: usize, s: f32| (0..N).map(|i| w[i * N + j]).map(|w| (w - (w / s).round_ties_even().clamp(-top - 1.0, top) * s).powi(2)).sum::<f32>();
+    let scale = (0..N).map(|j| (0..40).map(|k| (0.6 + 0.01 * k as f32) / top).min_by(|a, b| lost(j, *a).total_cmp(&lost(j, *b))).unwrap()).collect();
     m.quantizers[q].params = Some(Params { scale, ..Params::tensor(1.0, None) });
     let (x, y) = (typed(&mut m, "x", &[1, ROWS, N]), typed(&mut m, "y", &[1, ROWS, N]));
     let g = &mut m.graph;
@@ -63,7 +73,7 @@ fn layer() -> (Model, Vec<f32>) {
 }
 
 /// Squared error of the layer's outputs on rows it has not seen.
-fn error(m: &Model, w: &[f32]) -> f64 {
+pub fn error(m: &Model, w: &[f32]) -> f64 {
     let (fake, q) = m.constant_sites()[0];
     let row = &m.quantizers[q];
     let stands = quant::dequantize(&m.codes[&Site::of(fake)], &row.scheme, row.params.as_ref().unwrap()).unwrap();

@@ -6,7 +6,7 @@
 //! Declines: factors where a channel has no scale of its own to take it, or a scale must be a power of two (its mean is restored all the same);
 //! everything, where held-out samples are served worse.
 
-use super::biases::{Biases, Layer, current, layers, stands_for};
+use super::biases::{Biases, Layer, current, follow, layers};
 use super::moments::{Moments, moved, of_float};
 use super::samples::{KEPT, held_out, same_shapes, walks, within};
 use crate::data::Dataset;
@@ -15,7 +15,7 @@ use crate::error::{At, Error, Result};
 use crate::graph::{Linear, Model, NodeId, Site};
 use crate::note::Notes;
 use crate::pass::Progress;
-use crate::quant::{self, Origin, Params, QuantizerId, ScaleKind, nearest_scale};
+use crate::quant::{QuantizerId, ScaleKind, nearest_scale};
 use crate::tensor::Tensor;
 
 /// What the step may use.
@@ -154,29 +154,8 @@ impl Scales {
             }
             *scale = new;
         }
-        self.follow(model);
+        follow(model, self.id);
         held
-    }
-
-    /// Biases whose scale is the product of this one's and the input's follow it; their codes are found anew.
-    fn follow(&self, model: &mut Model) {
-        let table = &model.quantizers;
-        let follows = |p: &Params| matches!(p.origin, Origin::Product(_, w) if table.root(w) == self.id);
-        let roots = model.constant_sites().into_iter().map(|(n, q)| (n, table.root(q)));
-        let sites: Vec<(NodeId, QuantizerId)> = roots.filter(|(_, q)| table[*q].params.as_ref().is_some_and(follows)).collect();
-        for (node, q) in sites {
-            let Some(Params { origin: Origin::Product(x, _), .. }) = model.quantizers[q].params else { continue };
-            let (Some(x), Some(w)) = (&model.quantizers[model.quantizers.root(x)].params, &model.quantizers[self.id].params) else { continue };
-            let scale: Vec<f32> = w.scale.iter().map(|s| s * x.scale_at(0)).collect();
-            let Some(values) = stands_for(model, node).ok().flatten() else { continue };
-            let row = &mut model.quantizers[q];
-            let Some(params) = row.params.as_mut().filter(|p| p.scale.len() == scale.len()) else { continue };
-            params.scale = scale;
-            let shape = model.codes[&Site::of(node)].0.shape().to_vec();
-            if let Ok(codes) = quant::quantize(&values, &shape, &row.scheme, params) {
-                model.codes.insert(Site::of(node), codes);
-            }
-        }
     }
 }
 

@@ -33,7 +33,7 @@ pub fn layers(model: &Model) -> Vec<Unit> {
 }
 
 /// The output of a piece that ends at `node`, and that node: with the activation behind it, if it stands before the next layer.
-fn with_activation(g: &Graph, rest: &[NodeId], output: ValueId, node: NodeId) -> (ValueId, NodeId) {
+pub fn with_activation(g: &Graph, rest: &[NodeId], output: ValueId, node: NodeId) -> (ValueId, NodeId) {
     let [port] = g.value(output).uses() else { return (output, node) };
     let before = rest.iter().take_while(|n| Linear::of(g, **n).is_none()).any(|n| *n == port.node);
     match g.get_node(port.node).filter(|n| before && port.slot == 0 && ACTIVATIONS.contains(&n.op) && !g.is_output(output)).and_then(|n| n.output(0)) {

@@ -90,7 +90,7 @@ fn every_recipe_gives_the_same_bytes_on_any_number_of_threads() {
     assert!(recipes.len() > 4 && recipes.iter().any(|r| r == "int8"), "{recipes:?}");
     for recipe in &recipes {
         // What is learnt takes minutes by default, and the same steps however few.
-        let steps: &[&str] = if ["adaround", "block"].contains(&recipe.as_str()) { &["--set", "round.iterations=40"] } else { &[] };
+        let steps: &[&str] = if ["adaround", "block", "adaquant"].contains(&recipe.as_str()) { &["--set", "round.iterations=40"] } else { &[] };
         for threads in ["1", "2", "4"] {
             let out = format!("{threads}.onnx");
             let few = ["--set", "data.samples=12", "--set", "data.validate=6", "-q", "--force", "--threads", threads, "-o", &out, "-r", recipe];

@@ -322,6 +322,10 @@ ops! {
     SkipSimplifiedLayerNormalization "com.microsoft" "SkipSimplifiedLayerNormalization" [Activation, Activation, Constant, Constant] Shape Normalize;
     GroupQueryAttention "com.microsoft" "GroupQueryAttention" [Activation, Activation, Activation, Activation, Activation, Shape, Shape, Constant, Constant] Shape Compute;
     MultiHeadAttention "com.microsoft" "MultiHeadAttention" [Activation, Activation, Activation, Bias, Activation, Activation] Shape Compute;
+    ActivationPOTQuantizer "mct_quantizers" "ActivationPOTQuantizer" [Activation] Shape Quantize;
+    ActivationSymmetricQuantizer "mct_quantizers" "ActivationSymmetricQuantizer" [Activation] Shape Quantize;
+    WeightsPOTQuantizer "mct_quantizers" "WeightsPOTQuantizer" [Weight, Params] Shape Quantize;
+    WeightsSymmetricQuantizer "mct_quantizers" "WeightsSymmetricQuantizer" [Weight, Params] Shape Quantize;
     FakeQuant "requant" "FakeQuant" [Activation] Shape Quantize;
     Narrow "requant" "Narrow" [Activation] Shape Pointwise;
 }

@@ -17,6 +17,7 @@ mod dynamic;
 mod encodings;
 mod held;
 mod interface;
+mod mct;
 mod moves;
 mod packed;
 mod params;
@@ -106,6 +107,7 @@ fn lift_node(w: &mut Work, id: NodeId) -> Result<()> {
         Op::MatMulNBits => packed::mat_mul_n_bits(w, id),
         Op::MatMulBnb4 => packed::mat_mul_bnb4(w, id),
         Op::GatherBlockQuantized => packed::gather_block_quantized(w, id),
+        Op::ActivationPOTQuantizer | Op::ActivationSymmetricQuantizer | Op::WeightsPOTQuantizer | Op::WeightsSymmetricQuantizer => mct::quantizer(w, id),
         Op::Mul if spelled::is_at(w.g, id) => spelled::mul(w, id),
         _ if op.flow() == Flow::Quantize => {
             Err(Error::usage("this quantized operator cannot be read yet; write the model with QuantizeLinear and DequantizeLinear instead"))

@@ -6,6 +6,7 @@ mod dynamic;
 mod encodings;
 mod images;
 mod io;
+mod mct;
 mod moves;
 mod packed;
 mod qdq;
@@ -17,6 +18,7 @@ pub use casts::{Casts, half_floats};
 pub use encodings::encodings;
 pub use images::{Image, raw_image};
 pub use io::integer_interface;
+pub use mct::{OPSET as MCT_OPSET, mct_quantizers};
 pub use qdq::{lower_qdq, qdq_opset};
 pub use qoperator::qoperator;
 pub use shield::shield;
@@ -26,7 +28,7 @@ use crate::graph::Model;
 use crate::note::Notes;
 
 /// The spellings there are: what `lower: { form: … }` may say.
-pub const FORMS: &[&str] = &["qdq", "qoperator", "matmul-nbits", "encodings"];
+pub const FORMS: &[&str] = &["qdq", "qoperator", "matmul-nbits", "encodings", "mct-quantizers"];
 
 /// What a spelling may be told besides its name.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -85,6 +85,14 @@ pub fn producer(model: &Model) -> Result<String> {
     Ok(format!("{} {}", rest.producer_name(), rest.producer_version()).trim().to_string())
 }
 
+/// Says which program wrote a model.
+pub fn set_producer(model: &mut Model, name: &str, version: &str) -> Result<()> {
+    let mut rest: proto::ModelProto = rest::unpack_rest(&model.extra)?;
+    (rest.producer_name, rest.producer_version) = (Some(name.into()), Some(version.into()));
+    model.extra = rest::pack_rest(&rest);
+    Ok(())
+}
+
 /// One tensor of a test set (`input_0.pb`), with its name.
 pub fn read_tensor(path: &Path) -> Result<(String, Tensor)> {
     let bytes = open(path)?;

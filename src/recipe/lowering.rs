@@ -9,7 +9,7 @@ use crate::note::Notes;
 use crate::observe::Extremes;
 use crate::onnx;
 use crate::range::{self, Ranges};
-use crate::target::Keep;
+use crate::target::{Keep, Spelling};
 use crate::tensor::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -79,6 +79,17 @@ pub fn lower(w: &mut Work, args: &Args) -> Result<Notes> {
         }
         let (text, notes) = lower::encodings(&mut w.model, args.int("version").unwrap_or(1))?;
         w.encodings = Some(text);
+        return Ok(notes);
+    }
+    // A chip that reads nothing else gets its own operators.
+    let reads = recipe.target.forms.as_deref().unwrap_or_default();
+    let form = if form == "qdq" && reads == [Spelling::MctQuantizers] { "mct-quantizers" } else { form };
+    if form == "mct-quantizers" {
+        if let Some(key) = ["io", "accuracy_level", "version"].into_iter().find(|k| args.text(k).is_some() || args.int(k).is_some()) {
+            return Err(Error::usage(format!("`{key}` is no key of form mct-quantizers")));
+        }
+        let mut notes = onnx::raise_opset(&mut w.model, lower::MCT_OPSET)?;
+        notes.append(lower::mct_quantizers(&mut w.model)?);
         return Ok(notes);
     }
     if args.int("version").is_some() {

@@ -120,6 +120,7 @@ pub fn check_forms(recipe: &Recipe) -> Result<()> {
         let needs = match form {
             "qoperator" => Spelling::QOperator,
             "matmul-nbits" => Spelling::WeightOnly,
+            "mct-quantizers" => Spelling::MctQuantizers,
             _ => continue,
         };
         if !reads.contains(&needs) {

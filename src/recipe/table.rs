@@ -207,7 +207,7 @@ static LOWER: &[Key] = &[
     Key::new(
         "form",
         Shape::OneOf(lower::FORMS),
-        "qdq: QuantizeLinear and DequantizeLinear, and, in any form, DynamicQuantizeLinear and integer products where scales are found at inference; qoperator: operators on codes (QLinearConv …, for ONNX Runtime also those of com.microsoft) wherever there are any; matmul-nbits: com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized for weights in blocks, qdq for the rest; encodings: a float model, and beside it OUT.encodings, AIMET's JSON",
+        "qdq: QuantizeLinear and DequantizeLinear, and, in any form, DynamicQuantizeLinear and integer products where scales are found at inference; qoperator: operators on codes (QLinearConv …, for ONNX Runtime also those of com.microsoft) wherever there are any; matmul-nbits: com.microsoft's MatMulNBits, MatMulBnb4 and GatherBlockQuantized for weights in blocks, qdq for the rest; encodings: a float model, and beside it OUT.encodings, AIMET's JSON; mct-quantizers: Sony's operators, also written where the target reads nothing else",
     ),
     Key::new(
         "io",

@@ -36,10 +36,13 @@ const PASS: &[Op] = &[
     Op::Transpose, Op::Reshape, Op::Identity, Op::Squeeze, Op::Unsqueeze, Op::Flatten, Op::Slice, Op::Split, Op::Gather, Op::Expand, Op::Relu, Op::Clip,
     Op::MaxPool, Op::Pad, Op::Concat, Op::DepthToSpace, Op::SpaceToDepth, Op::Tile, Op::Cast,
 ];
+/// Operators that give back floats on a grid.
+const ROUNDERS: &[Op] = &[Op::ActivationPOTQuantizer, Op::ActivationSymmetricQuantizer, Op::WeightsPOTQuantizer, Op::WeightsSymmetricQuantizer];
 const FUSED: &[Op] = &[Op::LeakyRelu, Op::PRelu, Op::BatchNormalization, Op::Dropout, Op::HardSwish];
 #[rustfmt::skip]
 const SKIP: &[Op] = &[
-    Op::QuantizeLinear, Op::DequantizeLinear, Op::MsQuantizeLinear, Op::MsDequantizeLinear, Op::Constant, Op::Shape, Op::ConstantOfShape, Op::Range, Op::Size,
+    Op::QuantizeLinear, Op::DequantizeLinear, Op::MsQuantizeLinear, Op::MsDequantizeLinear, Op::ActivationPOTQuantizer, Op::ActivationSymmetricQuantizer,
+    Op::WeightsPOTQuantizer, Op::WeightsSymmetricQuantizer, Op::Constant, Op::Shape, Op::ConstantOfShape, Op::Range, Op::Size,
     Op::NonZero, Op::ArgMax, Op::OneHot, Op::Equal, Op::Less, Op::Greater, Op::Not, Op::And, Op::Or, Op::DynamicQuantizeLinear, Op::Cast, Op::If, Op::Loop, Op::Scan,
 ];
 #[rustfmt::skip]
@@ -227,6 +230,7 @@ impl<'a> File<'a> {
         let Some((g, n)) = t.and_then(|t| self.producers.get(t)).filter(|_| depth <= DEPTH) else { return 32 };
         match n.op {
             Op::DequantizeLinear | Op::MsDequantizeLinear => name(g, n.input(0)).map_or(32, |t| self.code_bits(t)),
+            op if ROUNDERS.contains(&op) => n.int("num_bits").unwrap_or(32) as u32,
             Op::Concat => n.inputs().iter().map(|v| self.bits(name(g, *v), depth + 1)).max().unwrap_or(32),
             op if PASS.contains(&op) => self.bits(name(g, n.input(0)), depth + 1),
             _ => 32,
@@ -270,7 +274,7 @@ impl<'a> File<'a> {
         if readers.is_empty() || depth > DEPTH {
             return 32;
         }
-        let quantizes = |n: &Node| matches!(n.op, Op::QuantizeLinear | Op::MsQuantizeLinear);
+        let quantizes = |n: &Node| matches!(n.op, Op::QuantizeLinear | Op::MsQuantizeLinear) || ROUNDERS.contains(&n.op);
         let is_output = self.outputs.contains(t);
         if let [(g, n)] = readers
             && (FUSED.contains(&n.op) || PASS.contains(&n.op))
@@ -281,7 +285,7 @@ impl<'a> File<'a> {
         if is_output && !readers.iter().any(|(_, n)| quantizes(n)) {
             return 32;
         }
-        let bits = |(g, n): &(&'a Graph, &'a Node)| if quantizes(n) { name(g, n.output(0)).map_or(32, |t| self.code_bits(t)) } else { 32 };
+        let bits = |(g, n): &(&'a Graph, &'a Node)| if ROUNDERS.contains(&n.op) { self.bits(name(g, n.output(0)), 0) } else if quantizes(n) { name(g, n.output(0)).map_or(32, |t| self.code_bits(t)) } else { 32 };
         readers.iter().map(bits).max().unwrap_or(32)
     }
 }

@@ -222,12 +222,15 @@ pub enum Spelling {
     Dynamic,
     /// MatMulNBits and its like.
     WeightOnly,
+    /// Operators of mct_quantizers, which round floats.
+    MctQuantizers,
 }
 
 impl Spelling {
     /// As profiles write them.
-    pub const WORDS: [&'static str; 5] = ["qdq", "ms-qdq", "qoperator", "dynamic", "weight-only"];
-    pub const ALL: [Spelling; 5] = [Spelling::Qdq, Spelling::MsQdq, Spelling::QOperator, Spelling::Dynamic, Spelling::WeightOnly];
+    pub const WORDS: [&'static str; 6] = ["qdq", "ms-qdq", "qoperator", "dynamic", "weight-only", "mct-quantizers"];
+    pub const ALL: [Spelling; 6] =
+        [Spelling::Qdq, Spelling::MsQdq, Spelling::QOperator, Spelling::Dynamic, Spelling::WeightOnly, Spelling::MctQuantizers];
 
     /// The family of an operator that speaks of codes.
     pub fn of(op: Op) -> Spelling {
@@ -237,6 +240,7 @@ impl Spelling {
             Op::MatMulNBits | Op::MatMulBnb4 | Op::GatherBlockQuantized | Op::MatMulFpQ4 | Op::QMoE => Spelling::WeightOnly,
             Op::DynamicQuantizeLinear | Op::MatMulInteger | Op::ConvInteger | Op::MatMulIntegerToFloat => Spelling::Dynamic,
             Op::DynamicQuantizeMatMul | Op::DynamicQuantizeLSTM | Op::MatMulInteger16 => Spelling::Dynamic,
+            Op::ActivationPOTQuantizer | Op::ActivationSymmetricQuantizer | Op::WeightsPOTQuantizer | Op::WeightsSymmetricQuantizer => Spelling::MctQuantizers,
             _ => Spelling::QOperator,
         }
     }

@@ -104,6 +104,10 @@ pub fn outputs(node: &Node, inputs: &[Option<&Fact>]) -> Vec<Fact> {
         _ if matches!(node.op.flow(), Flow::Pointwise | Flow::Clamp | Flow::Normalize) => one(dtype, shape),
         Op::Identity
         | Op::FakeQuant
+        | Op::ActivationPOTQuantizer
+        | Op::ActivationSymmetricQuantizer
+        | Op::WeightsPOTQuantizer
+        | Op::WeightsSymmetricQuantizer
         | Op::CumSum
         | Op::CumProd
         | Op::Trilu

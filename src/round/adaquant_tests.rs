@@ -83,7 +83,8 @@ fn codes_scales_and_biases_stand_in_the_model_and_serve_it_on_any_number_of_thre
                 let (node, _) = m.constant_sites().into_iter().find(|(_, q)| *q == b).unwrap();
                 quant::dequantize(&m.codes[&Site::of(node)], &m.quantizers[b].scheme, m.quantizers[b].params.as_ref().unwrap()).unwrap()
             };
-            assert_ne!(biases(&one), biases(&nearest));
+            // By more than another scale moves them.
+            assert!(biases(&one).iter().zip(biases(&nearest)).any(|(a, b)| (a - b).abs() > 1e-3));
         }
     }
 }

@@ -4,11 +4,11 @@
 //! Needs: parameters, codes for every constant. Declines: nothing; what these operators cannot say is an error.
 
 use crate::error::{At, Error, Result};
-use crate::graph::{Model, Node, Op, Site, Type, ValueId};
+use crate::graph::{InputShapes, Model, Node, Op, Site, Type, ValueId, infer};
 use crate::note::Notes;
 use crate::onnx;
 use crate::quant::{self, Format, Params, QuantizerId, ScaleKind, Scheme, Timing, Zeros};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 use std::collections::BTreeMap;
 
 /// The lowest opset that the reader takes, and the program of whose files it is sure.
@@ -22,6 +22,7 @@ pub fn mct_quantizers(model: &mut Model) -> Result<Notes> {
     if let Some((_, node)) = model.graph.nodes().find(|(_, n)| n.bodies().any(|(_, b)| b.nodes().any(|(_, n)| n.op == Op::FakeQuant))) {
         return Err(Error::usage(format!("node {}: mct_quantizers cannot stand in its body: keep what is in it float by an override", node.name)));
     }
+    let inferred = infer(model, &InputShapes::new());
     let g = &mut model.graph;
     let mut written: BTreeMap<(ValueId, QuantizerId), ValueId> = BTreeMap::new();
     let mut weights = 0;
@@ -43,14 +44,18 @@ pub fn mct_quantizers(model: &mut Model) -> Result<Notes> {
         let mut inputs = vec![Some(x)];
         if let Some(shape) = shape {
             weights += 1;
-            let codes = codes.get(&Site::of(id)).ok_or_else(|| Error::failed("its weights have no codes yet; `round` must stand before `lower`")).at(|| &row.name)?;
+            let codes =
+                codes.get(&Site::of(id)).ok_or_else(|| Error::failed("its weights have no codes yet; `round` must stand before `lower`")).at(|| &row.name)?;
             let stands = Tensor::of_f32(&shape, quant::dequantize(codes, &row.scheme, params).at(|| &row.name)?);
             let of = g.value(x).name.clone();
             inputs[0] = Some(g.add_constant(&format!("{of}_rounded"), stands));
             inputs.push(Some(g.add_constant(&format!("{of}_threshold"), Tensor::of_f32(&[thresholds.len()], thresholds))));
-        } else if let (Type::Tensor { shape: None, .. }, Type::Tensor { shape: Some(_), .. }) = (&g.value(y).ty, &g.value(x).ty) {
-            // The reader wants to know what its own operators give.
-            g.value_mut(y).ty = g.value(x).ty.clone();
+        }
+        // The reader wants to know what its own operators give.
+        let known = inferred.get(x).shape.clone().or_else(|| inferred.get(y).shape.clone());
+        g.value_mut(y).ty = Type::Tensor { dtype: Some(DType::F32), shape: known };
+        if !g.is_output(y) && !g.value_info.contains(&y) {
+            g.value_info.push(y);
         }
         let at = g.position(id);
         g.remove_node(id);
@@ -74,11 +79,15 @@ pub fn mct_quantizers(model: &mut Model) -> Result<Notes> {
 /// The operator of a quantizer, of a constant of that shape if it has one, and its thresholds.
 fn operator(scheme: &Scheme, p: &Params, constant: Option<&[usize]>, name: String) -> Result<(Node, Vec<f32>)> {
     let cannot = |what: &str| Error::usage(format!("mct_quantizers cannot say {what} ({scheme}): take another format, or `lower: qdq`"));
-    let Format::Int { bits, signed, .. } = scheme.format else { return Err(cannot("formats other than integers")) };
+    let Format::Int { bits: bits @ ..=16, signed, .. } = scheme.format else { return Err(cannot("other formats than integers of at most 16 bits")) };
+    // Unsigned codes around the middle one are signed ones.
+    let all = |zero: f32| !matches!(p.zero, Zeros::Real(_)) && (0..p.scale.len()).all(|i| p.zero_at(i) == zero);
+    let middle = !signed && all(2f32.powi(bits as i32 - 1));
+    let signed = signed || middle;
     if scheme.timing == Timing::Dynamic || matches!(scheme.scale, ScaleKind::Nested(_)) {
         return Err(cannot("scales found at inference or scales that are codes"));
     }
-    if matches!(p.zero, Zeros::Real(_)) || (0..p.scale.len()).any(|i| p.zero_at(i) != 0.0) {
+    if !all(0.0) && !middle {
         return Err(cannot("zero points"));
     }
     let half = 2f32.powi(bits as i32 - signed as i32);
@@ -105,10 +114,9 @@ fn operator(scheme: &Scheme, p: &Params, constant: Option<&[usize]>, name: Strin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::{Dim, Site};
+    use crate::graph::Dim;
     use crate::lift::lift;
     use crate::quant::{Blocks, Table};
-    use crate::tensor::DType;
 
     /// x → FakeQuant → MatMul with W under a scale a channel → FakeQuant → y; a second reader of the first.
     fn model(activation: (Scheme, Params), weight: Scheme) -> Model {
@@ -156,6 +164,8 @@ mod tests {
         let pot = of(Op::ActivationPOTQuantizer);
         assert_eq!((pot.len(), pot[0].float("threshold"), pot[0].int("signed"), pot[0].int("num_bits")), (1, Some(16.0), Some(0), Some(8)));
         assert_eq!(of(Op::ActivationSymmetricQuantizer)[0].float("threshold"), Some(0.3 * 128.0));
+        assert_eq!(g.value_info.len(), 2);
+        assert_eq!(g.value(pot[0].output(0).unwrap()).known_shape(), Some(vec![1, 3]));
         let weight = &of(Op::WeightsSymmetricQuantizer)[0];
         assert_eq!(["num_bits", "per_channel", "channel_axis", "signed"].map(|k| weight.int(k)), [Some(4), Some(1), Some(1), Some(1)]);
         let threshold = &g.constant(weight.input(1).unwrap()).unwrap().tensor;
@@ -163,14 +173,26 @@ mod tests {
         assert!(g.nodes().all(|(_, n)| !n.name.is_empty()) && file.opset("mct_quantizers") == Some(1) && file.codes.is_empty());
         assert_eq!(onnx::producer(&file).unwrap(), "pytorch 2.0.0");
         lift(&mut file).unwrap();
-        for name in ["x", "y"] {
-            let (a, b) = (by_name(&want, name), by_name(&file.quantizers, name));
+        // They are called after what they read.
+        for (was, is) in [("x", "x"), ("y", "t")] {
+            let (a, b) = (by_name(&want, was), by_name(&file.quantizers, is));
             assert_eq!((a.scheme.format, &a.params.as_ref().unwrap().scale), (b.scheme.format, &b.params.as_ref().unwrap().scale));
         }
         let (node, id) = file.graph.nodes().find_map(|(n, node)| Some((n, node.quantizer()?)).filter(|(n, _)| file.codes.contains_key(&Site::of(*n)))).unwrap();
         assert_eq!(file.codes[&Site::of(node)].unpack(), codes);
         assert_eq!(file.quantizers[id].params.as_ref().unwrap().scale, by_name(&want, "w").params.as_ref().unwrap().scale);
         assert_eq!(file.quantizers[id].scheme.blocks.channel_axis(), Some(1));
+    }
+
+    #[test]
+    fn unsigned_codes_around_the_middle_are_signed_ones() {
+        let middle = (Scheme { zero: quant::Zero::Integer, ..Scheme::int(8, false) }, Params::tensor(0.5, Some(128)));
+        let mut file = model(middle, Scheme::int(8, true));
+        mct_quantizers(&mut file).unwrap();
+        let (_, node) = file.graph.nodes().find(|(_, n)| n.op == Op::ActivationPOTQuantizer).unwrap();
+        assert_eq!((node.float("threshold"), node.int("signed")), (Some(64.0), Some(1)));
+        let (_, weight) = file.graph.nodes().find(|(_, n)| n.op == Op::WeightsPOTQuantizer).unwrap();
+        assert_eq!((weight.int("per_channel"), weight.int("channel_axis")), (Some(0), Some(0)));
     }
 
     #[test]
@@ -181,6 +203,7 @@ mod tests {
         };
         let zero = (Scheme { zero: quant::Zero::Integer, ..Scheme::int(8, false) }, Params::tensor(0.5, Some(3)));
         refused(zero, Scheme::int(8, true), &["x", "zero points"]);
+        refused(pow2(), Scheme::int(32, true), &["w", "at most 16 bits"]);
         refused(pow2(), Scheme { zero: quant::Zero::None, ..Scheme::int(8, false) }, &["w", "unsigned weights"]);
     }
 }

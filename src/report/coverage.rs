@@ -285,7 +285,15 @@ impl<'a> File<'a> {
         if is_output && !readers.iter().any(|(_, n)| quantizes(n)) {
             return 32;
         }
-        let bits = |(g, n): &(&'a Graph, &'a Node)| if ROUNDERS.contains(&n.op) { self.bits(name(g, n.output(0)), 0) } else if quantizes(n) { name(g, n.output(0)).map_or(32, |t| self.code_bits(t)) } else { 32 };
+        let bits = |(g, n): &(&'a Graph, &'a Node)| {
+            if ROUNDERS.contains(&n.op) {
+                self.bits(name(g, n.output(0)), 0)
+            } else if quantizes(n) {
+                name(g, n.output(0)).map_or(32, |t| self.code_bits(t))
+            } else {
+                32
+            }
+        };
         readers.iter().map(bits).max().unwrap_or(32)
     }
 }

@@ -145,6 +145,7 @@ impl Biases<'_> {
         let own = model.graph.add_constant(&name, Tensor::of_f32(&shape, after.clone()));
         let Some(fake) = fake else {
             model.graph.set_input(layer.node, layer.slot, Some(own));
+            model.graph.remove_idle(constant);
             return Ok(after.iter().zip(&before).map(|(a, b)| a - b).collect());
         };
         let stood = stands_for(model, fake)?.unwrap_or(before);

@@ -229,8 +229,7 @@ pub enum Spelling {
 impl Spelling {
     /// As profiles write them.
     pub const WORDS: [&'static str; 6] = ["qdq", "ms-qdq", "qoperator", "dynamic", "weight-only", "mct-quantizers"];
-    pub const ALL: [Spelling; 6] =
-        [Spelling::Qdq, Spelling::MsQdq, Spelling::QOperator, Spelling::Dynamic, Spelling::WeightOnly, Spelling::MctQuantizers];
+    pub const ALL: [Spelling; 6] = [Spelling::Qdq, Spelling::MsQdq, Spelling::QOperator, Spelling::Dynamic, Spelling::WeightOnly, Spelling::MctQuantizers];
 
     /// The family of an operator that speaks of codes.
     pub fn of(op: Op) -> Spelling {

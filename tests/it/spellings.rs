@@ -122,3 +122,25 @@ fn codes_go_in_and_come_out_as_the_metadata_says() {
         assert_eq!(names(&row["inputs"]), [input], "{name}");
     }
 }
+
+/// The operators of mct_quantizers round as Q/DQ does: what is left are results that float sums put on either side of a code.
+#[test]
+fn operators_that_round_floats_give_what_qdq_gives() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().to_str().unwrap();
+    let made = names(&json(&crate::python::run("spellings.py", &["make", folder])));
+    let taken = ["conv_bn_relu", "residual", "gemm", "pools", "conv_clip6_dw"];
+    for name in taken {
+        assert!(made.iter().any(|n| n == name), "{made:?}");
+        for form in ["qdq", "mct-quantizers"] {
+            let set = ["target=hptq", "bias=none", &format!("lower.form={form}")];
+            written(dir.path(), name, form, "hptq", &set);
+        }
+    }
+    let rows = json(&crate::python::run("mct.py", &[&[folder], &taken[..]].concat()));
+    for name in taken {
+        println!("{name}: {}", rows[name]);
+        assert!(rows[name]["largest"].as_f64().unwrap() < 0.02 && rows[name]["sqnr_db"].as_f64().unwrap() > 40.0, "{name}: {}", rows[name]);
+    }
+    assert!(names(&rows["conv_bn_relu"]["ops"]).iter().any(|op| op == "WeightsPOTQuantizer"), "{rows}");
+}

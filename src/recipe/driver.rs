@@ -2,6 +2,7 @@
 
 use super::again;
 use super::eval;
+use super::lowering;
 use super::output::{self, Pending, VERSION_KEY};
 use super::ranges;
 use super::resolve::IMPLIED;
@@ -79,7 +80,7 @@ struct Begun {
 fn begin(request: &Request, progress: &dyn Progress) -> Result<Begun> {
     let recipe = resolve(&request.sources)?;
     steps::check_order(&recipe)?;
-    steps::check_forms(&recipe)?;
+    lowering::check_forms(&recipe)?;
     if let Some(name) = &request.stop_after
         && !recipe.steps.iter().any(|s| s.is(name))
     {

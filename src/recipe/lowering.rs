@@ -1,7 +1,7 @@
 //! The step `lower`: a spelling, and what inputs, outputs and what stays float are written in.
 
 use super::steps::Work;
-use super::{Args, FloatRecipe};
+use super::{Args, FloatRecipe, Recipe};
 use crate::error::{Error, Result};
 use crate::graph::NodeId;
 use crate::lower;
@@ -63,6 +63,39 @@ fn peaks(w: &Work) -> Result<BTreeMap<String, Extremes>> {
     }
 }
 
+/// The form in which a step `lower` writes: a chip that reads nothing but its own operators gets these, whatever Q/DQ form the recipe names.
+fn form_of<'a>(recipe: &Recipe, args: &'a Args) -> &'a str {
+    match args.text("form").unwrap_or("qdq") {
+        "qdq" if recipe.target.forms.as_deref() == Some(&[Spelling::MctQuantizers]) => "mct-quantizers",
+        form => form,
+    }
+}
+
+/// Refuses a form that the target does not read, and what a form has no place for, before anything is done.
+pub fn check_forms(recipe: &Recipe) -> Result<()> {
+    for step in recipe.steps.iter().filter(|s| s.name == "lower") {
+        let (form, args) = (form_of(recipe, &step.args), &step.args);
+        let (needs, alien): (_, &[&str]) = match form {
+            "qoperator" => (Some(Spelling::QOperator), &["version"]),
+            "matmul-nbits" => (Some(Spelling::WeightOnly), &["version"]),
+            "mct-quantizers" => (Some(Spelling::MctQuantizers), &["io", "images", "accuracy_level", "version"]),
+            "encodings" => (None, &["io", "images", "accuracy_level"]),
+            _ => (None, &["version"]),
+        };
+        let refused = |why: String| Err(Error::usage(why).at(&step.origin));
+        if needs.is_some_and(|needs| recipe.target.forms.as_ref().is_some_and(|reads| !reads.contains(&needs))) {
+            return refused(format!("target {} does not read {form}: take `lower: qdq`, or another target", recipe.target.name));
+        }
+        if let Some(key) = alien.iter().find(|k| args.text(k).is_some() || args.int(k).is_some()) {
+            return refused(format!("`{key}` is no key of form {form}"));
+        }
+        if let (Some(float), "encodings" | "mct-quantizers") = (&recipe.float, form) {
+            return refused(format!("form {form} leaves float32 what stays float: leave `float: {}` out", float.dtype));
+        }
+    }
+    Ok(())
+}
+
 /// Raises the opset as far as the formats ask, and writes in the spelling asked for.
 pub fn lower(w: &mut Work, args: &Args) -> Result<Notes> {
     let recipe = w.recipe;
@@ -72,28 +105,16 @@ pub fn lower(w: &mut Work, args: &Args) -> Result<Notes> {
         None => Default::default(),
     };
     let settings = lower::Settings { accuracy_level: args.int("accuracy_level") };
-    let form = args.text("form").unwrap_or("qdq");
+    let form = form_of(recipe, args);
     if form == "encodings" {
-        if let Some(key) = ["io", "accuracy_level"].into_iter().find(|k| args.text(k).is_some() || args.int(k).is_some()) {
-            return Err(Error::usage(format!("`{key}` is no key of form encodings")));
-        }
         let (text, notes) = lower::encodings(&mut w.model, args.int("version").unwrap_or(1))?;
         w.encodings = Some(text);
         return Ok(notes);
     }
-    // A chip that reads nothing else gets its own operators.
-    let reads = recipe.target.forms.as_deref().unwrap_or_default();
-    let form = if form == "qdq" && reads == [Spelling::MctQuantizers] { "mct-quantizers" } else { form };
     if form == "mct-quantizers" {
-        if let Some(key) = ["io", "accuracy_level", "version"].into_iter().find(|k| args.text(k).is_some() || args.int(k).is_some()) {
-            return Err(Error::usage(format!("`{key}` is no key of form mct-quantizers")));
-        }
         let mut notes = onnx::raise_opset(&mut w.model, lower::MCT_OPSET)?;
         notes.append(lower::mct_quantizers(&mut w.model)?);
         return Ok(notes);
-    }
-    if args.int("version").is_some() {
-        return Err(Error::usage(format!("`version` is a key of form encodings, not of {form}")));
     }
     let mut notes = lower::spell(&mut w.model, form, &settings)?;
     let need = lower::qdq_opset(&w.model)?;
@@ -118,4 +139,34 @@ pub fn lower(w: &mut Work, args: &Args) -> Result<Notes> {
         notes.append(narrow(w, float, &kept, &seen)?);
     }
     Ok(notes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::{Sources, resolve};
+
+    #[test]
+    fn what_a_form_has_no_place_for_is_refused_before_anything_is_done() {
+        let checked = |target: &str, set: &[&str]| {
+            let set = set.iter().map(|s| s.to_string()).collect();
+            let sources = Sources { recipe: Some("hptq".into()), target: Some(target.into()), set, ..Sources::default() };
+            check_forms(&resolve(&sources).unwrap())
+        };
+        let fails = |target: &str, set: &[&str], words: &str| {
+            let e = checked(target, set).unwrap_err();
+            assert!(e.exit_code() == 2 && e.to_string().contains(words), "{e}");
+        };
+        checked("generic", &["lower.io=uint8"]).unwrap();
+        checked("generic", &["lower.form=encodings", "lower.version=2"]).unwrap();
+        fails("generic", &["lower.version=2"], "`version` is no key of form qdq");
+        fails("generic", &["lower.form=encodings", "lower.images=nhwc"], "`images` is no key of form encodings");
+        fails("generic", &["lower.form=mct-quantizers", "float=float16"], "leave `float: float16` out");
+        // Most targets do not read it; one that reads nothing else gets it unasked.
+        let names = || crate::recipe::targets().into_iter().map(|(name, _)| name);
+        let other = names().find(|name| checked(name, &["lower.form=mct-quantizers"]).is_err());
+        fails(&other.unwrap(), &["lower.form=mct-quantizers"], "does not read mct-quantizers");
+        let only = names().find(|name| checked(name, &["lower.io=uint8"]).is_err());
+        fails(&only.unwrap(), &["lower.io=uint8"], "`io` is no key of form mct-quantizers");
+    }
 }

@@ -13,7 +13,7 @@ use crate::place::{self, Decision, Rules, Standing};
 use crate::quant::Scheme;
 use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
 use crate::round::{self, AdaQuant, Biases, CorrectBias, Gptq, Reconstruct, TuneBatchNorm, TuneBias, Visits};
-use crate::target::{SchemeKeys, Spelling};
+use crate::target::SchemeKeys;
 use crate::transform::{self, Awq, Balance, Equalize, Grid, ShiftNegatives, Smooth};
 
 /// The model on its way, and what its steps may use.
@@ -110,25 +110,6 @@ pub fn check_order(recipe: &Recipe) -> Result<()> {
             Err(Error::usage(format!("the steps end with `{}`, before the model is written in ONNX's own ops: add `lower: qdq`", last.name)).at(&last.origin))
         }
     }
-}
-
-/// Refuses a form that the target does not read, before anything is done.
-pub fn check_forms(recipe: &Recipe) -> Result<()> {
-    let Some(reads) = &recipe.target.forms else { return Ok(()) };
-    for step in recipe.steps.iter().filter(|s| s.name == "lower") {
-        let form = step.args.text("form").unwrap_or("qdq");
-        let needs = match form {
-            "qoperator" => Spelling::QOperator,
-            "matmul-nbits" => Spelling::WeightOnly,
-            "mct-quantizers" => Spelling::MctQuantizers,
-            _ => continue,
-        };
-        if !reads.contains(&needs) {
-            let target = &recipe.target.name;
-            return Err(Error::usage(format!("target {target} does not read {form}: take `lower: qdq`, or another target")).at(&step.origin));
-        }
-    }
-    Ok(())
 }
 
 /// The step whose result is a model of that state.

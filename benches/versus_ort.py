@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Conversion beside ONNX Runtime's: CPU seconds and anonymous memory, in one run, on one machine.
 
-usage: versus_ort.py REQUANT BARE [--work FOLDER] [--runs N] [--samples N] [--only NAME,…] [--threads]
+usage: versus_ort.py REQUANT BARE [--work FOLDER] [--runs N] [--samples N] [--only NAME,…]
     REQUANT: target/release/requant; BARE: target/release/examples/bare   (needs onnx, onnxruntime, numpy)
 
 Makes a model of ResNet-50's shape (He-initialised weights, batch norms, 1×3×224×224) and samples of it, then runs in turn, N times each:

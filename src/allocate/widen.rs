@@ -21,7 +21,7 @@ pub struct Widen<'a> {
     pub share: f64,
     /// Largest share of the multiply-adds whose operand may be wider.
     pub macs: f64,
-    /// Measurements made.
+    /// Groups whose noise is found.
     pub tries: usize,
     /// Samples to measure on.
     pub samples: usize,
@@ -36,6 +36,8 @@ pub struct Widen<'a> {
 
 /// Of the noise that is left, what a wider tensor must be the cause of.
 const WORTH: f64 = 0.05;
+/// Loss below which the noises of a group's halves add up to its own. Above it, each half alone may do all the harm.
+const ADDS: f64 = 0.1;
 /// The chosen ones together must make the loss smaller by this factor.
 const TOGETHER: f64 = 0.93;
 
@@ -64,25 +66,37 @@ pub fn widen(model: &mut Model, how: &Widen, data: Option<(&Dataset, &[usize])>,
     let shapes = shapes_of(&few[0]);
     let trial = Trial::new(model, few, how.threads)?;
     let plans = trial.plans(model);
-    let base = trial.loss(&plans, &model.quantizers)?;
-    if base < how.loss {
+    let (half, count) = (trial.samples().len().div_ceil(2), trial.samples().len());
+    // The loss on the first half of the samples, and on all.
+    let losses = |table: &Table| -> Result<(f64, f64)> {
+        let mut lost = trial.lost(&plans, table, 0..half)?;
+        let on_half = lost.mean()?;
+        lost.merge(&trial.lost(&plans, table, half..count)?);
+        Ok((on_half, lost.mean()?))
+    };
+    let base = losses(&model.quantizers)?;
+    if base.1 < how.loss {
         return Ok(notes);
     }
+    // Where noises add up, half of the samples tell them apart.
+    let adds = base.1 < ADDS;
+    let told = |(on_half, on_all): (f64, f64)| if adds { on_half } else { on_all };
     let costs = costs(model, &shapes, how.never);
     let wide: Table = costs.candidates.iter().fold(model.quantizers.clone(), |mut table, c| {
         wide_row(&mut table, c.id);
         table
     });
     progress.begin("widen", how.tries as u64);
-    // The loss with these candidates narrow, and all others wide.
-    let loss_of = |narrow: &[Candidate]| {
+    let least = losses(&wide)?;
+    // The noise of these candidates if they are narrow, and all others wide.
+    let measure = |from: usize, to: usize| {
         let mut table = wide.clone();
-        narrow.iter().for_each(|c| table[c.id] = model.quantizers[c.id].clone());
+        costs.candidates[from..to].iter().for_each(|c| table[c.id] = model.quantizers[c.id].clone());
         progress.tick(1);
-        trial.loss(&plans, &table)
+        Ok(trial.lost(&plans, &table, 0..if adds { half } else { count })?.mean()? - told(least))
     };
-    let least = loss_of(&[])?;
-    let groups = noisiest(costs.candidates.len(), base - least, how.tries, |from, to| Ok(loss_of(&costs.candidates[from..to])? - least))?;
+    let groups = noisiest(costs.candidates.len(), told(base) - told(least), adds, how.tries, measure)?;
+    let (base, least) = (base.1, least.1);
     let chosen = choose(&groups, &costs, how);
     let mut table = model.quantizers.clone();
     let ids: BTreeSet<QuantizerId> = chosen.iter().flat_map(|g| &costs.candidates[g.from..g.to]).map(|c| c.id).collect();
@@ -120,9 +134,9 @@ pub fn widen(model: &mut Model, how: &Widen, data: Option<(&Dataset, &[usize])>,
     Ok(notes)
 }
 
-/// Splits the noisiest group of candidates in two, again and again, until `tries` groups have been measured or none that is left matters.
-/// Small noises of different origin add up, which is why a part can be measured by itself.
-fn noisiest(n: usize, noise: f64, tries: usize, mut measure: impl FnMut(usize, usize) -> Result<f64>) -> Result<Vec<Group>> {
+/// Splits the noisiest group of candidates in two, again and again, until the noise of `tries` groups is known or none that is left matters.
+/// Small noises of different origin add up, which is why a part can be measured by itself; where it `adds`, what it leaves of the whole is the other part's.
+fn noisiest(n: usize, noise: f64, adds: bool, tries: usize, mut measure: impl FnMut(usize, usize) -> Result<f64>) -> Result<Vec<Group>> {
     let mut groups = vec![Group { from: 0, to: n, noise }];
     let mut left = tries;
     while left >= 2 {
@@ -131,7 +145,9 @@ fn noisiest(n: usize, noise: f64, tries: usize, mut measure: impl FnMut(usize, u
         let Some(&worst) = groups.iter().filter(splits).max_by(|a, b| a.noise.total_cmp(&b.noise).then(b.from.cmp(&a.from))) else { break };
         let middle = worst.from.midpoint(worst.to);
         let half = |from, to, noise: f64| Group { from, to, noise: noise.max(0.0) };
-        let halves = [half(worst.from, middle, measure(worst.from, middle)?), half(middle, worst.to, measure(middle, worst.to)?)];
+        let first = measure(worst.from, middle)?;
+        let second = if adds { worst.noise - first } else { measure(middle, worst.to)? };
+        let halves = [half(worst.from, middle, first), half(middle, worst.to, second)];
         groups.retain(|g| *g != worst);
         groups.extend(halves);
         left -= 2;
@@ -370,10 +386,10 @@ mod tests {
     }
 
     /// Noises that add up, by candidate.
-    fn split(noises: &[f64], tries: usize) -> (Vec<Group>, usize) {
+    fn split(noises: &[f64], adds: bool, tries: usize) -> (Vec<Group>, usize) {
         let mut measured = 0;
         let sum = |from: usize, to: usize| noises[from..to].iter().sum::<f64>();
-        let groups = noisiest(noises.len(), sum(0, noises.len()), tries, |from, to| {
+        let groups = noisiest(noises.len(), sum(0, noises.len()), adds, tries, |from, to| {
             measured += 1;
             Ok(sum(from, to))
         });
@@ -394,13 +410,16 @@ mod tests {
     fn the_noisiest_candidates_are_isolated_and_the_limit_on_measurements_kept() {
         let mut noises = [0.001; 300];
         (noises[7], noises[200]) = (0.5, 0.4);
-        let (groups, measured) = split(&noises, 40);
-        for i in [7, 200] {
-            assert!(groups.iter().any(|g| (g.from, g.to) == (i, i + 1)), "{i} of {groups:?}");
+        // Where they are known to add up, half of them are measured.
+        for (adds, most) in [(false, 40), (true, 20)] {
+            let (groups, measured) = split(&noises, adds, 40);
+            for i in [7, 200] {
+                assert!(groups.iter().any(|g| (g.from, g.to) == (i, i + 1)), "{i} of {groups:?}");
+            }
+            assert!(measured <= most && groups.iter().map(|g| g.to - g.from).sum::<usize>() == 300, "{measured} {groups:?}");
         }
-        assert!(measured <= 40 && groups.iter().map(|g| g.to - g.from).sum::<usize>() == 300, "{measured} {groups:?}");
-        assert_eq!(split(&noises, 5).1, 4);
-        assert_eq!(split(&[0.3], 9), (vec![Group { from: 0, to: 1, noise: 0.3 }], 0));
+        assert_eq!([split(&noises, false, 5).1, split(&noises, true, 5).1], [4, 2]);
+        assert_eq!(split(&[0.3], false, 9), (vec![Group { from: 0, to: 1, noise: 0.3 }], 0));
     }
 
     /// x → FQ → Conv → Relu → FQ → Add → FQ → y
@@ -426,7 +445,7 @@ mod tests {
 
     #[test]
     fn what_causes_most_for_its_cost_is_chosen_within_the_limits() {
-        let (groups, _) = split(&[0.5, 0.4, 0.0, 0.05, 0.0, 0.0, 0.0, 0.0], 24);
+        let (groups, _) = split(&[0.5, 0.4, 0.0, 0.05, 0.0, 0.0, 0.0, 0.0], false, 24);
         let chosen = |elements: &[u64], macs: &[u64], how: &Widen| choose(&groups, &costs(elements, macs), how).iter().map(|g| g.from).collect::<Vec<_>>();
         let (even, none) = ([4, 4, 4, 4, 80, 80, 80, 80], [0; 8]);
         assert_eq!(chosen(&even, &none, &HOW), [0, 1, 3]);

@@ -6,11 +6,12 @@
 
 use super::{Plans, RunnerOptions, Running, each_sample, over_samples, shapes_of};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Inferred, Model, Op, ValueId, infer};
+use crate::graph::{Graph, Inferred, InputShapes, Model, Op, ValueId, infer};
 use crate::observe::Sums;
 use crate::quant::Table;
 use crate::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// Samples and the float model's outputs for them.
 pub struct Trial {
@@ -30,15 +31,25 @@ pub struct Probe {
 impl Trial {
     /// Runs the float model that `model` was placed in: its quantizers pass everything through. Outputs that are no real numbers count by those they were decided by.
     pub fn new(model: &Model, samples: Vec<BTreeMap<String, Tensor>>, threads: usize) -> Result<Trial> {
-        let (g, inferred) = (&model.graph, infer(model, &samples.first().map(shapes_of).unwrap_or_default()));
-        let mut seen = BTreeSet::new();
-        let looked_at: BTreeSet<ValueId> = g.outputs.iter().flat_map(|v| parts(g, &inferred, *v, &mut seen)).collect();
-        let probes: Vec<Probe> = looked_at.into_iter().map(|v| probe(g, v)).collect();
+        let probes = Self::probes_of(model, &samples.first().map(shapes_of).unwrap_or_default());
         let values: Vec<ValueId> = probes.iter().map(|p| p.value).collect();
         let plans = Plans::new(model, &values, RunnerOptions { float: true, ..RunnerOptions::default() });
         let run = |running: &mut Running, i: usize| plans.run(running, &samples[i], &model.quantizers);
         let wanted = each_sample(samples.len(), threads, || Ok(Running::default()), run)?;
         Ok(Trial { samples, probes, wanted, threads })
+    }
+
+    /// With what the float model is known to give at the probes, sample by sample.
+    pub fn with(samples: Vec<BTreeMap<String, Tensor>>, probes: Vec<Probe>, wanted: Vec<Vec<Tensor>>, threads: usize) -> Trial {
+        Trial { samples, probes, wanted, threads }
+    }
+
+    /// What is looked at of a model whose inputs have these shapes.
+    pub fn probes_of(model: &Model, shapes: &InputShapes) -> Vec<Probe> {
+        let (g, inferred) = (&model.graph, infer(model, shapes));
+        let mut seen = BTreeSet::new();
+        let looked_at: BTreeSet<ValueId> = g.outputs.iter().flat_map(|v| parts(g, &inferred, *v, &mut seen)).collect();
+        looked_at.into_iter().map(|v| probe(g, v)).collect()
     }
 
     /// What is looked at.
@@ -77,12 +88,18 @@ impl Trial {
 
     /// The mean over the outputs' parts of what each loses under `table`.
     pub fn loss(&self, plans: &Plans, table: &Table) -> Result<f64> {
-        let mut sums = vec![(Sums::default(), 0.0, 0.0); self.probes.len()];
+        self.lost(plans, table, 0..self.samples.len())?.mean()
+    }
+
+    /// What is lost on some of the samples.
+    pub fn lost(&self, plans: &Plans, table: &Table, samples: Range<usize>) -> Result<Lost> {
+        let mut lost = Lost(vec![(Sums::default(), 0.0, 0.0); self.probes.len()]);
         over_samples(
-            self.samples.len(),
+            samples.len(),
             self.threads,
             || Ok(Running::default()),
             |running, i| {
+                let i = samples.start + i;
                 let got = plans.run(running, &self.samples[i], table)?;
                 let one = |((w, g), p): ((&Tensor, &Tensor), &Probe)| -> Result<(Sums, f64, f64)> {
                     if !w.dtype().is_float() {
@@ -96,23 +113,42 @@ impl Trial {
                     }
                     Ok((Sums::of(&w32, &g32), 0.0, 0.0))
                 };
-                self.wanted[i].iter().zip(&got).zip(&self.probes).map(one).collect::<Result<Vec<_>>>()
+                self.wanted[i].iter().zip(&got).zip(&self.probes).map(one).collect::<Result<Vec<_>>>().map(Lost)
             },
             |_, new| {
-                for (a, b) in sums.iter_mut().zip(&new) {
-                    a.0.merge(&b.0);
-                    a.1 += b.1;
-                    a.2 += b.2;
-                }
+                lost.merge(&new);
                 Ok(())
             },
         )?;
+        Ok(lost)
+    }
+}
+
+/// What samples lost, by probe: noise and signal, or divergences and rows.
+#[derive(Debug, Clone)]
+pub struct Lost(Vec<(Sums, f64, f64)>);
+
+impl Lost {
+    /// Together with what other samples lost.
+    pub fn merge(&mut self, o: &Lost) {
+        for (a, b) in self.0.iter_mut().zip(&o.0) {
+            a.0.merge(&b.0);
+            a.1 += b.1;
+            a.2 += b.2;
+        }
+    }
+
+    /// The mean over the probes.
+    ///
+    /// # Errors
+    /// None of them holds real numbers.
+    pub fn mean(&self) -> Result<f64> {
         let of = |(s, divergence, rows): &(Sums, f64, f64)| match (s.pairs(), *rows > 0.0) {
             (_, true) => Some(divergence / rows),
             (0, false) => None,
             _ => Some(10f64.powf(-s.sqnr().0 / 10.0)),
         };
-        let losses: Vec<f64> = sums.iter().filter_map(of).collect();
+        let losses: Vec<f64> = self.0.iter().filter_map(of).collect();
         if losses.is_empty() {
             return Err(Error::failed("the model has no output of real numbers to measure by"));
         }
@@ -183,7 +219,7 @@ fn probe(g: &Graph, v: ValueId) -> Probe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::{Dim, InputShapes, Node, Type};
+    use crate::graph::{Dim, Node, Type};
     use crate::quant::{Params, Scheme};
     use crate::tensor::DType;
 

@@ -3,13 +3,13 @@
 //! Needs: a placed model; data as soon as an activation has no fixed range. Declines: a tensor that never carried a value.
 
 use super::Method;
-use super::choose::{Found, best_of, fitted, measured};
+use super::choose::{COMPARED_ON, Found, best_of, fitted, measured};
 use super::mask::{self, Masks};
 use super::saved::{Ranges, Row, Seen};
 use super::tails::Tails;
 use super::weights::fit_weights;
 use crate::data::Dataset;
-use crate::engine::{Plans, RunnerOptions, Running, over_samples};
+use crate::engine::{Plans, RunnerOptions, Running, Trial, over_samples, shapes_of};
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, ValueId};
 use crate::note::Notes;
@@ -17,6 +17,7 @@ use crate::observe::{Extremes, Histogram};
 use crate::pass::Progress;
 use crate::quant::{self, Format, QuantizerId, Timing, Zero};
 use crate::target::Shift;
+use crate::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the `calibrate` step was asked for.
@@ -56,9 +57,17 @@ pub fn calibrate(
     let watched = watched_values(model);
     let masks = Masks::of(model);
     if !watched.is_empty() {
-        let mut seen = match (saved, data) {
-            (Some(saved), _) => recall(model, how, &watched, saved)?,
-            (None, Some((data, samples))) => watch(model, how, &watched, &masks, data, samples, progress)?,
+        let few = match data {
+            Some((data, samples)) if how.activations == Method::Auto => {
+                samples.iter().take(COMPARED_ON).map(|&i| data.sample(i)).collect::<Result<Vec<_>>>()?
+            }
+            _ => Vec::new(),
+        };
+        let probes = few.first().map_or(Vec::new(), |sample| Trial::probes_of(model, &shapes_of(sample)));
+        let probed: Vec<ValueId> = probes.iter().map(|p| p.value).collect();
+        let (mut seen, wanted) = match (saved, data) {
+            (Some(saved), _) => (recall(model, how, &watched, saved)?, None),
+            (None, Some(data)) => watch(model, how, (&watched, &probed), &masks, data, progress).map(|(seen, wanted)| (seen, Some(wanted)))?,
             (None, None) => return Err(Error::usage("activations need sample inputs to find their ranges: give --data")),
         };
         for ((v, q), s) in watched.iter().zip(&seen) {
@@ -82,7 +91,13 @@ pub fn calibrate(
         let found =
             Found { watched: &watched, seen: &seen, kept: &kept, samples: ranges.samples, shifts: how.shifts, by_energy: how.activations != Method::Entropy };
         let (method, best, said) = match (how.activations, data) {
-            (Method::Auto, Some(data)) => best_of(model, &found, data, how.threads, progress)?,
+            (Method::Auto, Some(_)) => {
+                let trial = match wanted {
+                    Some(wanted) => Trial::with(few, probes, wanted, how.threads),
+                    None => Trial::new(model, few, how.threads)?,
+                };
+                best_of(model, &found, &trial, progress)?
+            }
             (Method::Auto, None) => {
                 let method = chosen_before(saved)?;
                 let (model, mut said) = fitted(model, &measured(method, ranges.samples), &found)?;
@@ -139,18 +154,19 @@ fn watched_values(model: &Model) -> Vec<(ValueId, QuantizerId)> {
 }
 
 /// Runs the float model over the samples and watches the values. Per-tensor quantizers are watched as the method needs, per-channel ones by extremes.
+/// With what was seen come the values `probed`, of each of the first samples.
 fn watch(
     model: &Model,
     how: &Calibrate,
-    watched: &[(ValueId, QuantizerId)],
+    (watched, probed): (&[(ValueId, QuantizerId)], &[ValueId]),
     masks: &Masks,
-    data: &Dataset,
-    samples: &[usize],
+    (data, samples): (&Dataset, &[usize]),
     progress: &dyn Progress,
-) -> Result<Vec<Seen>> {
-    let outputs: Vec<ValueId> = watched.iter().map(|(v, _)| *v).collect();
+) -> Result<(Vec<Seen>, Vec<Vec<Tensor>>)> {
+    let outputs: Vec<ValueId> = watched.iter().map(|(v, _)| *v).chain(probed.iter().copied()).collect();
     let plans = Plans::new(model, &outputs, RunnerOptions { float: true, ..RunnerOptions::default() });
     let mut total: Vec<Option<Seen>> = watched.iter().map(|_| None).collect();
+    let mut wanted = Vec::new();
     progress.begin("calibrate", samples.len() as u64);
     over_samples(
         samples.len(),
@@ -159,9 +175,9 @@ fn watch(
         |running, i| {
             let sample = data.sample(samples[i])?;
             let tensors = plans.run(running, &sample, &model.quantizers).at(|| format!("sample {}", samples[i]))?;
-            let see = |(t, (v, q)): (&crate::tensor::Tensor, &(ValueId, QuantizerId))| -> Result<Seen> {
+            let see = |(t, (v, q)): (&Tensor, &(ValueId, QuantizerId))| -> Result<Seen> {
                 let x = t.to_f32()?;
-                if let Some(k) = x.iter().position(|v| v.is_nan()) {
+                if let Some(k) = first_nan(&x) {
                     return Err(Error::failed(format!(
                         "sample {}: tensor {} is NaN at element {k} in the float model",
                         samples[i],
@@ -186,9 +202,13 @@ fn watch(
                 let (lo, hi) = quant::block_ranges(&x, t.shape(), &layout);
                 Ok(seen(lo.into_iter().zip(hi).map(|(lo, hi)| Extremes { lo, hi }).collect()))
             };
-            tensors.iter().zip(watched).map(see).collect::<Result<Vec<_>>>()
+            let seen = tensors.iter().zip(watched).map(see).collect::<Result<Vec<_>>>()?;
+            Ok((seen, tensors.into_iter().skip(if i < COMPARED_ON { watched.len() } else { usize::MAX }).collect::<Vec<_>>()))
         },
-        |_, seen: Vec<Seen>| {
+        |i, (seen, probed): (Vec<Seen>, Vec<Tensor>)| {
+            if i < COMPARED_ON {
+                wanted.push(probed);
+            }
             for (have, new) in total.iter_mut().zip(seen) {
                 merge(have, new, how.activations)?;
             }
@@ -197,7 +217,16 @@ fn watch(
         },
     )?;
     progress.end();
-    total.into_iter().map(|s| s.ok_or_else(|| Error::usage("there is no sample to calibrate on"))).collect()
+    let seen = total.into_iter().map(|s| s.ok_or_else(|| Error::usage("there is no sample to calibrate on"))).collect::<Result<_>>()?;
+    Ok((seen, wanted))
+}
+
+/// Where the first NaN stands.
+fn first_nan(x: &[f32]) -> Option<usize> {
+    // Without a way out of the inner loop it vectorises.
+    const CHUNK: usize = 1024;
+    let at = x.chunks(CHUNK).position(|c| c.iter().fold(false, |any, v| any | v.is_nan()))? * CHUNK;
+    x[at..].iter().position(|v| v.is_nan()).map(|i| at + i)
 }
 
 /// Zero becomes the lowest code of tensors that are never negative, where it was to lie in the middle of unsigned codes.

@@ -3,7 +3,6 @@
 use super::Method;
 use super::pow2;
 use super::saved::Seen;
-use crate::data::Dataset;
 use crate::engine::Trial;
 use crate::error::{At, Error, Result};
 use crate::graph::{Flow, Model, NodeId, ValueId, constant_behind};
@@ -45,27 +44,40 @@ pub fn measured(method: Method, samples: usize) -> impl Fn(&Histogram, &Scheme) 
 
 /// Samples on which methods are compared.
 pub const COMPARED_ON: usize = 8;
+/// What loses this many times as much as the best on half of them is compared no further.
+const HOPELESS: f64 = 2.0;
 
 /// The model under the method whose outputs come nearest to the float model's.
-pub fn best_of(model: &Model, found: &Found, (data, samples): (&Dataset, &[usize]), threads: usize, progress: &dyn Progress) -> Result<(Method, Model, Notes)> {
+pub fn best_of(model: &Model, found: &Found, trial: &Trial, progress: &dyn Progress) -> Result<(Method, Model, Notes)> {
     progress.begin("compare ranges", Method::COMPARED.len() as u64);
-    let few = samples.iter().take(COMPARED_ON).map(|&i| data.sample(i)).collect::<Result<Vec<_>>>()?;
-    let trial = Trial::new(model, few, threads)?;
-    let mut best: Option<(f64, Method, Model, Notes)> = None;
-    let mut figures = Vec::new();
+    // Weights stay float here: what their rounding shifts is not the ranges' fault, and may be corrected later.
+    let mut activations = model.clone();
+    model.constant_sites().into_iter().for_each(|(node, _)| {
+        activations.graph.bypass(node);
+    });
+    // Methods differ in the table alone, which constants that flow follow.
+    let plans = trial.live_plans(&activations);
+    let (all, half) = (trial.samples().len(), trial.samples().len().div_ceil(2));
+    let mut candidates = Vec::new();
     for method in Method::COMPARED {
         let (candidate, notes) = fitted(model, &measured(method, found.samples), found)?;
-        // Weights stay float here: what their rounding shifts is not the ranges' fault, and may be corrected later.
-        let mut activations = candidate.clone();
-        candidate.constant_sites().into_iter().for_each(|(node, _)| {
-            activations.graph.bypass(node);
-        });
-        let loss = trial.loss(&trial.plans(&activations), &activations.quantizers)?;
+        let lost = trial.lost(&plans, &candidate.quantizers, 0..half)?;
+        candidates.push((lost.mean()?, lost, method, candidate, notes));
+        progress.tick(1);
+    }
+    let within = HOPELESS * candidates.iter().map(|c| c.0).fold(f64::INFINITY, f64::min);
+    let mut best: Option<(f64, Method, Model, Notes)> = None;
+    let mut figures = Vec::new();
+    for (mut loss, mut lost, method, candidate, notes) in candidates {
+        let hopeful = loss <= within;
+        if hopeful {
+            lost.merge(&trial.lost(&plans, &candidate.quantizers, half..all)?);
+            loss = lost.mean()?;
+        }
         figures.push(format!("{method} {loss:.2e}"));
-        if best.as_ref().is_none_or(|b| loss < b.0) {
+        if hopeful && best.as_ref().is_none_or(|b| loss < b.0) {
             best = Some((loss, method, candidate, notes));
         }
-        progress.tick(1);
     }
     progress.end();
     let (_, method, model, mut notes) = best.expect("there are methods to compare");

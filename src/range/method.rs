@@ -1,6 +1,6 @@
 //! How a range is taken from the values seen: one function a method, from a histogram to an interval.
 
-use super::pow2;
+use super::{entropy, pow2};
 use crate::error::Result;
 use crate::observe::{Extremes, Histogram};
 use crate::quant::{self, Params, Scheme};
@@ -85,7 +85,7 @@ impl Method {
             (Method::Tail, _) if pow2::applies(scheme) => Ok(pow2::nearest(seen, scheme, behind_tails(seen, scheme))),
             (_, Some(p)) => least_error(seen, scheme, p),
             (Method::Percentile(p), _) => Ok(seen.central(p / 100.0)),
-            (Method::Entropy, _) => by_divergence(seen, scheme),
+            (Method::Entropy, _) => entropy::range(seen, scheme),
             (Method::Tail, _) => Ok(behind_tails(seen, scheme)),
             _ => Ok(seen.extremes),
         }
@@ -228,134 +228,6 @@ impl End {
     }
 }
 
-/// The range of least divergence. Bins are too wide to tell what is far below the largest value: where the search ends at the least range that it can
-/// speak of, it begins anew with what lies beyond counted as the ends.
-fn by_divergence(seen: &Histogram, scheme: &Scheme) -> Result<Extremes> {
-    let mut seen = seen.clone();
-    loop {
-        let wide = seen.extremes.hi.max(0.0) - seen.extremes.lo.min(0.0);
-        let (range, least) = match pow2::applies(scheme) {
-            true => {
-                let range = pow2::threshold(&seen, scheme, |params| divergence_under(&seen, scheme, params))?;
-                let step = quant::fit_range(scheme, &[range.lo], &[range.hi])?.scale_at(0);
-                (range, step < 2.0 * wide / BINS as f32)
-            }
-            false => {
-                let range = least_divergence(&seen, scheme)?;
-                (range, (range.hi - range.lo) * (BINS as f32) < wide * (codes_of(scheme) + 8) as f32)
-            }
-        };
-        if !least || range.hi.max(0.0) - range.lo.min(0.0) >= wide {
-            return Ok(range);
-        }
-        seen.saturate(&range);
-    }
-}
-
-/// Codes that a search tells apart.
-fn codes_of(scheme: &Scheme) -> usize {
-    1 << scheme.format.bits().min(10)
-}
-
-/// Bins of the distribution whose divergence is taken.
-const BINS: usize = 2048;
-
-/// The distribution in bins of one width from the lowest to the highest value, 0 among them. Values that are 0 count for nothing: every range holds
-/// them exactly, and behind a Relu they would outweigh all others.
-struct Bins {
-    lo: f64,
-    width: f64,
-    counts: [f64; BINS],
-}
-
-impl Bins {
-    /// `None` where there is but one value.
-    fn of(seen: &Histogram) -> Option<Bins> {
-        let (lo, hi) = (seen.extremes.lo.min(0.0) as f64, seen.extremes.hi.max(0.0) as f64);
-        let mut bins = Bins { lo, width: (hi - lo) / BINS as f64, counts: [0.0; BINS] };
-        if seen.extremes.is_empty() || lo == hi {
-            return None;
-        }
-        for (from, to, n) in seen.spans().filter(|(from, to, _)| (*from, *to) != (0.0, 0.0)) {
-            let (first, last) = (bins.at(from), bins.at(to));
-            for bin in first..=last {
-                let (left, right) = (bins.edge(bin).max(from), bins.edge(bin + 1).min(to));
-                let share = if first == last { 1.0 } else { ((right - left) / (to - from)).max(0.0) as f64 };
-                bins.counts[bin] += n as f64 * share;
-            }
-        }
-        Some(bins)
-    }
-
-    fn at(&self, x: f32) -> usize {
-        (((x as f64 - self.lo) / self.width) as usize).min(BINS - 1)
-    }
-
-    fn edge(&self, bin: usize) -> f32 {
-        (self.lo + self.width * bin as f64) as f32
-    }
-}
-
-/// What the distribution loses under parameters: the divergence between it and what the codes make of it.
-fn divergence_under(seen: &Histogram, scheme: &Scheme, params: &Params) -> Result<f64> {
-    let (Some(bins), Some(_)) = (Bins::of(seen), scheme.format.code_range()) else { return Ok(0.0) };
-    // Of a range that is a few bins wide nothing can be said: all that is cut off would count as well held.
-    if (params.scale_at(0) as f64) < bins.width {
-        return Ok(f64::INFINITY);
-    }
-    let (lo, hi) = quant::ends(scheme, params);
-    let (from, to) = (bins.at(lo.max(bins.edge(0))), bins.at(hi.min(bins.edge(BINS))) + 1);
-    let codes = ((to - from) as f64 * bins.width / params.scale_at(0) as f64).ceil() as usize;
-    Ok(divergence(&bins.counts, from, to, codes.clamp(1, to - from)))
-}
-
-/// Shrinks the end farther from zero, then the other, each for as long as the range has a bin a code.
-fn least_divergence(seen: &Histogram, scheme: &Scheme) -> Result<Extremes> {
-    let Some(bins) = Bins::of(seen) else { return Ok(Extremes { lo: seen.extremes.lo.min(0.0), hi: seen.extremes.hi.max(0.0) }) };
-    let codes = codes_of(scheme);
-    let zero = bins.at(0.0);
-    let mut best = (divergence(&bins.counts, 0, BINS, codes), 0, BINS);
-    let upper_first = BINS - zero > zero;
-    for upper in [upper_first, !upper_first] {
-        let (_, low, high) = best;
-        let ends: Vec<(usize, usize)> =
-            if upper { (zero + 1..high).rev().map(|to| (low, to)).collect() } else { (low + 1..=zero).map(|from| (from, high)).collect() };
-        for (from, to) in ends.into_iter().filter(|(from, to)| to - from >= codes.min(BINS)).step_by(4) {
-            let d = divergence(&bins.counts, from, to, codes);
-            if d < best.0 {
-                best = (d, from, to);
-            }
-        }
-    }
-    Ok(Extremes { lo: bins.edge(best.1).min(0.0), hi: bins.edge(best.2).max(0.0) })
-}
-
-/// KL(P‖Q): P is the distribution with what lies outside `from..to` moved to the nearest bin inside, Q what `codes` codes make of the bins inside.
-fn divergence(bins: &[f64; BINS], from: usize, to: usize, codes: usize) -> f64 {
-    let inside = &bins[from..to];
-    let mut p = inside.to_vec();
-    p[0] += bins[..from].iter().sum::<f64>();
-    p[to - from - 1] += bins[to..].iter().sum::<f64>();
-    let (total, kept) = (p.iter().sum::<f64>(), inside.iter().sum::<f64>());
-    if kept == 0.0 {
-        return f64::INFINITY;
-    }
-    let mut d = 0.0;
-    for code in 0..codes {
-        let range = code * inside.len() / codes..(code + 1) * inside.len() / codes;
-        let filled = inside[range.clone()].iter().filter(|n| **n > 0.0).count();
-        let q = inside[range.clone()].iter().sum::<f64>() / filled.max(1) as f64 / kept;
-        for i in range {
-            let p = p[i] / total;
-            if p > 0.0 {
-                // A bin that only holds what was moved there has no counterpart: the smallest there can be stands in.
-                d += p * (p / if inside[i] > 0.0 { q } else { 1e-10 }).ln();
-            }
-        }
-    }
-    d
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -390,21 +262,6 @@ mod tests {
         for method in [Method::Mse, Method::Entropy] {
             let r = method.range(&h, &Scheme::int(8, false)).unwrap();
             assert!(r.hi > 0.75 * h.extremes.hi && r.lo < 0.75 * h.extremes.lo, "{method:?}: {r:?} of {:?}", h.extremes);
-        }
-    }
-
-    /// Behind a Relu half of the values are zero; that says nothing of where the others should end.
-    #[test]
-    fn zeros_do_not_draw_the_least_divergence_in() {
-        let mut h = Histogram::default();
-        let u = |i: usize, k: f32| (i as f32 * k).fract() - 0.5;
-        let x: Vec<f32> = (0..20_000).map(|i| (u(i, 0.618_034) + u(i, 0.414_214) + u(i, 0.732_051) + u(i, 0.236_068)).max(0.0)).collect();
-        h.observe(&x);
-        for (scheme, least) in
-            [(Scheme::int(8, false), 0.6), (Scheme::int(8, true), 0.6), (Scheme { scale: ScaleKind::Pow2(DType::F32), ..Scheme::int(8, true) }, 0.45)]
-        {
-            let r = Method::Entropy.range(&h, &scheme).unwrap();
-            assert!(r.hi > least * h.extremes.hi, "{scheme}: {r:?} of {:?}", h.extremes);
         }
     }
 

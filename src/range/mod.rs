@@ -2,6 +2,7 @@
 
 mod calibrate;
 mod choose;
+mod entropy;
 mod mask;
 mod method;
 mod peaks;

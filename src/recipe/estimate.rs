@@ -16,7 +16,7 @@ fn inferences(step: &Step, n: usize, saved: bool) -> usize {
     match step.name {
         "calibrate" => {
             let compares = step.args.text("activations.method") == Some("auto");
-            (if saved { 0 } else { n }) + if compares { (1 + Method::COMPARED.len()) * n.min(range::COMPARED_ON) } else { 0 }
+            (if saved { 0 } else { n }) + if compares { (saved as usize + Method::COMPARED.len()) * n.min(range::COMPARED_ON) } else { 0 }
         }
         // The float model, the model as it is, with all wide, with the chosen wide.
         "widen" => (4 + count("tries", 24)) * n.min(count("samples", 4)),
@@ -81,6 +81,6 @@ mod tests {
         let int8 = of("int8", &[], false);
         assert_eq!(of("int8", &["widen.tries=34"], false), int8 + 40);
         assert_eq!(of("int8", &["correct-bias.samples=64"], false), int8 + 64);
-        assert_eq!(of("int8", &["calibrate.activations.method=mse"], false), int8 - 40);
+        assert_eq!(of("int8", &["calibrate.activations.method=mse"], false), int8 - 32);
     }
 }

@@ -29,7 +29,7 @@ impl Moments {
         let inner: usize = shape[axis + 1..].iter().product();
         let x = t.to_f32()?;
         for (row, values) in x.chunks_exact(inner.max(1)).enumerate() {
-            let (sum, square) = values.iter().fold((0f64, 0f64), |(s, q), v| (s + *v as f64, q + *v as f64 * *v as f64));
+            let (sum, square) = sums(values);
             self.sum[row % shape[axis]] += sum;
             self.square[row % shape[axis]] += square;
         }
@@ -53,6 +53,22 @@ impl Moments {
         let n = self.count.max(1.0);
         self.sum.iter().zip(&self.square).map(|(s, q)| (q / n - (s / n) * (s / n)).max(0.0).sqrt()).collect()
     }
+}
+
+/// Sum and sum of squares, in as many parts as the processor adds at once.
+fn sums(values: &[f32]) -> (f64, f64) {
+    const PARTS: usize = 8;
+    let (mut sum, mut square) = ([0f64; PARTS], [0f64; PARTS]);
+    let whole = values.chunks_exact(PARTS);
+    let mut rest = [0f32; PARTS];
+    rest[..whole.remainder().len()].copy_from_slice(whole.remainder());
+    for part in whole.chain(std::iter::once(&rest[..])) {
+        for (i, v) in part.iter().map(|v| *v as f64).enumerate() {
+            sum[i] += v;
+            square[i] += v * v;
+        }
+    }
+    (sum.iter().sum(), square.iter().sum())
 }
 
 /// What each layer of the float model gives out over samples; a tick of `progress` for each.

@@ -11,7 +11,7 @@ use crate::note::Notes;
 use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules, Standing};
 use crate::quant::Scheme;
-use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
+use crate::range::{self, Calibrate, Calibrated, Clip, Method, Ranges, Weights};
 use crate::round::{self, AdaQuant, Biases, CorrectBias, Gptq, Reconstruct, TuneBatchNorm, TuneBias, Visits};
 use crate::target::SchemeKeys;
 use crate::transform::{self, Awq, Balance, Equalize, Grid, ShiftNegatives, Smooth};
@@ -227,8 +227,16 @@ fn place(w: &mut Work, _: &Args) -> Result<Notes> {
 
 fn calibrate(w: &mut Work, args: &Args) -> Result<Notes> {
     let how = Calibrate {
-        activations: method(args, "activations")?,
-        weights: method(args, "weights")?,
+        activations: method(args)?,
+        weights: match args.text("weights.method") {
+            Some("mse") => Weights::Mse,
+            Some("clip") => Weights::Clip(Clip {
+                shrink: args.number("weights.shrink").unwrap_or(0.5),
+                grid: args.count("weights.grid", 20),
+                samples: args.count("weights.samples", 64),
+            }),
+            _ => Weights::MinMax,
+        },
         outliers: args.number("activations.outliers"),
         unsigned: args.flag("activations.unsigned").unwrap_or(false),
         shifts: &w.recipe.target.shifts,
@@ -245,20 +253,19 @@ fn calibrate(w: &mut Work, args: &Args) -> Result<Notes> {
     Ok(notes)
 }
 
-fn method(args: &Args, of: &str) -> Result<Method> {
-    let key = |k: &str| format!("{of}.{k}");
-    Ok(match args.text(&key("method")).unwrap_or("minmax") {
+fn method(args: &Args) -> Result<Method> {
+    Ok(match args.text("activations.method").unwrap_or("minmax") {
         "minmax" => Method::MinMax,
         "auto" => Method::Auto,
         "mse" => Method::Mse,
         "mae" => Method::Mae,
-        "lp" => Method::Lp(args.number(&key("power")).unwrap_or(2.0)),
+        "lp" => Method::Lp(args.number("activations.power").unwrap_or(2.0)),
         "entropy" => Method::Entropy,
         "tail" => Method::Tail,
         "no-clip" => Method::NoClip,
-        "moving-average" => Method::MovingAverage { constant: args.number(&key("constant")).unwrap_or(0.01) },
-        "percentile" => Method::Percentile(args.number(&key("percentile")).unwrap_or(99.99)),
-        other => return Err(Error::usage(format!("`{other}` is no method of {of}"))),
+        "moving-average" => Method::MovingAverage { constant: args.number("activations.constant").unwrap_or(0.01) },
+        "percentile" => Method::Percentile(args.number("activations.percentile").unwrap_or(99.99)),
+        other => return Err(Error::usage(format!("`{other}` is no method of activations"))),
     })
 }
 

@@ -138,7 +138,16 @@ static CALIBRATE_ACTIVATIONS: &[Key] = &[
     Key::new("unsigned", FLAG, "where zero lies in the middle of unsigned codes, it becomes their lowest for tensors that are never negative; default false"),
     Key::new("outliers", Shape::Number(0.0, f64::INFINITY), "standard deviations from the mean beyond which values count for nothing; default: all count"),
 ];
-static CALIBRATE_WEIGHTS: &[Key] = &[Key::new("method", Shape::OneOf(&["minmax", "mse"]), "minmax: all values; mse: least squared error")];
+static CALIBRATE_WEIGHTS: &[Key] = &[
+    Key::new(
+        "method",
+        Shape::OneOf(&["minmax", "mse", "clip"]),
+        "minmax: all values; mse: least squared error; clip: least squared error of the layer's output over samples, block by block",
+    ),
+    Key::new("shrink", Shape::Number(0.0, 1.0), "clip: how far a range may shrink, as a share of itself; default 0.5"),
+    Key::new("grid", COUNT, "clip: steps from all of a range to nothing; default 20"),
+    Key::new("samples", COUNT, "clip: samples looked at at most; default 64"),
+];
 static ROUND: &[Key] = &[
     Key::new(
         "method",

@@ -5,10 +5,9 @@
 //! Declines, for nearest codes: weights that several layers read, ConvTranspose, formats other than integers.
 
 use super::grid::{Grid, chosen};
-use super::patches::Patches;
 use super::samples::same_shapes;
 use crate::data::Dataset;
-use crate::engine::{RunnerOptions, Walk};
+use crate::engine::{Patches, RunnerOptions, Walk};
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, NodeId, Op, Site, ValueId};
 use crate::math::{Matrix, add_gram, cholesky, multiply};

@@ -10,7 +10,6 @@ mod grid;
 mod hqq;
 mod k_quant;
 mod moments;
-mod patches;
 mod reconstruct;
 #[cfg(test)]
 mod reconstruct_tests;

@@ -16,7 +16,10 @@ fn inferences(step: &Step, n: usize, saved: bool) -> usize {
     match step.name {
         "calibrate" => {
             let compares = step.args.text("activations.method") == Some("auto");
-            (if saved { 0 } else { n }) + if compares { (1 + Method::COMPARED.len()) * n.min(range::COMPARED_ON) } else { 0 }
+            let clips = step.args.text("weights.method") == Some("clip");
+            (if saved { 0 } else { n })
+                + if compares { (1 + Method::COMPARED.len()) * n.min(range::COMPARED_ON) } else { 0 }
+                + if clips { n.min(count("weights.samples", 64)) } else { 0 }
         }
         // The float model, the model as it is, with all wide, with the chosen wide.
         "widen" => (4 + count("tries", 24)) * n.min(count("samples", 4)),

@@ -110,8 +110,8 @@ fn spread(n: usize, most: usize) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use super::super::Runner;
+    use super::*;
     use crate::graph::{Dim, InputShapes, Model, Type, ValueId};
     use crate::tensor::{DType, Tensor};
     use std::collections::BTreeMap;

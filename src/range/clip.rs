@@ -338,7 +338,16 @@ mod tests {
         let (x, y) = (noise(n * outs, 0.618_033_988_7), noise(n * outs, 0.236_067_977_5));
         let part = |seen: &[Seen]| {
             let (met, products) = met(seen, 0, &[0, 1, 2, 3, 4, 5]);
-            (Sums { parts: vec![Part { outs: 0..outs, ins: (0..n).collect(), blocks: (0..4).collect(), met, products }], blocks: 4, ins: n, outs, by_row: true }, products)
+            (
+                Sums {
+                    parts: vec![Part { outs: 0..outs, ins: (0..n).collect(), blocks: (0..4).collect(), met, products }],
+                    blocks: 4,
+                    ins: n,
+                    outs,
+                    by_row: true,
+                },
+                products,
+            )
         };
         for places in [n, n + 1, 40] {
             let (sums, products) = part(&[seen(places)]);

@@ -335,7 +335,7 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
         }
         Some("gptq") => {
             let how = Gptq {
-                damping: args.number("damping").unwrap_or(0.01),
+                damping: args.number("damping"),
                 samples: args.count("samples", 32),
                 work: args.number("work").unwrap_or(2000.0) * 1e9,
                 threads: w.threads,

@@ -154,7 +154,11 @@ static ROUND: &[Key] = &[
         Shape::OneOf(&["nearest", "gptq", "adaround", "block", "adaquant", "hqq", "k-quant"]),
         "nearest: the code closest to each weight; gptq: each weight makes up for what those before it lost; adaround: up or down, learnt layer by layer; block: the same over residual and attention blocks; adaquant: weights that may end at any code, biases and scales, learnt layer by layer; hqq: zero points that make little of outliers, and nearest codes; k-quant: scales and zero points by weighted least squares, and nearest codes",
     ),
-    Key::new("damping", Shape::Number(0.0, 1.0), "gptq: of the inputs' mean energy, what is added to each; default 0.01"),
+    Key::new(
+        "damping",
+        Shape::Number(0.0, 1.0),
+        "gptq: of the inputs' mean energy, what is added to each; default 0.01, or, where that is more, half of the numbers of a sum over the places seen",
+    ),
     Key::new(
         "work",
         Shape::Number(0.0, f64::INFINITY),

@@ -343,11 +343,11 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
             round::gptq(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
         }
         Some(method @ ("adaround" | "block")) => {
-            let how = Reconstruct { blocks: method == "block", lambda: args.number("lambda").unwrap_or(0.01), visits: visits(w, args, (64, 20_000, 8)) };
+            let how = Reconstruct { blocks: method == "block", lambda: args.number("lambda").unwrap_or(0.01), visits: visits(w, args, ADAROUND) };
             round::reconstruct(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
         }
         Some("adaquant") => {
-            let how = AdaQuant { parallel: args.flag("parallel").unwrap_or(false), visits: visits(w, args, (1000, 1000, 50)) };
+            let how = AdaQuant { parallel: args.flag("parallel").unwrap_or(false), visits: visits(w, args, ADAQUANT) };
             round::adaquant(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
         }
         Some("hqq") => round::hqq(&mut w.model)?,
@@ -357,6 +357,10 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
     notes.append(round::round_nearest(&mut w.model)?);
     Ok(notes)
 }
+
+/// Samples, steps a layer and samples a step, where a recipe names none.
+pub const ADAROUND: (usize, usize, usize) = (64, 20_000, 8);
+pub const ADAQUANT: (usize, usize, usize) = (1000, 1000, 50);
 
 /// How layers are visited to learn from samples; `defaults`: samples, steps a layer, samples a step.
 fn visits(w: &Work, args: &Args, defaults: (usize, usize, usize)) -> Visits {

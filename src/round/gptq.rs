@@ -38,7 +38,7 @@ const MEAN: f64 = 0.25;
 const PLACES: (usize, usize) = (4, 2048);
 /// Rows that are rounded together, and inputs whose errors the others are told of at once (the paper's lazy updates).
 const ROWS: usize = 16;
-const BLOCK: usize = 128;
+const BLOCK: usize = 32;
 /// Errors of an input: of each row under its codes, and under its nearest ones.
 const LANES: usize = 2 * ROWS;
 
@@ -211,6 +211,12 @@ impl Factor {
     }
 }
 
+/// `owed += l · e`. On its own the compiler makes SIMD of it, within the loop around it does not.
+#[inline(never)]
+fn add(owed: &mut [f32; LANES], l: f32, e: &[f32; LANES]) {
+    owed.iter_mut().zip(e).for_each(|(owed, e)| *owed += l * e);
+}
+
 /// Some rows at once: by row its index, its values, and whether they are better than nearest ones.
 fn round_rows(rows: &[usize], factor: &Factor, w: &[f32], grid: &Grid, at: &impl Fn(usize, usize) -> usize) -> Vec<(usize, Vec<f32>, bool)> {
     let n = factor.order.len();
@@ -228,9 +234,7 @@ fn round_rows(rows: &[usize], factor: &Factor, w: &[f32], grid: &Grid, at: &impl
         for k in (from..to).rev() {
             let mut owed: [f32; LANES] = owed[(k - from) * LANES..][..LANES].try_into().expect("it has that length");
             for (l, e) in factor.columns[k * n + k + 1..k * n + to].iter().zip(errors[(k + 1) * LANES..].as_chunks::<LANES>().0) {
-                for i in 0..LANES {
-                    owed[i] += l * e[i];
-                }
+                add(&mut owed, *l, e);
             }
             let c = factor.order[k];
             for (i, &o) in rows.iter().enumerate() {

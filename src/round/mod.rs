@@ -29,7 +29,7 @@ pub use gptq::{Gptq, gptq};
 pub use hqq::hqq;
 pub use k_quant::k_quant;
 pub use reconstruct::{Reconstruct, reconstruct};
-pub use task::Visits;
+pub use task::{Visits, steps};
 pub use tune_batch_norm::{TuneBatchNorm, tune_batch_norm};
 pub use tune_bias::{TuneBias, tune_bias};
 

@@ -142,13 +142,16 @@ pub fn visit(
     Ok(Some(Visited { gained, kept, steps, samples: seen.len() }))
 }
 
-/// Steps a unit that keep all work bounded, whatever the machine.
 fn affordable(model: &Model, units: &[Unit], sample: &BTreeMap<String, Tensor>, how: &Visits) -> usize {
     let inferred = infer(model, &shapes_of(sample));
     let nodes = units.iter().flat_map(|u| &u.weights);
-    let macs: u64 = nodes.filter_map(|(_, n)| Linear::of(&model.graph, *n)?.macs(&model.graph, &inferred)).sum();
-    let each = 3.0 * macs.max(1) as f64 * how.batch as f64;
-    ((WORK / each) as usize).clamp(FEWEST, how.iterations.max(FEWEST)).min(how.iterations)
+    steps(nodes.filter_map(|(_, n)| Linear::of(&model.graph, *n)?.macs(&model.graph, &inferred)).sum(), how.batch, how.iterations)
+}
+
+/// Steps a unit, of the `iterations` that were asked for, that keep all work bounded, whatever the machine; `macs`: multiply-adds of all units for a sample.
+pub fn steps(macs: u64, batch: usize, iterations: usize) -> usize {
+    let each = 3.0 * macs.max(1) as f64 * batch as f64;
+    ((WORK / each) as usize).clamp(FEWEST, iterations.max(FEWEST)).min(iterations)
 }
 
 impl Task {

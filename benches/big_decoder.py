@@ -152,4 +152,5 @@ def main():
                 print(f"{name:8} {10 * np.log10(np.square(float_answer).sum() / np.square(y - float_answer).sum()):7.2f} dB of the float model's logits")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,7 @@
 use crate::error::{At, Error, Result};
 use crate::graph::{Graph, InputShapes, Linear, Model, NodeId, Op, Recurrent, infer};
 use crate::quant::{Format, Origin, Quantizer, QuantizerId, Timing, Zero};
-use crate::range::{self, Method};
+use crate::range::{self, Weights};
 use crate::target::{Legal, Limit, Must, Profile, Slot, name_of};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -106,8 +106,8 @@ pub fn weight_at(model: &Model, id: QuantizerId, bits: u8) -> Result<Quantizer> 
     let site = model.constant_sites().into_iter().find(|(_, q)| model.quantizers.root(*q) == id);
     let constant = site.and_then(|(node, _)| model.graph.constant(model.graph.node(node).input(0)?));
     let tensor = &constant.ok_or_else(|| Error::failed("reads no constant")).at(|| &row.name)?.tensor;
-    let method = if bits < now { Method::Mse } else { Method::MinMax };
-    row.params = Some(range::fit_constant(&tensor.to_f32().at(|| &row.name)?, tensor.shape(), &row.scheme, method).at(|| &row.name)?);
+    let how = if bits < now { Weights::Mse } else { Weights::MinMax };
+    row.params = Some(range::fit_constant(&tensor.to_f32().at(|| &row.name)?, tensor.shape(), &row.scheme, how).at(|| &row.name)?);
     Ok(row)
 }
 

@@ -12,4 +12,5 @@ pub use fewest::{Fewest, Outcome, Raised, fewest};
 pub use mixed::{Allocate, Amount, Latencies, Strategy, allocate};
 pub use raise::{Unit, added_bytes, bit_operations_of, noises, units};
 pub use sensitivity::Sensitivity;
+pub use trace::DRAWS;
 pub use widen::{Widen, widen};

@@ -6,6 +6,7 @@
 
 mod fake_quant;
 mod narrow;
+mod patches;
 mod planning;
 mod plans;
 mod prepare;
@@ -25,6 +26,7 @@ mod weights;
 /// Engines that models may run in.
 pub const NAMES: [&str; 1] = ["tract"];
 
+pub use patches::Patches;
 pub use plans::{Plans, Running, shapes_of};
 pub use runner::{Runner, RunnerOptions, State};
 pub use samples::{each_sample, over_samples};

@@ -1,4 +1,4 @@
-//! Gathers ranges and turns them into scales: one pass over the data for activations, none for weights.
+//! Gathers ranges and turns them into scales: one pass over the data for activations, none for weights but those whose layers are looked at.
 //! Activations are watched on the float model, per quantizer: every tensor that shares it adds to its range.
 //! Needs: a placed model; data as soon as an activation has no fixed range. Declines: a tensor that never carried a value.
 
@@ -7,7 +7,7 @@ use super::choose::{COMPARED_ON, Found, best_of, fitted, measured};
 use super::mask::{self, Masks};
 use super::saved::{Ranges, Row, Seen};
 use super::tails::Tails;
-use super::weights::fit_weights;
+use super::weights::{Weights, fit_weights};
 use crate::data::Dataset;
 use crate::engine::{Plans, RunnerOptions, Running, Trial, over_samples, shapes_of};
 use crate::error::{At, Error, Result};
@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Calibrate<'a> {
     pub activations: Method,
-    pub weights: Method,
+    pub weights: Weights,
     /// Standard deviations from the mean beyond which values count for nothing.
     pub outliers: Option<f64>,
     /// Whether the zero of unsigned codes, where it lies in their middle, is the lowest for tensors that are never negative.
@@ -53,7 +53,8 @@ pub fn calibrate(
 ) -> Result<Calibrated> {
     let mut notes = Notes::of("calibrate");
     let mut ranges = Ranges { samples: saved.map_or(data.map_or(0, |d| d.1.len()), |s| s.samples), ..Ranges::default() };
-    fit_weights(model, how.weights, &watched_values(model).into_iter().map(|(_, q)| q).collect())?;
+    let shared = watched_values(model).into_iter().map(|(_, q)| q).collect();
+    fit_weights(model, how.weights, &shared, data, how.threads, &mut notes)?;
     let watched = watched_values(model);
     let masks = Masks::of(model);
     if !watched.is_empty() {
@@ -347,7 +348,7 @@ mod tests {
     }
 
     fn how(activations: Method, threads: usize) -> Calibrate<'static> {
-        Calibrate { activations, weights: Method::MinMax, outliers: None, unsigned: false, shifts: &[], threads }
+        Calibrate { activations, weights: Weights::MinMax, outliers: None, unsigned: false, shifts: &[], threads }
     }
 
     #[test]
@@ -405,7 +406,7 @@ mod tests {
         let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
         for method in [Method::MinMax, Method::Percentile(90.0), Method::Tail, Method::Auto] {
             let mut m = m.clone();
-            let how = Calibrate { activations: method, weights: Method::MinMax, outliers: None, unsigned: false, shifts: &[], threads: 1 };
+            let how = Calibrate { activations: method, weights: Weights::MinMax, outliers: None, unsigned: false, shifts: &[], threads: 1 };
             calibrate(&mut m, &how, Some((&data, &[0, 1, 2, 3])), None, &Silent).unwrap();
             let p = m.quantizers[out].params.as_ref().unwrap();
             assert_eq!((p.scale[0], p.zero_at(0)), (5.1 / 255.0, 50.0), "{method}");

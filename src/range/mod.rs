@@ -2,6 +2,7 @@
 
 mod calibrate;
 mod choose;
+mod clip;
 mod entropy;
 mod mask;
 mod method;
@@ -15,10 +16,11 @@ mod weights;
 
 pub use calibrate::{Calibrate, Calibrated, calibrate};
 pub use choose::COMPARED_ON;
+pub use clip::Clip;
 pub use mask::Masks;
 pub use method::Method;
 pub use peaks::peaks;
 pub use saved::{Ranges, Source};
 pub use settle::settle;
 pub use shifts::fit_bias;
-pub use weights::fit_constant;
+pub use weights::{Weights, fit_constant};

@@ -4,7 +4,7 @@
 //! Needs: one power-of-two scale a tensor. Declines: windows that no positions keep to.
 
 use super::saved::Seen;
-use super::weights::fit_constant;
+use super::weights::{Weights, fit_constant};
 use crate::error::Result;
 use crate::graph::{Flow, Graph, Linear, Model, NodeId, Op, Role, ValueId};
 use crate::note::Notes;
@@ -292,7 +292,7 @@ pub fn hold(model: &mut Model, rules: &[Shift], seen: &[(QuantizerId, &Seen)], n
 
 /// Parameters for a bias that changed, within the windows of the layer that adds it.
 pub fn fit_bias(model: &Model, rules: &[Shift], layer: NodeId, x: &[f32], shape: &[usize], scheme: &Scheme) -> Result<Params> {
-    let mut params = fit_constant(x, shape, scheme, super::Method::Mse)?;
+    let mut params = fit_constant(x, shape, scheme, Weights::Mse)?;
     if let (Some(p), (lo, hi)) = (position(&params), bias_positions(model, rules, layer)) {
         params.scale[0] = 2f32.powi(-p.clamp(lo, hi.max(lo)));
     }

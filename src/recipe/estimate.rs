@@ -2,25 +2,51 @@
 
 use super::Step;
 use super::start::Samples;
+use super::steps::{ADAQUANT, ADAROUND, iterations};
+use crate::allocate;
 use crate::engine::{Runner, shapes_of};
 use crate::error::Result;
-use crate::graph::{Model, ValueId, infer};
+use crate::graph::{Linear, Model, ValueId, infer};
 use crate::quant::Table;
 use crate::range::{self, Method};
 use crate::report::NODE_SAMPLES;
+use crate::round;
 use std::time::Instant;
 
-/// Inferences that a step takes at most, with `n` samples to calibrate on; `saved`: their ranges are known.
-fn inferences(step: &Step, n: usize, saved: bool) -> usize {
+/// What counts of a model: its layers, and their multiply-adds for one sample.
+struct Layers {
+    count: usize,
+    macs: u64,
+}
+
+/// Inferences that a step takes at most, with `n` samples to calibrate on; `saved`: their ranges are known. A way back counts for two.
+fn inferences(step: &Step, layers: &Layers, n: usize, saved: bool) -> usize {
     let count = |key: &str, default: usize| step.args.int(key).map_or(default, |k| k as usize);
     match step.name {
         "calibrate" => {
             let compares = step.args.text("activations.method") == Some("auto");
-            (if saved { 0 } else { n }) + if compares { (saved as usize + Method::COMPARED.len()) * n.min(range::COMPARED_ON) } else { 0 }
+            let clips = step.args.text("weights.method") == Some("clip");
+            (if saved { 0 } else { n })
+                + if compares { (saved as usize + Method::COMPARED.len()) * n.min(range::COMPARED_ON) } else { 0 }
+                + if clips { n.min(count("weights.samples", 64)) } else { 0 }
         }
         // The float model, the model as it is, with all wide, with the chosen wide.
         "widen" => (4 + count("tries", 24)) * n.min(count("samples", 4)),
         "round" if step.args.text("method") == Some("gptq") => n.min(count("samples", 32)),
+        // The float model and the model as it is, and all steps of all layers, forward and backward.
+        "round" if matches!(step.args.text("method"), Some("adaround" | "block" | "adaquant")) => {
+            let (samples, default, batch) = if step.args.text("method") == Some("adaquant") { ADAQUANT } else { ADAROUND };
+            let (samples, batch) = (n.min(count("samples", samples)), count("batch", batch));
+            2 * samples + 3 * round::steps(layers.macs, batch, iterations(&step.args, default)) * batch.min(samples)
+        }
+        // What each layer loses in each width, and what three strategies and those of the front do.
+        "allocate" => {
+            let samples = n.min(count("samples", 32));
+            let widths = step.args.numbers("bits").map_or(2, |bits| bits.len());
+            let tried = 5 + step.args.numbers("front").map_or(0, |front| front.len());
+            samples * tried
+                + samples * if step.args.text("sensitivity") == Some("hessian-trace") { 3 * allocate::DRAWS.1 as usize } else { widths * layers.count }
+        }
         "balance" | "shift-negatives" => n.min(count("samples", 64)),
         "correct-bias" => 2 * n.min(count("samples", 32)),
         "tune-batch-norm" => 3 * n.min(count("samples", 64)),
@@ -49,7 +75,9 @@ pub fn estimate(model: &Model, steps: &[Step], samples: &Samples, saved: bool, t
     let activations: usize = g.nodes().flat_map(|(_, n)| n.outputs().iter().flatten().copied().collect::<Vec<_>>()).map(bytes).sum();
     let weights: usize = g.values().filter_map(|(_, v)| v.constant.as_ref()).map(|c| c.tensor.bytes().len()).sum();
     // Judging runs both models, and some three more a sample to measure every node.
-    let working: usize = steps.iter().map(|s| inferences(s, samples.calibration.len(), saved)).sum();
+    let macs: Vec<u64> = g.nodes().filter_map(|(id, _)| Linear::of(g, id).filter(|l| l.constant)?.macs(g, &inferred)).collect();
+    let layers = Layers { count: macs.len(), macs: macs.iter().sum() };
+    let working: usize = steps.iter().map(|s| inferences(s, &layers, samples.calibration.len(), saved)).sum();
     let passes = working + 3 * samples.validation.len() + 4 * samples.validation.len().min(NODE_SAMPLES);
     let seconds = 4.0 * build + passes as f64 * run / threads.max(1) as f64;
     let mib = |n: usize| n as f64 / (1 << 20) as f64;
@@ -68,13 +96,14 @@ pub fn estimate(model: &Model, steps: &[Step], samples: &Samples, saved: bool, t
 mod tests {
     use super::super::{Sources, resolve};
     use super::*;
+    use crate::round::Iterations;
 
     #[test]
     fn steps_take_what_their_keys_say() {
         let of = |recipe: &str, set: &[&str], saved| {
             let set = set.iter().map(|s| s.to_string()).collect();
             let recipe = resolve(&Sources { recipe: Some(recipe.into()), set, ..Sources::default() }).unwrap();
-            recipe.steps.iter().map(|s| inferences(s, 64, saved)).sum::<usize>()
+            recipe.steps.iter().map(|s| inferences(s, &Layers { count: 10, macs: 1 << 20 }, 64, saved)).sum::<usize>()
         };
         assert_eq!(of("int8-fast", &[], false), 64);
         assert_eq!(of("int8-fast", &[], true), 0);
@@ -82,5 +111,20 @@ mod tests {
         assert_eq!(of("int8", &["widen.tries=34"], false), int8 + 40);
         assert_eq!(of("int8", &["correct-bias.samples=64"], false), int8 + 64);
         assert_eq!(of("int8", &["calibrate.activations.method=mse"], false), int8 - 32);
+        assert_eq!(of("w4", &["calibrate.weights.method=clip", "calibrate.weights.samples=16"], false), of("w4", &[], false) + 16);
+        // Ten layers in two widths, and in three; the draws of signs, forward and backward.
+        let mixed = of("mixed", &[], false);
+        assert_eq!(of("mixed", &["allocate.bits=[2, 4, 8]"], false), mixed + 10 * 32);
+        assert_eq!(of("mixed", &["allocate.sensitivity=hessian-trace"], false), mixed - 20 * 32 + 3 * allocate::DRAWS.1 as usize * 32);
+        // A thousand steps of 50 samples, and of 5; as many as all work allows.
+        let adaquant = |set: &str| of("int8-fast", &["round.method=adaquant", set], false);
+        assert_eq!(adaquant("round.iterations=1000"), 64 + 2 * 64 + 3 * 1000 * 50);
+        assert_eq!(adaquant("round.batch=5"), 64 + 2 * 64 + 3 * 1000 * 5);
+        assert_eq!(adaquant("round.iterations=100000"), 64 + 2 * 64 + 3 * 100_000 * 50);
+        let affordable = round::steps(1 << 20, 8, Iterations::AtMost(20_000));
+        assert!((100..20_000).contains(&affordable) && round::steps(1 << 40, 8, Iterations::AtMost(20_000)) == 100);
+        assert_eq!(of("int8-fast", &["round.method=adaround"], false), 64 + 2 * 64 + 3 * affordable * 8);
+        let tuned = |set: &str| of("xint8-tuned", &[set], false);
+        assert_eq!(tuned("tune-bias.epochs=20"), tuned("tune-bias.epochs=10") + 10 * 64 * 5 / 2);
     }
 }

@@ -11,8 +11,8 @@ use crate::note::Notes;
 use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules, Standing};
 use crate::quant::Scheme;
-use crate::range::{self, Calibrate, Calibrated, Method, Ranges};
-use crate::round::{self, AdaQuant, Biases, CorrectBias, Gptq, Reconstruct, TuneBatchNorm, TuneBias, Visits};
+use crate::range::{self, Calibrate, Calibrated, Clip, Method, Ranges, Weights};
+use crate::round::{self, AdaQuant, Biases, CorrectBias, Gptq, Iterations, Reconstruct, TuneBatchNorm, TuneBias, Visits};
 use crate::target::SchemeKeys;
 use crate::transform::{self, Awq, Balance, Equalize, Grid, ShiftNegatives, Smooth};
 
@@ -227,8 +227,16 @@ fn place(w: &mut Work, _: &Args) -> Result<Notes> {
 
 fn calibrate(w: &mut Work, args: &Args) -> Result<Notes> {
     let how = Calibrate {
-        activations: method(args, "activations")?,
-        weights: method(args, "weights")?,
+        activations: method(args)?,
+        weights: match args.text("weights.method") {
+            Some("mse") => Weights::Mse,
+            Some("clip") => Weights::Clip(Clip {
+                shrink: args.number("weights.shrink").unwrap_or(0.5),
+                grid: args.count("weights.grid", 20),
+                samples: args.count("weights.samples", 64),
+            }),
+            _ => Weights::MinMax,
+        },
         outliers: args.number("activations.outliers"),
         unsigned: args.flag("activations.unsigned").unwrap_or(false),
         shifts: &w.recipe.target.shifts,
@@ -245,20 +253,19 @@ fn calibrate(w: &mut Work, args: &Args) -> Result<Notes> {
     Ok(notes)
 }
 
-fn method(args: &Args, of: &str) -> Result<Method> {
-    let key = |k: &str| format!("{of}.{k}");
-    Ok(match args.text(&key("method")).unwrap_or("minmax") {
+fn method(args: &Args) -> Result<Method> {
+    Ok(match args.text("activations.method").unwrap_or("minmax") {
         "minmax" => Method::MinMax,
         "auto" => Method::Auto,
         "mse" => Method::Mse,
         "mae" => Method::Mae,
-        "lp" => Method::Lp(args.number(&key("power")).unwrap_or(2.0)),
+        "lp" => Method::Lp(args.number("activations.power").unwrap_or(2.0)),
         "entropy" => Method::Entropy,
         "tail" => Method::Tail,
         "no-clip" => Method::NoClip,
-        "moving-average" => Method::MovingAverage { constant: args.number(&key("constant")).unwrap_or(0.01) },
-        "percentile" => Method::Percentile(args.number(&key("percentile")).unwrap_or(99.99)),
-        other => return Err(Error::usage(format!("`{other}` is no method of {of}"))),
+        "moving-average" => Method::MovingAverage { constant: args.number("activations.constant").unwrap_or(0.01) },
+        "percentile" => Method::Percentile(args.number("activations.percentile").unwrap_or(99.99)),
+        other => return Err(Error::usage(format!("`{other}` is no method of activations"))),
     })
 }
 
@@ -328,7 +335,7 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
         }
         Some("gptq") => {
             let how = Gptq {
-                damping: args.number("damping").unwrap_or(0.01),
+                damping: args.number("damping"),
                 samples: args.count("samples", 32),
                 work: args.number("work").unwrap_or(2000.0) * 1e9,
                 threads: w.threads,
@@ -336,11 +343,11 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
             round::gptq(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
         }
         Some(method @ ("adaround" | "block")) => {
-            let how = Reconstruct { blocks: method == "block", lambda: args.number("lambda").unwrap_or(0.01), visits: visits(w, args, (64, 20_000, 8)) };
+            let how = Reconstruct { blocks: method == "block", lambda: args.number("lambda").unwrap_or(0.01), visits: visits(w, args, ADAROUND) };
             round::reconstruct(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
         }
         Some("adaquant") => {
-            let how = AdaQuant { parallel: args.flag("parallel").unwrap_or(false), visits: visits(w, args, (1000, 1000, 50)) };
+            let how = AdaQuant { parallel: args.flag("parallel").unwrap_or(false), visits: visits(w, args, ADAQUANT) };
             round::adaquant(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
         }
         Some("hqq") => round::hqq(&mut w.model)?,
@@ -351,11 +358,20 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
     Ok(notes)
 }
 
+/// Samples, steps a layer and samples a step, where a recipe names none.
+pub const ADAROUND: (usize, usize, usize) = (64, 20_000, 8);
+pub const ADAQUANT: (usize, usize, usize) = (1000, 1000, 50);
+
+/// Steps a layer: what the recipe says, else `default` or fewer.
+pub fn iterations(args: &Args, default: usize) -> Iterations {
+    args.int("iterations").map_or(Iterations::AtMost(default), |n| Iterations::Exactly(n as usize))
+}
+
 /// How layers are visited to learn from samples; `defaults`: samples, steps a layer, samples a step.
 fn visits(w: &Work, args: &Args, defaults: (usize, usize, usize)) -> Visits {
     Visits {
         samples: args.count("samples", defaults.0),
-        iterations: args.count("iterations", defaults.1),
+        iterations: iterations(args, defaults.1),
         batch: args.count("batch", defaults.2),
         seed: w.recipe.seed,
         memory: w.recipe.memory,

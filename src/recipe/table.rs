@@ -138,14 +138,27 @@ static CALIBRATE_ACTIVATIONS: &[Key] = &[
     Key::new("unsigned", FLAG, "where zero lies in the middle of unsigned codes, it becomes their lowest for tensors that are never negative; default false"),
     Key::new("outliers", Shape::Number(0.0, f64::INFINITY), "standard deviations from the mean beyond which values count for nothing; default: all count"),
 ];
-static CALIBRATE_WEIGHTS: &[Key] = &[Key::new("method", Shape::OneOf(&["minmax", "mse"]), "minmax: all values; mse: least squared error")];
+static CALIBRATE_WEIGHTS: &[Key] = &[
+    Key::new(
+        "method",
+        Shape::OneOf(&["minmax", "mse", "clip"]),
+        "minmax: all values; mse: least squared error; clip: least squared error of the layer's output over samples, block by block",
+    ),
+    Key::new("shrink", Shape::Number(0.0, 1.0), "clip: how far a range may shrink, as a share of itself; default 0.5"),
+    Key::new("grid", COUNT, "clip: steps from all of a range to nothing; default 20"),
+    Key::new("samples", COUNT, "clip: samples looked at at most; default 64"),
+];
 static ROUND: &[Key] = &[
     Key::new(
         "method",
         Shape::OneOf(&["nearest", "gptq", "adaround", "block", "adaquant", "hqq", "k-quant"]),
         "nearest: the code closest to each weight; gptq: each weight makes up for what those before it lost; adaround: up or down, learnt layer by layer; block: the same over residual and attention blocks; adaquant: weights that may end at any code, biases and scales, learnt layer by layer; hqq: zero points that make little of outliers, and nearest codes; k-quant: scales and zero points by weighted least squares, and nearest codes",
     ),
-    Key::new("damping", Shape::Number(0.0, 1.0), "gptq: of the inputs' mean energy, what is added to each; default 0.01"),
+    Key::new(
+        "damping",
+        Shape::Number(0.0, 1.0),
+        "gptq: of the inputs' mean energy, what is added to each; default 0.01, or, where that is more, half of the numbers of a sum over the places seen",
+    ),
     Key::new(
         "work",
         Shape::Number(0.0, f64::INFINITY),
@@ -155,7 +168,7 @@ static ROUND: &[Key] = &[
     Key::new(
         "iterations",
         COUNT,
-        "adaround, block, adaquant: steps a layer or block at most, fewer where all would take too long; default 20000, 1000 for adaquant",
+        "adaround, block, adaquant: steps a layer or block; by default 20000, 1000 for adaquant, and fewer where all would take too long",
     ),
     Key::new("batch", COUNT, "adaround, block, adaquant: samples a step; default 8, 50 for adaquant"),
     Key::new("lambda", Shape::Number(0.0, f64::INFINITY), "adaround, block: weight of the regulariser that decides between up and down; default 0.01"),
@@ -167,7 +180,7 @@ pub static LATENCIES: Shape = Shape::MapOf(&Shape::MapOf(&Shape::Number(0.0, f64
 static WIDEN: &[Key] = &[
     Key::new("share", Shape::Number(0.0, 1.0), "largest share of all activations that may be wider; default 0.08"),
     Key::new("macs", Shape::Number(0.0, 1.0), "largest share of the multiply-adds whose operand may be wider; default 0.02"),
-    Key::new("tries", COUNT, "groups of activations measured; default 24"),
+    Key::new("tries", COUNT, "groups of activations whose noise is found; default 24"),
     Key::new("samples", COUNT, "samples to measure on; default 4"),
     Key::new("loss", Shape::Number(0.0, f64::INFINITY), "models that lose less need nothing wider: noise over signal, or nats; default 0.01"),
 ];

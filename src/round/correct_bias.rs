@@ -8,6 +8,7 @@ use super::biases::{Biases, layers};
 use super::moments::{Moments, moved, of_float};
 use super::samples::{KEPT, same_shapes, walks, within};
 use crate::data::Dataset;
+use crate::engine::RunnerOptions;
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, NodeId};
 use crate::note::Notes;
@@ -38,7 +39,7 @@ pub fn correct_bias(model: &mut Model, how: &CorrectBias, data: Option<(&Dataset
     let chosen: Vec<usize> = groups.iter().flatten().copied().collect();
     progress.begin("correct-bias", (chosen.len() + layers.len()) as u64);
     let wanted = of_float(model, &layers, data, &chosen, how.threads, progress)?;
-    let mut walks = walks(model, data, &groups, how.threads)?;
+    let mut walks = walks(model, data, &groups, RunnerOptions::default(), how.threads)?;
     let mut corrected = 0;
     for (layer, wanted) in layers.iter().zip(&wanted) {
         crate::interrupt::check()?;

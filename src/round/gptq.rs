@@ -5,10 +5,9 @@
 //! Declines, for nearest codes: weights that several layers read, ConvTranspose, formats other than integers.
 
 use super::grid::{Grid, chosen};
-use super::patches::Patches;
-use super::samples::same_shapes;
+use super::samples::{same_shapes, walks};
 use crate::data::Dataset;
-use crate::engine::{RunnerOptions, Walk};
+use crate::engine::{Patches, RunnerOptions};
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, NodeId, Op, Site, ValueId};
 use crate::math::{Matrix, add_gram, cholesky, multiply};
@@ -21,8 +20,8 @@ use rayon::prelude::*;
 /// What the method was asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Gptq {
-    /// Of the mean energy of the inputs, what is added to each.
-    pub damping: f64,
+    /// Of the mean energy of the inputs, what is added to each; `None`: [`DAMPING`], and more where few places were seen.
+    pub damping: Option<f64>,
     /// Samples at most.
     pub samples: usize,
     /// Multiply-adds that a layer may take at most.
@@ -30,13 +29,16 @@ pub struct Gptq {
     pub threads: usize,
 }
 
+/// Of the mean energy, what is added to that of each input at least; and what that is more for each number of a sum beside one place, since the second
+/// moments of few places fit these alone.
+const DAMPING: (f64, f64) = (0.01, 0.5);
 /// What is left of the energy of means.
 const MEAN: f64 = 0.25;
 /// Places that are looked at for each number of a sum, and at least in all.
 const PLACES: (usize, usize) = (4, 2048);
 /// Rows that are rounded together, and inputs whose errors the others are told of at once (the paper's lazy updates).
 const ROWS: usize = 16;
-const BLOCK: usize = 128;
+const BLOCK: usize = 32;
 /// Errors of an input: of each row under its codes, and under its nearest ones.
 const LANES: usize = 2 * ROWS;
 
@@ -68,24 +70,26 @@ pub fn gptq(model: &mut Model, how: &Gptq, data: Option<(&Dataset, &[usize])>, p
     if layers.is_empty() {
         return Ok(notes);
     }
-    let group = same_shapes(data, &samples[..samples.len().min(how.samples)])?.into_iter().next().unwrap_or_default();
-    let inputs = group.iter().map(|&i| data.sample(i)).collect::<Result<Vec<_>>>()?;
-    let count = inputs.len();
+    let groups = same_shapes(data, &samples[..samples.len().min(how.samples)])?;
+    let count = groups.iter().map(Vec::len).sum();
     progress.begin("round", layers.len() as u64);
-    let mut walk = Walk::new(model, inputs, RunnerOptions { float: true, ..RunnerOptions::default() }, how.threads)?;
+    let mut walks = walks(model, data, &groups, RunnerOptions { float: true, ..RunnerOptions::default() }, how.threads)?;
     let (mut kept, mut rows, mut found) = (0, 0, Vec::new());
     for layer in &layers {
         crate::interrupt::check()?;
         let name = || model.graph.node(layer.node).name.clone();
         let quantizer = &model.quantizers[model.quantizers.root(model.graph.node(layer.fake).quantizer().expect("it is a FakeQuant"))];
-        let x = match model.graph.value(layer.x).producer() {
-            Some((producer, _)) => &*walk.to(producer, layer.x).at(name)?,
-            None => walk.kept(layer.x).ok_or_else(|| Error::failed("reads nothing").at(name()))?,
-        };
+        let mut x: Vec<&Tensor> = Vec::with_capacity(count);
+        for walk in &mut walks {
+            x.extend(match model.graph.value(layer.x).producer() {
+                Some((producer, _)) => &*walk.to(producer, layer.x).at(name)?,
+                None => walk.kept(layer.x).ok_or_else(|| Error::failed("reads nothing").at(name()))?,
+            });
+        }
         let weight = &model.graph.node(layer.fake).input(0).and_then(|v| model.graph.constant(v)).expect("found before").tensor;
         let grid = Grid::of(quantizer, weight.shape()).at(name)?;
         let w = weight.to_f32()?;
-        let (values, better) = round_layer(layer, &w, &grid, x, count, how.damping)?;
+        let (values, better) = round_layer(layer, &w, &grid, &x, how.damping)?;
         (kept, rows) = (kept + layer.outs - better, rows + layer.outs);
         let params = quantizer.params.as_ref().expect("a grid has parameters");
         found.push((Site::of(layer.fake), quant::quantize(&values, weight.shape(), &quantizer.scheme, params).at(name)?));
@@ -132,9 +136,9 @@ fn places(n: usize, groups: usize, outs: usize, work: f64) -> std::result::Resul
 }
 
 /// The values that stand for a layer's weights, and how many rows are better so than under their nearest codes.
-fn round_layer(layer: &Layer, w: &[f32], grid: &Grid, x: &[Tensor], samples: usize, damping: f64) -> Result<(Vec<f32>, usize)> {
+fn round_layer(layer: &Layer, w: &[f32], grid: &Grid, x: &[&Tensor], damping: Option<f64>) -> Result<(Vec<f32>, usize)> {
     let n = layer.patches.width();
-    let most = layer.places.div_ceil(samples).max(1);
+    let most = layer.places.div_ceil(x.len().max(1)).max(1);
     let per_group = layer.outs / layer.patches.groups;
     let x: Vec<_> = x.iter().map(|t| Ok((t.to_f32()?, t.shape()))).collect::<Result<_>>()?;
     let one = |group: usize| {
@@ -171,7 +175,7 @@ struct Factor {
 }
 
 impl Factor {
-    fn of(mut sums: Vec<f64>, means: &[f64], count: usize, damping: f64) -> Factor {
+    fn of(mut sums: Vec<f64>, means: &[f64], count: usize, damping: Option<f64>) -> Factor {
         let n = means.len();
         let rows = count.max(1) as f64;
         for i in 0..n {
@@ -183,7 +187,7 @@ impl Factor {
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by(|a, b| energy(*a).total_cmp(&energy(*b)).then(b.cmp(a)));
         let mean = (0..n).map(energy).sum::<f64>() / n as f64;
-        let mut damping = damping * mean.max(f64::MIN_POSITIVE);
+        let mut damping = damping.unwrap_or(DAMPING.0.max(DAMPING.1 * n as f64 / rows)) * mean.max(f64::MIN_POSITIVE);
         let (mut pivots, mut columns) = (vec![1.0; n], vec![0f32; n * n]);
         for _ in 0..6 {
             let mut l = vec![0f64; n * n];
@@ -207,6 +211,12 @@ impl Factor {
     }
 }
 
+/// `owed += l · e`. On its own the compiler makes SIMD of it, within the loop around it does not.
+#[inline(never)]
+fn add(owed: &mut [f32; LANES], l: f32, e: &[f32; LANES]) {
+    owed.iter_mut().zip(e).for_each(|(owed, e)| *owed += l * e);
+}
+
 /// Some rows at once: by row its index, its values, and whether they are better than nearest ones.
 fn round_rows(rows: &[usize], factor: &Factor, w: &[f32], grid: &Grid, at: &impl Fn(usize, usize) -> usize) -> Vec<(usize, Vec<f32>, bool)> {
     let n = factor.order.len();
@@ -224,9 +234,7 @@ fn round_rows(rows: &[usize], factor: &Factor, w: &[f32], grid: &Grid, at: &impl
         for k in (from..to).rev() {
             let mut owed: [f32; LANES] = owed[(k - from) * LANES..][..LANES].try_into().expect("it has that length");
             for (l, e) in factor.columns[k * n + k + 1..k * n + to].iter().zip(errors[(k + 1) * LANES..].as_chunks::<LANES>().0) {
-                for i in 0..LANES {
-                    owed[i] += l * e[i];
-                }
+                add(&mut owed, *l, e);
             }
             let c = factor.order[k];
             for (i, &o) in rows.iter().enumerate() {
@@ -315,7 +323,7 @@ mod tests {
                 let (m, q, data, samples) = model(dir.path(), Scheme { blocks: blocks.clone(), ..Scheme::int(4, signed) });
                 let mut plain = m.clone();
                 round_nearest(&mut plain).unwrap();
-                let how = Gptq { damping: 0.01, samples: 40, work: 1e9, threads: 1 };
+                let how = Gptq { damping: Some(0.01), samples: 40, work: 1e9, threads: 1 };
                 let (mut one, mut two) = (m.clone(), m.clone());
                 let notes = gptq(&mut one, &how, Some((&data, &all)), &Silent).unwrap();
                 gptq(&mut two, &Gptq { threads: 3, ..how }, Some((&data, &all)), &Silent).unwrap();
@@ -328,11 +336,53 @@ mod tests {
     }
 
     #[test]
+    fn samples_of_every_length_are_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut m, _, _, samples) = model(dir.path(), Scheme { blocks: Blocks::channel(1), ..Scheme::int(4, true) });
+        for v in m.graph.inputs.clone().into_iter().chain(m.graph.nodes().filter_map(|(_, n)| n.output(0)).collect::<Vec<_>>()) {
+            m.graph.value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: None };
+        }
+        let folder = dir.path().join("few");
+        std::fs::create_dir(&folder).unwrap();
+        let mut rest = &samples[..10 * N];
+        for (i, rows) in [3, 2, 2, 3].into_iter().enumerate() {
+            let bytes: Vec<u8> = rest[..rows * N].iter().flat_map(|v| v.to_le_bytes()).collect();
+            std::fs::write(folder.join(format!("{i}.npy")), npy("<f4", false, &[1, rows, N], &bytes)).unwrap();
+            rest = &rest[rows * N..];
+        }
+        let input = InputInfo { name: "x".into(), dtype: DType::F32, shape: Some(vec![Dim::Symbol("n".into()), Dim::Known(N)]) };
+        let data = Dataset::open(folder.to_str().unwrap(), &[input], &Default::default()).unwrap();
+        let notes = gptq(&mut m, &Gptq { damping: None, samples: 40, work: 1e9, threads: 1 }, Some((&data, &[0, 1, 2, 3])), &Silent).unwrap();
+        assert!(notes.list().iter().any(|n| n.text.contains("over 4 samples")), "{notes:?}");
+    }
+
+    /// Inputs that have nothing to do with each other, of which half as many places were seen as there are.
+    #[test]
+    fn what_few_places_seem_to_share_is_damped() {
+        let (n, places) = (64, 32);
+        let x = |p: usize, i: usize| (((p * n + i + 1) as f64 * 0.618_033_988_7).fract() + ((p * n + i + 1) as f64 * 0.414_213_562_4).fract() - 1.0) * 3.0;
+        let sums: Vec<f64> = (0..n * n).map(|i| (0..places).map(|p| x(p, i / n) * x(p, i % n)).sum()).collect();
+        let w: Vec<f32> = (0..n * 8).map(|i| ((i + 1) as f32 * 0.732_051).fract() * 4.0 - 2.0).collect();
+        let grid = Grid { step: vec![0.3; n * 8], offset: vec![0.0; n * 8], codes: (-8.0, 7.0) };
+        let lost = |damping| {
+            let factor = Factor::of(sums.clone(), &vec![0.0; n], places, damping);
+            let found = round_rows(&[0, 1, 2, 3, 4, 5, 6, 7], &factor, &w, &grid, &|o, c| o * n + c);
+            found
+                .iter()
+                .flat_map(|(o, row, _)| row.iter().enumerate().map(move |(c, q)| (o, c, q)))
+                .map(|(o, c, q)| ((q - w[o * n + c]) as f64).powi(2))
+                .sum::<f64>()
+        };
+        let (free, damped) = (lost(Some(0.01)), lost(None));
+        assert!(damped < 0.5 * free, "{damped} {free}");
+    }
+
+    #[test]
     fn what_it_cannot_round_is_left_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         let (mut m, q, data, _) = model(dir.path(), Scheme::int(8, true));
         m.quantizers[q].scheme.format = Format::Float { exponent: 4, mantissa: 3, specials: crate::quant::Specials::Fn };
-        let how = Gptq { damping: 0.01, samples: 8, work: 1e9, threads: 1 };
+        let how = Gptq { damping: Some(0.01), samples: 8, work: 1e9, threads: 1 };
         let notes = gptq(&mut m, &how, Some((&data, &[0, 1])), &Silent).unwrap();
         assert!(m.codes.is_empty() && notes.list().iter().any(|n| n.about == "gemm" && n.text.contains("no evenly spaced integers")), "{notes:?}");
         assert!(gptq(&mut m, &how, None, &Silent).unwrap_err().to_string().contains("--data"));
@@ -348,7 +398,7 @@ mod tests {
         assert_eq!(why, "sums over 1000 inputs take 0.7 billion multiply-adds, and `work` allows 0.7");
         let dir = tempfile::tempdir().unwrap();
         let (mut m, _, data, _) = model(dir.path(), Scheme::int(8, true));
-        let notes = gptq(&mut m, &Gptq { damping: 0.01, samples: 8, work: 1.0, threads: 1 }, Some((&data, &[0, 1])), &Silent).unwrap();
+        let notes = gptq(&mut m, &Gptq { damping: Some(0.01), samples: 8, work: 1.0, threads: 1 }, Some((&data, &[0, 1])), &Silent).unwrap();
         assert!(m.codes.is_empty() && notes.list().iter().any(|n| n.about == "gemm" && n.text.contains("`work` allows")), "{notes:?}");
     }
 
@@ -356,7 +406,7 @@ mod tests {
     fn rounded(sums: Vec<f64>, n: usize, damping: f64, outs: usize) -> (Vec<f32>, Vec<Vec<f32>>) {
         let w: Vec<f32> = (0..n * outs).map(|i| ((i + 1) as f32 * 0.618_034).fract() * 4.0 - 2.0).collect();
         let grid = Grid { step: vec![0.3; n * outs], offset: vec![0.0; n * outs], codes: (-8.0, 7.0) };
-        let factor = Factor::of(sums, &vec![0.0; n], 1, damping);
+        let factor = Factor::of(sums, &vec![0.0; n], 1, Some(damping));
         let rows: Vec<usize> = (0..outs).collect();
         let found = round_rows(&rows, &factor, &w, &grid, &|o, c| o * n + c);
         (w.iter().enumerate().map(|(i, x)| grid.nearest(i, *x)).collect(), found.into_iter().map(|f| f.1).collect())
@@ -380,7 +430,7 @@ mod tests {
         let a: Vec<f64> = (0..n * n).map(|i| (i as f64 * 0.414_213_562_4).fract() - 0.5).collect();
         let sums: Vec<f64> = (0..n * n).map(|i| (0..n).map(|k| a[i / n * n + k] * a[i % n * n + k]).sum::<f64>()).collect();
         let (_, found) = rounded(sums.clone(), n, 0.1, 1);
-        let factor = Factor::of(sums, &vec![0.0; n], 1, 0.1);
+        let factor = Factor::of(sums, &vec![0.0; n], 1, Some(0.1));
         let w: Vec<f64> = (0..n).map(|i| (((i + 1) as f32 * 0.618_034).fract() * 4.0 - 2.0) as f64).collect();
         let mut q = vec![0f64; n];
         for k in (0..n).rev() {

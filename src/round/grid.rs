@@ -50,6 +50,25 @@ impl Grid {
 
     pub fn nearest(&self, at: usize, x: f32) -> f32 {
         let (step, offset) = (self.step[at], self.offset[at]);
-        offset + ((x - offset) / step).round_ties_even().clamp(self.codes.0, self.codes.1) * step
+        // Codes have at most 16 bits: what is cut off before it is rounded is what would be afterwards.
+        let code = (((x - offset) / step).clamp(self.codes.0, self.codes.1) + WHOLE) - WHOLE;
+        offset + code * step
+    }
+}
+
+/// Where float32's neighbours lie one apart: added and taken off again, it leaves the nearest whole number, the even one of two (Dekker 1971).
+const WHOLE: f32 = 12_582_912.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_code_is_the_even_one_of_two() {
+        let grid = Grid { step: vec![1.0], offset: vec![0.0], codes: (-32768.0, 32767.0) };
+        let halves = (-4_000_000..4_000_000).map(|i| i as f32 / 100.0).chain((-66_000..66_000).map(|i| i as f32 / 2.0));
+        for x in halves.chain([0.499_999_97, -0.499_999_97, 1e30, -1e30]) {
+            assert_eq!(grid.nearest(0, x), x.round_ties_even().clamp(-32768.0, 32767.0), "{x}");
+        }
     }
 }

@@ -10,7 +10,6 @@ mod grid;
 mod hqq;
 mod k_quant;
 mod moments;
-mod patches;
 mod reconstruct;
 #[cfg(test)]
 mod reconstruct_tests;
@@ -30,7 +29,7 @@ pub use gptq::{Gptq, gptq};
 pub use hqq::hqq;
 pub use k_quant::k_quant;
 pub use reconstruct::{Reconstruct, reconstruct};
-pub use task::Visits;
+pub use task::{Iterations, Visits, steps};
 pub use tune_batch_norm::{TuneBatchNorm, tune_batch_norm};
 pub use tune_bias::{TuneBias, tune_bias};
 

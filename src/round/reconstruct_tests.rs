@@ -1,6 +1,6 @@
 use super::reconstruct::{Reconstruct, reconstruct};
 use super::round_nearest;
-use super::task::Visits;
+use super::task::{Iterations, Visits};
 use super::testing::{models, numbers, samples, weight_codes};
 use super::units::{blocks, layers};
 use crate::data::tests::npy;
@@ -17,7 +17,7 @@ pub const ROWS: usize = 16;
 pub const COUNT: usize = 64;
 
 pub fn visits(iterations: usize, threads: usize) -> Visits {
-    Visits { samples: COUNT, iterations, batch: 8, seed: 1, memory: 1 << 26, threads }
+    Visits { samples: COUNT, iterations: Iterations::Exactly(iterations), batch: 8, seed: 1, memory: 1 << 26, threads }
 }
 
 fn how(iterations: usize, threads: usize) -> Reconstruct {

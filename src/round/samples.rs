@@ -41,11 +41,11 @@ pub fn within(model: &Model, data: &Dataset, groups: Vec<Vec<usize>>, stops: &[N
     Ok(kept)
 }
 
-/// A walk through the model as it is for each group.
-pub fn walks(model: &Model, data: &Dataset, groups: &[Vec<usize>], threads: usize) -> Result<Vec<Walk>> {
+/// A walk through the model for each group.
+pub fn walks(model: &Model, data: &Dataset, groups: &[Vec<usize>], options: RunnerOptions, threads: usize) -> Result<Vec<Walk>> {
     let one = |group: &Vec<usize>| {
         let samples = group.iter().map(|&i| data.sample(i)).collect::<Result<Vec<_>>>()?;
-        Walk::new(model, samples, RunnerOptions::default(), threads)
+        Walk::new(model, samples, options, threads)
     };
     groups.iter().map(one).collect()
 }

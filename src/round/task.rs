@@ -15,19 +15,28 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Multiply-adds that all steps may take, the way back included; and steps that a unit has in any case.
+/// Multiply-adds that all steps may take where nobody said how many they are, the way back included; and steps that a unit has in any case.
 const WORK: f64 = 4e11;
 const FEWEST: usize = 100;
 /// Samples below which nothing is learnt.
 const LEAST: usize = 8;
+
+/// Steps of a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Iterations {
+    /// So many.
+    Exactly(usize),
+    /// So many, or fewer where all would take too long.
+    AtMost(usize),
+}
 
 /// How units are visited.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Visits {
     /// Samples at most, of which every fourth judges.
     pub samples: usize,
-    /// Steps a unit, at most.
-    pub iterations: usize,
+    /// Steps a unit.
+    pub iterations: Iterations,
     /// Samples a step.
     pub batch: usize,
     pub seed: u64,
@@ -142,13 +151,21 @@ pub fn visit(
     Ok(Some(Visited { gained, kept, steps, samples: seen.len() }))
 }
 
-/// Steps a unit that keep all work bounded, whatever the machine.
 fn affordable(model: &Model, units: &[Unit], sample: &BTreeMap<String, Tensor>, how: &Visits) -> usize {
     let inferred = infer(model, &shapes_of(sample));
     let nodes = units.iter().flat_map(|u| &u.weights);
-    let macs: u64 = nodes.filter_map(|(_, n)| Linear::of(&model.graph, *n)?.macs(&model.graph, &inferred)).sum();
-    let each = 3.0 * macs.max(1) as f64 * how.batch as f64;
-    ((WORK / each) as usize).clamp(FEWEST, how.iterations.max(FEWEST)).min(how.iterations)
+    steps(nodes.filter_map(|(_, n)| Linear::of(&model.graph, *n)?.macs(&model.graph, &inferred)).sum(), how.batch, how.iterations)
+}
+
+/// Steps a unit, whatever the machine; `macs`: multiply-adds of all units for a sample.
+pub fn steps(macs: u64, batch: usize, iterations: Iterations) -> usize {
+    match iterations {
+        Iterations::Exactly(n) => n,
+        Iterations::AtMost(n) => {
+            let each = 3.0 * macs.max(1) as f64 * batch as f64;
+            ((WORK / each) as usize).max(FEWEST).min(n)
+        }
+    }
 }
 
 impl Task {

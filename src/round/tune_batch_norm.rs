@@ -10,7 +10,7 @@ use super::biases::{Biases, Layer, current, follow, layers};
 use super::moments::{Moments, moved, of_float};
 use super::samples::{KEPT, held_out, same_shapes, walks, within};
 use crate::data::Dataset;
-use crate::engine::Trial;
+use crate::engine::{RunnerOptions, Trial};
 use crate::error::{At, Error, Result};
 use crate::graph::{Linear, Model, NodeId, Site};
 use crate::note::Notes;
@@ -50,7 +50,7 @@ pub fn tune_batch_norm(model: &mut Model, how: &TuneBatchNorm, float: &Model, da
     let before = trial.loss(&trial.plans(model), &model.quantizers)?;
     let kept = model.clone();
 
-    let mut walks = walks(model, data, &groups, how.threads)?;
+    let mut walks = walks(model, data, &groups, RunnerOptions::default(), how.threads)?;
     let (mut scaled, mut refused) = (0, Vec::new());
     for (layer, wanted) in layers.iter().zip(&wanted) {
         crate::interrupt::check()?;
@@ -162,7 +162,6 @@ impl Scales {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::RunnerOptions;
     use crate::engine::{Plans, Running};
     use crate::note::NoteKind;
     use crate::pass::Silent;

@@ -21,6 +21,7 @@ mod python;
 mod quant;
 mod retarget;
 mod spellings;
+mod toy;
 mod weights;
 
 /// A file of the shared folder, whose place the environment variable REQUANT_SHARED holds.

@@ -1,7 +1,9 @@
-"""paired.py FLOAT.onnx DATA.npz BASE.onnx OTHER.onnx… [--input NAME=KEY] [--from N] [--samples N] [--metric kl|noise] [--resamples N]
+"""paired.py FLOAT.onnx DATA.npz BASE.onnx OTHER.onnx… [--input NAME=KEY] [--from N] [--samples N] [--metric kl|noise] [--output NAME]
+          [--resamples N]
 
 How far converted models are from the float model, sample by sample, and how far each OTHER lies from BASE on the same samples.
-kl: mean of KL(float ‖ model) over the last axis of the first output, in nats; noise: energy of the difference over that of the float outputs.
+kl: mean of KL(float ‖ model) over the last axis, in nats; noise: energy of the difference over that of the float output. Of the first output,
+or of the one named.
 Prints for each model the mean, and its ratio to BASE's with the 95 % interval of a paired bootstrap over samples (percentiles, seed 0).
 """
 
@@ -18,6 +20,7 @@ arguments.add_argument("--input", action="append", default=[], help="NAME=KEY: t
 arguments.add_argument("--from", type=int, default=0, dest="first", help="the first sample that judges")
 arguments.add_argument("--samples", type=int, default=256)
 arguments.add_argument("--metric", choices=["kl", "noise"], default="noise")
+arguments.add_argument("--output", help="the output that is compared")
 arguments.add_argument("--resamples", type=int, default=10000)
 asked = arguments.parse_args()
 
@@ -30,11 +33,12 @@ data = np.load(asked.data)
 types = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32}
 feeds = {i.name: data[keys.get(i.name, i.name)][asked.first :][: asked.samples].astype(types[i.type]) for i in reference.get_inputs()}
 count = min(map(len, feeds.values()))
+compared = asked.output or reference.get_outputs()[0].name
 
 
 def outputs(model):
     # One sample a run: models of a fixed batch too.
-    return [[y.astype(np.float64) for y in model.run(None, {k: v[i : i + 1] for k, v in feeds.items()})] for i in range(count)]
+    return [model.run([compared], {k: v[i : i + 1] for k, v in feeds.items()})[0].astype(np.float64) for i in range(count)]
 
 
 def log_softmax(x):
@@ -44,9 +48,9 @@ def log_softmax(x):
 
 def distance(want, got):
     if asked.metric == "kl":
-        p, q = log_softmax(want[0]), log_softmax(got[0])
+        p, q = log_softmax(want), log_softmax(got)
         return (np.exp(p) * (p - q)).sum(-1).mean()
-    return sum(((a - b) ** 2).sum() for a, b in zip(want, got)) / max(sum((a**2).sum() for a in want), 1e-30)
+    return ((want - got) ** 2).sum() / max((want**2).sum(), 1e-30)
 
 
 wanted = outputs(reference)

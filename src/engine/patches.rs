@@ -3,6 +3,7 @@
 use crate::graph::{Linear, Node, Op};
 
 /// How a layer reads its input.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Patches {
     /// Length of the kernel, step, and distance of its elements, by axis; empty for products of matrices.
     kernel: Vec<usize>,
@@ -109,8 +110,8 @@ fn spread(n: usize, most: usize) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Runner;
     use super::*;
-    use crate::engine::Runner;
     use crate::graph::{Dim, InputShapes, Model, Type, ValueId};
     use crate::tensor::{DType, Tensor};
     use std::collections::BTreeMap;

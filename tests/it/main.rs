@@ -19,6 +19,7 @@ mod onnx;
 mod ort;
 mod python;
 mod quant;
+mod raw_images;
 mod retarget;
 mod spellings;
 mod weights;

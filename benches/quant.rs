@@ -1,9 +1,10 @@
-//! Speed of the quantizer's arithmetic on 64 Mi numbers, beside copying them. One core.
+//! Speed of the quantizer's arithmetic on 64 Mi numbers, beside copying them. One core. The last lines say how many copies a fake quantization in place costs.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use requant::quant::{Blocks, Format, Rounding, ScaleKind, Scheme, Specials, Zero, dequantize, fake_quantize, fit, quantize};
 use requant::tensor::DType;
 use std::hint::black_box;
+use std::time::Instant;
 
 const SHAPE: [usize; 2] = [16 << 10, 4 << 10];
 
@@ -26,17 +27,43 @@ fn schemes() -> Vec<(&'static str, Scheme)> {
     ]
 }
 
-fn arithmetic(c: &mut Criterion) {
-    let n: usize = SHAPE.iter().product();
+/// Uniform in −1…1.
+fn numbers() -> Vec<f32> {
     let mut seed = 1u32;
     let mut uniform = || {
         seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (seed >> 8) as f32 / 8_388_608.0 - 1.0
     };
-    let x: Vec<f32> = (0..n).map(|_| uniform()).collect();
+    (0..SHAPE.iter().product::<usize>()).map(|_| uniform()).collect()
+}
+
+/// Seconds of the fastest of several runs.
+fn fastest(mut run: impl FnMut()) -> f64 {
+    let time = |_| {
+        let start = Instant::now();
+        run();
+        start.elapsed().as_secs_f64()
+    };
+    (0..15).map(time).fold(f64::INFINITY, f64::min)
+}
+
+fn beside_a_copy(_: &mut Criterion) {
+    let x = numbers();
+    let mut y = x.clone();
+    let copy = fastest(|| y.copy_from_slice(black_box(&x)));
+    println!("a copy of {} numbers: {:.1} ms", x.len(), copy * 1e3);
+    for (name, scheme) in schemes() {
+        let params = fit(&x, &SHAPE, &scheme).expect("finite numbers");
+        let fake = fastest(|| fake_quantize(black_box(&mut y), &SHAPE, &scheme, Some(&params)).expect("what was fitted to it"));
+        println!("{name}: {:.1} ms, {:.2} copies", fake * 1e3, fake / copy);
+    }
+}
+
+fn arithmetic(c: &mut Criterion) {
+    let x = numbers();
     let mut y = x.clone();
     let mut group = c.benchmark_group("quant");
-    group.sample_size(10).throughput(Throughput::Elements(n as u64));
+    group.sample_size(10).throughput(Throughput::Elements(x.len() as u64));
     group.bench_function("copy", |b| b.iter(|| y.copy_from_slice(black_box(&x))));
     for (name, scheme) in schemes() {
         let params = fit(&x, &SHAPE, &scheme).expect("finite numbers");
@@ -49,5 +76,5 @@ fn arithmetic(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, arithmetic);
+criterion_group!(benches, arithmetic, beside_a_copy);
 criterion_main!(benches);

@@ -1,7 +1,8 @@
 //! Preprocessing in the graph: an input takes images as they are, bytes in rows of pixels or in planes, and the graph computes `(x / scale − mean) / std`
 //! in the order in which samples are made, so that the same floats reach the first layer. Where each byte is already the code that the first quantizer
 //! gives it, the bytes are the codes, and nothing is computed.
-//! The file's metadata says of such an input, under `requant.image.NAME`, layout, scale, mean and std, as JSON.
+//! The file's metadata says of such an input, under `requant.image.NAME`, layout, order of the channels, scale, mean and std, as JSON, and in what words the
+//! recipe said it all: resizing stays with whoever hands the bytes in.
 //! Needs: a model in ONNX's own ops. Declines: inputs that are no batch of images of the channels that mean and std are for.
 
 use super::coded::{Coded, take_out};
@@ -21,6 +22,11 @@ pub struct Image {
     pub std: Vec<f32>,
     /// Whether the model has channels last. `None`: as its shape says.
     pub channels_last: Option<bool>,
+    /// Whether a pixel's bytes are blue, green, red.
+    pub bgr: bool,
+    /// The recipe's words, and those of them that say how an image gets its size.
+    pub words: String,
+    pub resize: &'static str,
 }
 
 /// Makes input `name` take uint8 images, of shape [n, h, w, c] if `nhwc`, else [n, c, h, w].
@@ -29,11 +35,13 @@ pub fn raw_image(model: &mut Model, name: &str, image: &Image, nhwc: bool) -> No
     match enter(&mut model.graph, name, image, nhwc) {
         Ok((last, how)) => {
             let layout = if nhwc { "nhwc" } else { "nchw" };
-            let Image { scale, mean, std, .. } = image;
-            let said = format!("{{\"layout\": \"{layout}\", \"channels_last\": {last}, \"scale\": {scale:?}, \"mean\": {mean:?}, \"std\": {std:?}}}");
+            let Image { scale, mean, std, words, resize, .. } = image;
+            let channels = if image.bgr { "bgr" } else { "rgb" };
+            let numbers = format!("\"channels_last\": {last}, \"scale\": {scale:?}, \"mean\": {mean:?}, \"std\": {std:?}");
+            let said = format!("{{\"layout\": \"{layout}\", \"channels\": \"{channels}\", {numbers}, \"preprocess\": \"{words}\"}}");
             model.metadata.retain(|(k, _)| *k != format!("{KEY}{name}"));
             model.metadata.push((format!("{KEY}{name}"), said));
-            notes.changed(name, format!("takes images as bytes, {layout}: {how}"));
+            notes.changed(name, format!("takes images of its size as bytes, {layout}, {channels}: {how}; resizing ({resize}) stays outside"));
         }
         Err(why) => notes.fell_back(name, format!("takes no raw images: {why}")),
     }
@@ -138,13 +146,17 @@ mod tests {
         m
     }
 
+    fn image(mean: Vec<f32>, std: Vec<f32>) -> Image {
+        Image { scale: 255.0, mean, std, channels_last: None, bgr: true, words: "{ scale: 255 }".into(), resize: "stretch" }
+    }
+
     fn ops(m: &Model) -> Vec<Op> {
         m.graph.nodes().map(|(_, n)| n.op).collect()
     }
 
     #[test]
     fn bytes_that_are_codes_already_go_straight_in() {
-        let unit = Image { scale: 255.0, mean: vec![0.0], std: vec![1.0], channels_last: None };
+        let unit = image(vec![0.0], vec![1.0]);
         let mut m = model(1.0 / 255.0, 0);
         raw_image(&mut m, "x", &unit, true);
         assert_eq!(ops(&m), [Op::Transpose, Op::DequantizeLinear]);
@@ -161,9 +173,12 @@ mod tests {
 
     #[test]
     fn mean_and_std_stand_in_the_graph_and_are_undone_for_whoever_compares() {
-        let image = Image { scale: 255.0, mean: vec![0.5, 0.4, 0.3], std: vec![0.2, 0.2, 0.25], channels_last: None };
+        let image = image(vec![0.5, 0.4, 0.3], vec![0.2, 0.2, 0.25]);
         let mut m = model(0.02, 128);
         let notes = raw_image(&mut m, "x", &image, true);
+        let said: serde_json::Value = serde_json::from_str(&m.metadata[0].1).unwrap();
+        assert!(notes.list()[0].text.contains("nhwc, bgr: scale") && notes.list()[0].text.contains("resizing (stretch) stays outside"), "{:?}", notes.list());
+        assert_eq!((&said["channels"], &said["preprocess"]), (&"bgr".into(), &"{ scale: 255 }".into()));
         assert_eq!(ops(&m), [Op::Transpose, Op::Cast, Op::Div, Op::Sub, Op::Div, Op::QuantizeLinear, Op::DequantizeLinear], "{:?}", notes.list());
         real_interface(&mut m).unwrap();
         assert!(m.metadata.is_empty(), "what is undone is no longer said: {:?}", m.metadata);

@@ -173,9 +173,10 @@ pub fn ends(scheme: &Scheme, params: Option<&Params>) -> Option<(f32, f32)> {
     Some(quant::ends(scheme, p))
 }
 
-/// Whether a layer or sum makes the value, which may be negative.
+/// Whether a layer or sum makes the value, which may be negative. Shares never are.
 fn goes_below_zero(g: &Graph, v: ValueId) -> bool {
-    g.value(v).producer().is_some_and(|(n, _)| matches!(g.node(n).op.flow(), Flow::Linear | Flow::Arithmetic | Flow::Normalize))
+    let may = |op: Op| matches!(op.flow(), Flow::Linear | Flow::Arithmetic | Flow::Normalize) && !matches!(op, Op::Softmax | Op::Hardmax);
+    g.value(v).producer().is_some_and(|(n, _)| may(g.node(n).op))
 }
 
 /// Puts a Clip behind the node that makes `v`; `v` is its result.
@@ -223,6 +224,20 @@ mod tests {
         g.add_node(Node::fake_quant(y8, "fy"), &[Some(a)], &[Some(y)]);
         m.codes.insert(Site::of(site), Codes(Tensor::new(DType::I8, vec![2, 3], vec![1, 2, 3, 4, 5, 6].into()).unwrap()));
         m
+    }
+
+    #[test]
+    fn shares_need_no_clip() {
+        let mut m = file();
+        let (matmul, _) = m.graph.nodes().find(|(_, n)| n.op == Op::MatMul).unwrap();
+        let a = m.graph.node(matmul).output(0).unwrap();
+        let reads = m.graph.value(a).uses()[0];
+        let shares = m.graph.add_value("shares");
+        let at = m.graph.position(matmul) + 1;
+        m.graph.insert_node(at, Node::new(Op::Softmax, "s"), &[Some(a)], &[Some(shares)]);
+        m.graph.set_input(reads.node, reads.slot as usize, Some(shares));
+        let (standing, _) = take_off(&mut m).unwrap();
+        assert!(standing.cuts.is_empty() && m.graph.nodes().all(|(_, n)| n.op != Op::Clip));
     }
 
     #[test]

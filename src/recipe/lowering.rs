@@ -1,7 +1,7 @@
 //! The step `lower`: a spelling, and what inputs, outputs and what stays float are written in.
 
 use super::steps::Work;
-use super::{Args, FloatRecipe, Recipe};
+use super::{Args, FloatRecipe, Recipe, preprocess};
 use crate::error::{Error, Result};
 use crate::graph::NodeId;
 use crate::lower;
@@ -45,7 +45,9 @@ fn images(w: &mut Work, nhwc: bool) -> Result<Notes> {
     let mut notes = Notes::of("lower");
     let recipe = w.recipe;
     for (name, how) in recipe.inputs.iter().filter_map(|(name, input)| Some((name, input.preprocess.as_ref()?))) {
-        let image = lower::Image { scale: how.scale, mean: how.mean.clone(), std: how.std.clone(), channels_last: how.channels_last };
+        let (scale, mean, std) = (how.scale, how.mean.clone(), how.std.clone());
+        let (words, resize) = (preprocess::show(how), preprocess::resize_word(how.resize));
+        let image = lower::Image { scale, mean, std, channels_last: how.channels_last, bgr: how.bgr, words, resize };
         notes.append(lower::raw_image(&mut w.model, name, &image, nhwc));
     }
     if notes.list().is_empty() {

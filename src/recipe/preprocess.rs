@@ -113,18 +113,20 @@ fn hugging_face(how: &mut Preprocess, json: &Value) -> Result<()> {
     Ok(())
 }
 
+/// The recipe's word.
+pub fn resize_word(how: Resize) -> &'static str {
+    match how {
+        Resize::ShortSide => "short-side",
+        Resize::Stretch => "stretch",
+        Resize::Letterbox => "letterbox",
+    }
+}
+
 /// As YAML on one line, which reads back as the same.
 pub fn show(how: &Preprocess) -> String {
     let list = |l: &[f32]| format!("[{}]", l.iter().map(|n| format!("{n:?}")).collect::<Vec<_>>().join(", "));
     let mut keys = vec![
-        format!(
-            "resize: {}",
-            match how.resize {
-                Resize::ShortSide => "short-side",
-                Resize::Stretch => "stretch",
-                Resize::Letterbox => "letterbox",
-            }
-        ),
+        format!("resize: {}", resize_word(how.resize)),
         format!(
             "filter: {}",
             match how.filter {

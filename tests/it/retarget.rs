@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Converts a file as told, with its samples if `data`.
-fn written(from: &Path, to: &Path, target: &str, recipe: Option<&str>, set: &[&str], data: Option<&Path>) -> requant::error::Result<Outcome> {
+pub fn written(from: &Path, to: &Path, target: &str, recipe: Option<&str>, set: &[&str], data: Option<&Path>) -> requant::error::Result<Outcome> {
     let sources =
         Sources { recipe: recipe.map(str::to_string), target: Some(target.into()), set: set.iter().map(|s| s.to_string()).collect(), ..Sources::default() };
     let data = data.map(|d| d.display().to_string());
@@ -19,7 +19,7 @@ fn written(from: &Path, to: &Path, target: &str, recipe: Option<&str>, set: &[&s
     convert(&request, &Silent)
 }
 
-fn lifted(path: &Path) -> Model {
+pub fn lifted(path: &Path) -> Model {
     let mut m = onnx::read(path, &ReadOptions::default()).unwrap();
     lift(&mut m).unwrap();
     m
@@ -100,8 +100,8 @@ fn codes_stay_from_chip_to_chip_where_they_are_held() {
                 assert_eq!((off, codes(&to)), (0.0, codes(&first)), "{name} {target}");
             }
             assert!(off < 0.08, "{name} {target}: {off}");
-            // From one spelling to another no number changes.
-            if i > 2 && alone {
+            // From one spelling to another no number changes, but where the target fixes the range of shares that powers of two had held in part.
+            if i > 2 && alone && (i, name) != (3, "towers") {
                 assert_eq!(differ(&from, &to, &npz), 0.0, "{name} {target} {set:?}");
             }
             from = to;
@@ -148,45 +148,66 @@ fn under(model: &Path, encodings: &Path) -> BTreeMap<String, (String, Vec<f32>)>
     let row = |q: requant::quant::QuantizerId| {
         let (row, p) = (&m.quantizers[q], m.quantizers[q].params.as_ref().unwrap());
         let zeros: Vec<f32> = (0..p.scale.len()).map(|i| p.zero_at(i)).collect();
-        (row.name.clone(), (format!("{:?} {:?}", row.scheme.format, zeros), p.scale.clone()))
+        let nested = p.nested.as_ref().map(|n| (n.codes.unpack(), n.params.scale.clone()));
+        (row.name.clone(), (format!("{:?} {:?} {:?}", row.scheme.format, zeros, nested), p.scale.clone()))
     };
     m.quantizers.ids().map(row).collect()
 }
 
-#[test]
-fn encodings_are_written_and_read_in_both_versions() {
+/// Converts small models to both versions of encodings, and these to what Q/DQ would have said at once. Returns all tables.
+fn through_encodings(names: &[&str], target: &str, recipe: Option<&str>, set: &[&str]) -> Vec<BTreeMap<String, (String, Vec<f32>)>> {
     let dir = tempfile::tempdir().unwrap();
     let at = |f: String| -> PathBuf { dir.path().join(f) };
     models(dir.path());
-    for name in ["residual", "conv_clip6_dw", "gemm", "attn", "towers"] {
+    let mut tables = Vec::new();
+    for name in names {
         let (float, npz) = (at(format!("{name}.onnx")), at(format!("{name}.npz")));
         let wanted = at(format!("{name}.q.onnx"));
-        written(&float, &wanted, "qnn", Some("int8-fast"), &[], Some(&npz)).unwrap();
+        written(&float, &wanted, target, recipe, set, Some(&npz)).unwrap();
         let mut before = None;
         for version in ["1", "2"] {
             let e = at(format!("{name}.{version}.onnx"));
-            written(&float, &e, "qnn", Some("int8-fast"), &["lower.form=encodings", &format!("lower.version={version}")], Some(&npz)).unwrap();
+            let which = format!("lower.version={version}");
+            written(&float, &e, target, recipe, &[set, &["lower.form=encodings", &which]].concat(), Some(&npz)).unwrap();
             let side = at(format!("{name}.{version}.onnx.encodings"));
             assert!(onnx::read(&e, &ReadOptions::default()).unwrap().graph.nodes().all(|(_, n)| n.op.flow() != requant::graph::Flow::Quantize));
             // Complete, and the same quantizers in both.
-            let found = check(&e, "qnn", Some(&side)).unwrap();
+            let found = check(&e, target, Some(&side)).unwrap();
             assert_eq!(found.refused, 0, "{name}: {:?}", found.findings().collect::<Vec<_>>());
             let table = under(&e, &side);
             assert_eq!(*before.get_or_insert(table.clone()), table, "{name}");
             // Taken up again they make the file that Q/DQ would have made.
             let back = at(format!("{name}.back{version}.onnx"));
-            let sources = Sources { target: Some("qnn".into()), ..Sources::default() };
+            let sources = Sources { target: Some(target.into()), ..Sources::default() };
             let request = Request { model: e.clone(), encodings: Some(side.clone()), output: Some(back.clone()), sources, ..Request::default() };
             convert(&request, &Silent).unwrap_or_else(|e| panic!("{name} {version}: {e}"));
             assert_eq!(codes(&back), codes(&wanted), "{name} {version}");
             assert_eq!(differ(&back, &wanted, &npz), 0.0, "{name} {version}");
             // One entry less, and the chip would make it up.
-            let mut json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&side).unwrap()).unwrap();
-            let list = json[if version == "1" { "activation_encodings" } else { "encodings" }].as_array_mut().unwrap();
-            list.remove(0);
-            std::fs::write(&side, json.to_string()).unwrap();
-            let found = check(&e, "qnn", Some(&side)).unwrap();
-            assert!(found.refused > 0 && found.findings().any(|r| r.rule == "encodings"), "{name} {version}");
+            let text = std::fs::read_to_string(&side).unwrap();
+            let lists: &[&str] = if version == "1" { &["activation_encodings", "param_encodings"] } else { &["encodings"] };
+            for list in lists {
+                let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+                json[*list].as_array_mut().unwrap().remove(0);
+                std::fs::write(&side, json.to_string()).unwrap();
+                let found = check(&e, target, Some(&side)).unwrap();
+                assert!(found.refused > 0 && found.findings().any(|r| r.rule == "encodings"), "{name} {version} {list}");
+            }
         }
+        tables.extend(before);
+    }
+    tables
+}
+
+#[test]
+fn encodings_are_written_and_read_in_both_versions() {
+    through_encodings(&["residual", "conv_clip6_dw", "gemm", "attn", "towers"], "qnn", Some("int8-fast"), &[]);
+}
+
+#[test]
+fn encodings_hold_scales_that_are_codes() {
+    for table in through_encodings(&["gemm", "matmul_w_add", "gelu20", "attn"], "qnn-lpbq4", None, &["weights.block_size=8"]) {
+        let nested = |said: &str| said.starts_with("Int { bits: 4") && said.contains("Some(");
+        assert!(table.values().any(|(said, scales)| nested(said) && scales.len() >= 32), "{table:?}");
     }
 }

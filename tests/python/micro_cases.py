@@ -4,6 +4,8 @@ Prints [[NAME, SEED] …].
 micro_cases.py judge DIR: DIR/NAME.SEED.int8.onnx in ONNX Runtime with its optimisations off, on samples that did not calibrate, beside what ONNX Runtime's
 own static quantizer makes of the same models and samples (uint8 activations, and symmetric int8 ones; int8 weights per channel; its pre-processing first).
 Prints {NAME: {"requant": FIGURES, "u8s8": FIGURES, "s8s8": FIGURES} …}, FIGURES = {"sqnr_db": mean over the draws, "cov8", "act8", "output": share}.
+
+micro_cases.py alone DIR TAG: DIR/NAME.SEED.TAG.onnx in the same way, beside nobody. Prints {NAME: FIGURES …}.
 """
 
 import json
@@ -82,14 +84,24 @@ def make(folder):
     print(json.dumps([[case.__name__, seed] for case in micro.CASES for seed, _ in micro.CALIBRATE]))
 
 
+def draws(folder, name, tag):
+    """The model, the samples that judge, what it makes of them, and the figures of its conversions."""
+    model = onnx.load(folder / f"{name}.onnx")
+    feeds = micro.samples(model, *micro.JUDGE)
+    wanted = outputs(folder / f"{name}.onnx", feeds)
+    return model, feeds, wanted, [judged(folder / f"{name}.{seed}.{tag}.onnx", feeds, wanted) for seed, _ in micro.CALIBRATE]
+
+
+def alone(folder, tag):
+    print(json.dumps({case.__name__: mean(draws(folder, case.__name__, tag)[3]) for case in micro.CASES}))
+
+
 def judge(folder):
     result = {}
     for case in micro.CASES:
         name = case.__name__
-        model = onnx.load(folder / f"{name}.onnx")
-        feeds = micro.samples(model, *micro.JUDGE)
-        wanted = outputs(folder / f"{name}.onnx", feeds)
-        rows = {"requant": [judged(folder / f"{name}.{seed}.int8.onnx", feeds, wanted) for seed, _ in micro.CALIBRATE]}
+        model, feeds, wanted, ours = draws(folder, name, "int8")
+        rows = {"requant": ours}
         plain, out = folder / f"{name}.plain.onnx", folder / f"{name}.rival.onnx"
         quant_pre_process(str(folder / f"{name}.onnx"), str(plain), skip_symbolic_shape=True)
         for label, (activations, options) in RIVALS.items():
@@ -102,4 +114,4 @@ def judge(folder):
 
 
 if __name__ == "__main__":
-    {"make": make, "judge": judge}[sys.argv[1]](pathlib.Path(sys.argv[2]))
+    {"make": make, "judge": judge, "alone": alone}[sys.argv[1]](pathlib.Path(sys.argv[2]), *sys.argv[3:])

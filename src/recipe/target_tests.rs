@@ -180,7 +180,8 @@ fn limit(l: &Limit) -> String {
         Must::Unsigned => " unless operands are unsigned, or signed and read once".to_string(),
         Must::Zeroless => " unless zero points are 0".to_string(),
         Must::Floor => " unless the lowest code of the result stands for its least".to_string(),
-        Must::Width => " unless operands and results have one width".to_string(),
+        Must::Alike => " unless operands and results have one format, and one scale each".to_string(),
+        Must::Codes => " unless on codes".to_string(),
     };
     let remedy = if l.remedy.is_empty() { String::new() } else { format!("; {}", l.remedy) };
     format!("{ops}{place}{unless}: {}{remedy}", l.why)

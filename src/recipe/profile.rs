@@ -126,6 +126,7 @@ fn typed(file: &File, t: &Tree) -> Result<Profile, Wrong> {
         weights_only: ops("weights_only"),
         moves: ops("moves"),
         shifts: list("shifts").iter().enumerate().map(|(i, s)| shift(i, s)).collect::<Result<_, _>>()?,
+        cut_tail: t.get("cut_tail").and_then(Tree::flag).unwrap_or(false),
         fused: ops("fused"),
         groups: ops("groups"),
         join: ops("join"),

@@ -30,6 +30,13 @@ pub static STEPS: &[StepRow] = &[
         run: steps::FOLD_CONSTANTS,
     },
     StepRow { name: "fold-batch-norm", doc: "fold batch normalisation into its neighbours", keys: &[], scalar: None, run: steps::FOLD_BATCH_NORM },
+    StepRow {
+        name: "cut-tail",
+        doc: "write what a detector makes of its heads as a float model of its own, where the target wants it off",
+        keys: &[],
+        scalar: None,
+        run: steps::CUT_TAIL,
+    },
     StepRow { name: "fuse", doc: "write functions that stand spelled out as one operator, where the target has it", keys: &[], scalar: None, run: steps::FUSE },
     StepRow {
         name: "equalize",
@@ -383,6 +390,7 @@ pub static PROFILE: &[Key] = &[
     Key::new("quantize", OPS, "operators that run on codes"),
     Key::new("weights_only", OPS, "operators whose constant weights are codes and whose other operands and results stay float"),
     Key::new("moves", OPS, "operators that hand codes on: output and input share one quantizer"),
+    Key::new("cut_tail", FLAG, "true: the step `cut-tail` takes off what a detector makes of its heads, and writes it beside as a float model"),
     Key::new(
         "fused",
         OPS,

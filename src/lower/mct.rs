@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 /// The lowest opset that the reader takes, and the program of whose files it is sure.
 pub const OPSET: i64 = 15;
 const PRODUCER: (&str, &str) = ("pytorch", "2.0.0");
+/// The package's version, which Sony's converter wants every operator to say.
+const VERSION: (&str, &str) = ("mctq_version", "1.6.0");
 
 /// Rewrites every FakeQuant of the outermost graph. Afterwards the table and the codes are empty: the file says it all.
 pub fn mct_quantizers(model: &mut Model) -> Result<Notes> {
@@ -59,7 +61,7 @@ pub fn mct_quantizers(model: &mut Model) -> Result<Notes> {
         }
         let at = g.position(id);
         g.remove_node(id);
-        g.insert_node(at, node, &inputs, &[Some(y)]);
+        g.insert_node(at, node.with(VERSION.0, VERSION.1), &inputs, &[Some(y)]);
         if inputs.len() > 1 {
             g.remove_idle(x);
         }
@@ -164,6 +166,7 @@ mod tests {
         let pot = of(Op::ActivationPOTQuantizer);
         assert_eq!((pot.len(), pot[0].float("threshold"), pot[0].int("signed"), pot[0].int("num_bits")), (1, Some(16.0), Some(0), Some(8)));
         assert_eq!(of(Op::ActivationSymmetricQuantizer)[0].float("threshold"), Some(0.3 * 128.0));
+        assert!(g.nodes().filter(|(_, n)| &*n.domain == "mct_quantizers").all(|(_, n)| n.attr("mctq_version").is_some()));
         assert_eq!(g.value_info.len(), 2);
         assert_eq!(g.value(pot[0].output(0).unwrap()).known_shape(), Some(vec![1, 3]));
         let weight = &of(Op::WeightsSymmetricQuantizer)[0];

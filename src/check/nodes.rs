@@ -295,6 +295,9 @@ impl Judge<'_> {
     /// Whether the target holds a quantizer at a kind of slot.
     fn held(&self, q: QuantizerId, kind: Slot, v: ValueId) -> Option<Word> {
         let row = &self.model.quantizers[q];
+        if kind == Slot::Activations && name_of(row.scheme.format).is_some_and(|f| self.profile.legal.taken.iter().any(|t| t == f)) {
+            return None;
+        }
         Some(self.illegal_word(v, self.profile.legal.refuses(kind, &row.scheme, row.params.as_ref())?))
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::graph::{Dim, Flow, Graph, Model, Node, Op, Type, ValueId};
-use crate::target::{Fuse, Granularity, Limit, Must, Slot, Spelling};
+use crate::target::{Fuse, Granularity, Legal, Limit, Must, Slot, Spelling};
 use crate::tensor::{DType, Tensor, pack};
 
 fn profile() -> Profile {
@@ -288,6 +288,15 @@ fn a_result_that_cannot_be_negative_has_no_codes_for_it() {
     assert_eq!(found, [("conv", Verdict::Float, "limits"), ("relu", Verdict::Split, "limits")]);
     assert!(all_integer(&file(&Spelled { activations: (DType::U8, 0), ..GOOD }), &p));
     assert!(all_integer(&file(&Spelled { activations: (DType::I8, -128), ..GOOD }), &p));
+}
+
+#[test]
+fn formats_that_are_taken_are_not_refused() {
+    let legal = Legal { activations: vec!["int8".into()], otherwise: Fate::Refused, ..Legal::default() };
+    let p = Profile { legal, ..profile() };
+    assert_eq!(finding(&file(&GOOD), &p).1, Verdict::Refused);
+    let legal = Legal { taken: vec!["uint8".into()], ..p.legal.clone() };
+    assert!(all_integer(&file(&GOOD), &Profile { legal, ..p }));
 }
 
 #[test]

@@ -158,6 +158,7 @@ fn legal(t: &Tree) -> Legal {
     Legal {
         weights: formats(Slot::Weights),
         activations: formats(Slot::Activations),
+        taken: read::texts(t.get("taken")),
         bias: formats(Slot::Bias),
         granularity: granularities(t.get("granularity")),
         symmetric: slots("symmetric"),

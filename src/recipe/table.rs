@@ -430,6 +430,7 @@ static SHIFT: &[Key] = &[
 static LEGAL: &[Key] = &[
     Key::new("weights", Shape::List(&Shape::Format), "formats of weights; absent: any"),
     Key::new("activations", Shape::List(&Shape::Format), "formats of activations; absent: any"),
+    Key::new("taken", Shape::List(&Shape::Format), "more formats of activations that the compiler takes of anyone's file; `convert` keeps none of them"),
     Key::new("bias", Shape::List(&Shape::Format), "formats of biases, none: float; absent: any"),
     Key::new("granularity", Shape::List(&GRANULARITY), "which elements of a weight may share a scale; absent: any"),
     Key::new("symmetric", Shape::List(&Shape::OneOf(&Slot::WORDS)), "tensors without a zero point, or with one in the middle of an unsigned format"),

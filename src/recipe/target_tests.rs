@@ -151,6 +151,7 @@ fn section(name: &str) -> String {
         let more: Vec<&str> = more.iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
         row(&format!("legal {}", slot.word()), [held, more.join(", ")].iter().filter(|t| !t.is_empty()).cloned().collect::<Vec<_>>().join("; "));
     }
+    row("taken, not kept", p.legal.taken.join(", "));
     row("legal granularity", p.legal.granularity.iter().map(|g| read::granularity_name(*g)).collect::<Vec<_>>().join(", "));
     let fate = |f: Fate| Fate::WORDS[f as usize];
     row("other codes", if p.legal != base.legal { fate(p.legal.otherwise).to_string() } else { String::new() });

@@ -152,6 +152,8 @@ pub struct Legal {
     /// Formats by name.
     pub weights: Vec<String>,
     pub activations: Vec<String>,
+    /// More of them, that a file may have and `convert` does not keep.
+    pub taken: Vec<String>,
     /// The same; `none`: a float bias.
     pub bias: Vec<String>,
     /// Of weights.

@@ -143,7 +143,12 @@ impl Judge<'_> {
             Some(Word::new(Verdict::Integer, "shield", reason, CONVERT))
         };
         let word = self.operands(node, before).or_else(|| self.illegal(id, node)).or_else(|| self.result(node)).or_else(emulated).or_else(unasked);
-        word.unwrap_or_else(|| self.shared(node))
+        let word = word.unwrap_or_else(|| self.shared(node));
+        let barred = self.bound.get(&id).and_then(|b| b.iter().find(|l| l.must == Must::Codes)).filter(|_| word.verdict == Verdict::Float);
+        match barred {
+            Some(l) => Word::new(l.then, "limits", format!("{}: {}", word.reason, l.why), l.remedy.clone()),
+            None => word,
+        }
     }
 
     /// An operand that is no codes.
@@ -243,11 +248,7 @@ impl Judge<'_> {
         let below = || result && kind == Slot::Activations && !reaches_down(self.model, self.model.graph.node(id), q);
         let refuses = |l: &Limit| match l.must {
             Must::Floor => below().then(|| format!("has codes below what it can be: {}", l.why)),
-            Must::Width => {
-                let other = result && kind == Slot::Activations && self.widths(id).any(|bits| bits != row.scheme.format.bits());
-                let format = name_of(row.scheme.format).unwrap_or("a codebook");
-                other.then(|| format!("is {format}, and an operand is wider or narrower: {}", l.why))
-            }
+            Must::Alike => if result && kind == Slot::Activations { self.unlike(id, q) } else { None }.map(|other| format!("{other}: {}", l.why)),
             _ => l.refuses(kind, &row.scheme, row.params.as_ref(), result, once),
         };
         let said = |l: &&Limit| Some((l.then, l.remedy.clone(), refuses(l)?));
@@ -255,14 +256,24 @@ impl Judge<'_> {
         Some(Word::new(then, "limits", format!("{} {why}", self.name(v)), remedy))
     }
 
-    /// Bits of the codes that flow into a node.
-    fn widths(&self, id: NodeId) -> impl Iterator<Item = u8> {
-        let node = self.model.graph.node(id);
-        let flowing = (0..node.inputs().len()).filter(|slot| node.flows(*slot) && node.op.role(*slot) != Role::Bias).filter_map(|slot| node.input(slot));
-        flowing
-            .filter(|v| constant_behind(&self.model.graph, *v).is_none())
-            .filter_map(|v| self.codes.get(v))
-            .map(|q| self.model.quantizers[q].scheme.format.bits())
+    /// An operand in other codes than the result's, or with more than one scale. The weight of a product is none.
+    fn unlike(&self, id: NodeId, result: QuantizerId) -> Option<String> {
+        let (node, table) = (self.model.graph.node(id), &self.model.quantizers);
+        let weight = Linear::of(&self.model.graph, id).filter(|l| l.constant).map(|l| l.weight_slot);
+        let constants = self.profile.code_constants.contains(&node.op);
+        let counts = |slot: usize, v: ValueId| match constant_behind(&self.model.graph, v) {
+            Some(_) => constants && (node.flows(slot) || node.op.role(slot) == Role::Constant),
+            None => node.flows(slot),
+        };
+        let slots = (0..node.inputs().len()).filter(|slot| Some(*slot) != weight && node.op.role(*slot) != Role::Bias);
+        let operands = slots.filter_map(|slot| Some((slot, node.input(slot)?))).filter(|(slot, v)| counts(*slot, *v));
+        let mut operands = operands.filter_map(|(_, v)| Some((v, self.codes.get(v)?)));
+        let format = |q: QuantizerId| name_of(table[q].scheme.format).unwrap_or("a codebook");
+        operands.find_map(|(v, q)| match (table[q].scheme.format == table[result].scheme.format, table[q].scheme.blocks.is_tensor()) {
+            (false, _) => Some(format!("and its operand {} differ: {} and {}", self.name(v), format(result), format(q))),
+            (_, false) => Some(format!("is made of {}, which has more than one scale", self.name(v))),
+            _ => None,
+        })
     }
 
     /// Whether codes are made for one reader.
@@ -284,6 +295,9 @@ impl Judge<'_> {
     /// Whether the target holds a quantizer at a kind of slot.
     fn held(&self, q: QuantizerId, kind: Slot, v: ValueId) -> Option<Word> {
         let row = &self.model.quantizers[q];
+        if kind == Slot::Activations && name_of(row.scheme.format).is_some_and(|f| self.profile.legal.taken.iter().any(|t| t == f)) {
+            return None;
+        }
         Some(self.illegal_word(v, self.profile.legal.refuses(kind, &row.scheme, row.params.as_ref())?))
     }
 

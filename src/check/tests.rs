@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::graph::{Dim, Flow, Graph, Model, Node, Op, Type, ValueId};
-use crate::target::{Fuse, Granularity, Limit, Must, Slot, Spelling};
+use crate::target::{Fuse, Granularity, Legal, Limit, Must, Slot, Spelling};
 use crate::tensor::{DType, Tensor, pack};
 
 fn profile() -> Profile {
@@ -291,17 +291,63 @@ fn a_result_that_cannot_be_negative_has_no_codes_for_it() {
 }
 
 #[test]
-fn a_product_of_two_widths_is_said() {
-    let limit = Limit { ops: vec![Op::Conv], must: Must::Width, then: Fate::Float, why: "why".into(), ..Limit::default() };
+fn formats_that_are_taken_are_not_refused() {
+    let legal = Legal { activations: vec!["int8".into()], otherwise: Fate::Refused, ..Legal::default() };
+    let p = Profile { legal, ..profile() };
+    assert_eq!(finding(&file(&GOOD), &p).1, Verdict::Refused);
+    let legal = Legal { taken: vec!["uint8".into()], ..p.legal.clone() };
+    assert!(all_integer(&file(&GOOD), &Profile { legal, ..p }));
+}
+
+#[test]
+fn a_node_of_two_formats_is_said() {
+    let limit = Limit { must: Must::Alike, then: Fate::Float, why: "why".into(), ..Limit::default() };
     let p = Profile { limits: vec![limit], ..profile() };
+    // The weight of a product may be in other codes.
+    assert!(all_integer(&file(&GOOD), &p));
     let mut m = file(&GOOD);
-    assert!(all_integer(&m, &p));
     let wide = m.graph.add_constant("wide_zero", Tensor::new(DType::U16, vec![], vec![0, 0].into()).unwrap());
     let into: Vec<_> = m.graph.nodes().filter(|(_, n)| n.input(0).is_some_and(|v| m.graph.value(v).name.starts_with('x'))).map(|(id, _)| id).collect();
     let quantizing: Vec<_> = into.into_iter().filter(|id| m.graph.node(*id).op.flow() == Flow::Quantize).collect();
     quantizing.into_iter().for_each(|id| m.graph.set_input(id, 2, Some(wide)));
     let (node, verdict, by, reason) = finding(&m, &p);
     assert_eq!((node.as_str(), verdict, by.as_str()), ("conv", Verdict::Float, "limits"), "{reason}");
+    assert!(reason.contains("r and its operand x_dq differ: uint8 and uint16: why"), "{reason}");
+}
+
+/// x → Add(a constant) → y, codes throughout.
+fn sum(constant: (DType, i32), axis: Option<i64>) -> Model {
+    let mut b = Built(Model { ir_version: 8, opsets: vec![(String::new(), 17)], ..Model::default() });
+    let [x, y] = ["x", "y"].map(|n| b.value(n, &[1, 2, 4, 4]));
+    b.g().inputs.push(x);
+    let xq = b.qdq(x, "x", 0.5, GOOD.activations);
+    let c = b.codes("c", &[2, 1, 1], constant.0, constant.1, axis);
+    b.g().add_node(Node::new(Op::Add, "add"), &[Some(xq), Some(c)], &[Some(y)]);
+    let out = b.qdq(y, "y", 0.5, GOOD.activations);
+    b.g().outputs.push(out);
+    b.0
+}
+
+#[test]
+fn constants_that_must_be_codes_are_alike_too() {
+    let limit = Limit { must: Must::Alike, then: Fate::Float, why: "why".into(), ..Limit::default() };
+    let p = Profile { limits: vec![limit], code_constants: vec![Op::Add], ..profile() };
+    let verdict = |m: &Model, p: &Profile| verdicts(m, p)[0].1;
+    assert_eq!(verdict(&sum((DType::U8, 0), None), &p), Verdict::Integer);
+    assert_eq!(verdict(&sum((DType::I8, 0), None), &p), Verdict::Float);
+    assert_eq!(verdict(&sum((DType::U8, 0), Some(0)), &p), Verdict::Float, "a scale a channel");
+    // Elsewhere constants may be as they like.
+    assert_eq!(verdict(&sum((DType::I8, 0), None), &Profile { code_constants: vec![], ..p }), Verdict::Integer);
+}
+
+#[test]
+fn what_would_run_in_float_is_barred_where_codes_are_asked() {
+    let limit = Limit { ops: vec![Op::MaxPool], must: Must::Codes, then: Fate::Refused, why: "why".into(), ..Limit::default() };
+    let p = Profile { limits: vec![limit], ..profile() };
+    assert!(all_integer(&file(&GOOD), &p));
+    let (node, verdict, by, reason) = finding(&file(&Spelled { closed: false, ..GOOD }), &p);
+    assert_eq!((node.as_str(), verdict, by.as_str()), ("pool", Verdict::Refused, "limits"));
+    assert!(reason.contains("leaves the model as float: why"), "{reason}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Our intermediate representation: what a model is while requant works on it.
 
+mod append;
 mod attr;
 mod eval;
 mod forms;

@@ -4,7 +4,7 @@
 //! Needs: parameters, codes for every constant. Declines: nothing; what these operators cannot say is an error.
 
 use crate::error::{At, Error, Result};
-use crate::graph::{InputShapes, Model, Node, Op, Site, Type, ValueId, infer};
+use crate::graph::{Flow, InputShapes, Model, Node, Op, Site, Type, ValueId, infer};
 use crate::note::Notes;
 use crate::onnx;
 use crate::quant::{self, Format, Params, QuantizerId, ScaleKind, Scheme, Timing, Zeros};
@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 /// The lowest opset that the reader takes, and the program of whose files it is sure.
 pub const OPSET: i64 = 15;
 const PRODUCER: (&str, &str) = ("pytorch", "2.0.0");
+/// The package's version, which Sony's converter wants every operator to say.
+const VERSION: (&str, &str) = ("mctq_version", "1.6.0");
 
 /// Rewrites every FakeQuant of the outermost graph. Afterwards the table and the codes are empty: the file says it all.
 pub fn mct_quantizers(model: &mut Model) -> Result<Notes> {
@@ -43,12 +45,21 @@ pub fn mct_quantizers(model: &mut Model) -> Result<Notes> {
         let (node, thresholds) = operator(&row.scheme, params, shape.as_deref(), name).at(|| &row.name)?;
         let mut inputs = vec![Some(x)];
         if let Some(shape) = shape {
-            weights += 1;
             let codes =
                 codes.get(&Site::of(id)).ok_or_else(|| Error::failed("its weights have no codes yet; `round` must stand before `lower`")).at(|| &row.name)?;
             let stands = Tensor::of_f32(&shape, quant::dequantize(codes, &row.scheme, params).at(|| &row.name)?);
+            let one = stands.len() == 1 && g.value(y).uses().iter().all(|p| g.get_node(p.node).is_some_and(|n| n.op.flow() == Flow::Move));
             let of = g.value(x).name.clone();
-            inputs[0] = Some(g.add_constant(&format!("{of}_rounded"), stands));
+            let rounded = g.add_constant(&format!("{of}_rounded"), stands);
+            // The value that a Pad puts in is read as a constant.
+            if one {
+                g.remove_node(id);
+                g.replace_uses(y, rounded);
+                [y, x].into_iter().for_each(|v| g.remove_idle(v));
+                continue;
+            }
+            weights += 1;
+            inputs[0] = Some(rounded);
             inputs.push(Some(g.add_constant(&format!("{of}_threshold"), Tensor::of_f32(&[thresholds.len()], thresholds))));
         }
         // The reader wants to know what its own operators give.
@@ -59,7 +70,7 @@ pub fn mct_quantizers(model: &mut Model) -> Result<Notes> {
         }
         let at = g.position(id);
         g.remove_node(id);
-        g.insert_node(at, node, &inputs, &[Some(y)]);
+        g.insert_node(at, node.with(VERSION.0, VERSION.1), &inputs, &[Some(y)]);
         if inputs.len() > 1 {
             g.remove_idle(x);
         }
@@ -149,6 +160,26 @@ mod tests {
         (Scheme { scale: ScaleKind::Pow2(DType::F32), ..Scheme::int(8, false) }, Params::tensor(0.0625, None))
     }
 
+    #[test]
+    fn a_number_that_a_pad_puts_in_stays_a_constant() {
+        let mut m = model(pow2(), Scheme::int(8, true));
+        let wq = m.quantizers.ids().nth(1).unwrap();
+        let g = &mut m.graph;
+        let pad = g.nodes().find(|(_, n)| n.op == Op::Relu).unwrap().0;
+        let node = g.node_mut(pad);
+        (node.op, node.op_type) = (Op::Pad, Node::new(Op::Pad, "").op_type);
+        let pads = g.add_constant("pads", Tensor::of_i64(&[4], vec![0; 4]));
+        let [value, q] = [g.add_constant("value", Tensor::of_f32(&[1], vec![0.5])), g.add_value("q")];
+        g.insert_node(0, Node::fake_quant(wq, "fv"), &[Some(value)], &[Some(q)]);
+        g.set_input(pad, 1, Some(pads));
+        g.set_input(pad, 2, Some(q));
+        crate::round::round_nearest(&mut m).unwrap();
+        mct_quantizers(&mut m).unwrap();
+        let given = m.graph.node(pad).input(2).unwrap();
+        assert_eq!(m.graph.constant(given).unwrap().tensor.to_f32().unwrap()[0], 0.5);
+        assert!(m.graph.nodes().all(|(_, n)| n.name != "q_quantizer") && m.graph.find_value("value").is_none());
+    }
+
     fn by_name<'a>(table: &'a Table, name: &str) -> &'a quant::Quantizer {
         table.ids().map(|id| &table[id]).find(|q| q.name == name).unwrap()
     }
@@ -164,6 +195,7 @@ mod tests {
         let pot = of(Op::ActivationPOTQuantizer);
         assert_eq!((pot.len(), pot[0].float("threshold"), pot[0].int("signed"), pot[0].int("num_bits")), (1, Some(16.0), Some(0), Some(8)));
         assert_eq!(of(Op::ActivationSymmetricQuantizer)[0].float("threshold"), Some(0.3 * 128.0));
+        assert!(g.nodes().filter(|(_, n)| &*n.domain == "mct_quantizers").all(|(_, n)| n.attr("mctq_version").is_some()));
         assert_eq!(g.value_info.len(), 2);
         assert_eq!(g.value(pot[0].output(0).unwrap()).known_shape(), Some(vec![1, 3]));
         let weight = &of(Op::WeightsSymmetricQuantizer)[0];

@@ -3,11 +3,12 @@
 use super::again;
 use super::eval;
 use super::lowering;
-use super::output::{self, Pending, VERSION_KEY};
+use super::output::{self, Pending, VERSION_KEY, set_metadata};
 use super::ranges;
 use super::resolve::IMPLIED;
 use super::start::{self, Samples};
 use super::steps::{self, Work};
+use super::tail;
 use super::tie::tie;
 use super::{Recipe, Sources, Step, resolve};
 use crate::data::{self, Dataset};
@@ -176,7 +177,7 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
                 progress.say("nothing in this model can be quantized under this recipe; it is written unchanged");
                 work.model = source.clone();
             }
-            work.prepared = None;
+            (work.prepared, work.tail) = (None, None);
             break;
         }
         if let Some(dir) = &request.dump {
@@ -187,7 +188,7 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
     if request.stop_after.is_some() {
         work.model = as_written(&work.model, work.state)?;
     }
-    let Work { mut model, prepared, notes, ranges: seen, encodings, .. } = work;
+    let Work { mut model, prepared, notes, ranges: seen, encodings, tail, .. } = work;
     let notes = notes.into_iter().fold(Notes::default(), |mut all, n| {
         all.append(n);
         all
@@ -205,8 +206,12 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
         set_metadata(&mut model, "requant.recipe", &recipe.name);
         set_metadata(&mut model, "requant.recipe_sha256", &onnx::sha256(recipe.resolved.as_bytes()));
     }
+    if tail.is_some() {
+        output::check_destination(&output::tail_of(&output), &request.model, request.force)?;
+    }
     let pending = Pending::write(&model, &output)?;
     drop(model);
+    tail.map_or(Ok(()), |t| pending.write_tail(t))?;
 
     let mut written = onnx::read(&pending.model(), &ReadOptions::default()).at(|| "the written model cannot be read back")?;
     if let Some(text) = &encodings {
@@ -218,18 +223,14 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
         lifted,
         prepared: prepared.as_ref(),
         written: &written,
+        tail: pending.tail(),
         labels: labels.as_deref(),
         narrow: recipe.float.is_some(),
         threads,
     };
     let mut report = Report::new(env!("CARGO_PKG_VERSION"));
     report.input = report::FileRow { path: request.model.display().to_string(), sha256: hash, bytes: file_size(&request.model), data_bytes: 0 };
-    report.output = report::FileRow {
-        path: output.display().to_string(),
-        sha256: onnx::sha256_file(&pending.model())?,
-        bytes: pending.sizes().0,
-        data_bytes: pending.sizes().1,
-    };
+    (report.output, report.tail) = pending.rows()?;
     report.recipe = report::RecipeRow { name: recipe.name.clone(), resolved: recipe.resolved.clone(), origins: recipe.origins.clone() };
     report.target = recipe.target.name.clone();
     report.seed = recipe.seed;
@@ -307,6 +308,8 @@ struct Judged<'a> {
     lifted: Result<()>,
     prepared: Option<&'a Model>,
     written: &'a Model,
+    /// What was cut off, to be run behind it.
+    tail: Option<PathBuf>,
     labels: Option<&'a [i64]>,
     /// What stays float was written in a narrower type.
     narrow: bool,
@@ -335,7 +338,8 @@ impl Judged<'_> {
         };
         let (Some(samples), None) = (samples, &report.unvalidated_because) else { return Ok(()) };
         let (data, which) = (samples.judges(), &samples.validation[..]);
-        report.outputs = report::compare(self.reference, &lifted, data, which, self.labels, self.threads, progress)?;
+        let whole = self.tail.map(|t| tail::whole(lifted.clone(), &t)).transpose()?;
+        report.outputs = report::compare(self.reference, whole.as_ref().unwrap_or(&lifted), data, which, self.labels, self.threads, progress)?;
         if let Some(prepared) = self.prepared {
             let few = &which[..which.len().min(report::NODE_SAMPLES)];
             report.nodes = report::node_errors(prepared, &lifted, data, few, self.threads, progress)?;
@@ -370,13 +374,6 @@ fn remove_fake_quants(model: &mut Model) {
         g.bypass(id);
     }
     model.quantizers = Default::default();
-}
-
-fn set_metadata(model: &mut Model, key: &str, value: &str) {
-    match model.metadata.iter_mut().find(|(k, _)| k == key) {
-        Some((_, v)) => *v = value.to_string(),
-        None => model.metadata.push((key.to_string(), value.to_string())),
-    }
 }
 
 fn file_size(path: &Path) -> u64 {

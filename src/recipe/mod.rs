@@ -22,6 +22,7 @@ mod shape;
 mod start;
 mod steps;
 mod table;
+mod tail;
 #[cfg(test)]
 mod target_tests;
 #[cfg(test)]

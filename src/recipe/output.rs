@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::graph::Model;
 use crate::onnx::{self, ReadOptions, WriteOptions};
+use crate::report::FileRow;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,9 @@ use tempfile::TempDir;
 
 /// Key of the metadata by which requant knows its own files again.
 pub const VERSION_KEY: &str = "requant.version";
+
+/// Key of the metadata of a tail: the SHA-256 of the model that it was cut off.
+pub const TAIL_KEY: &str = "requant.tail_of";
 
 /// What follows a model's name in that of its encodings.
 const ENCODINGS: &str = ".encodings";
@@ -62,6 +66,24 @@ fn is_own(path: &Path) -> bool {
     onnx::read(path, &ReadOptions { drop_unknown: true }).is_ok_and(|m| m.metadata.iter().any(|(k, _)| k == VERSION_KEY))
 }
 
+/// Where the tail of a model lies: `OUT.tail.onnx` beside `OUT.onnx`.
+pub fn tail_of(path: &Path) -> PathBuf {
+    path.with_extension("tail.onnx")
+}
+
+/// Whether a file is a tail that requant wrote.
+fn is_tail(path: &Path) -> bool {
+    path.exists() && onnx::read(path, &ReadOptions { drop_unknown: true }).is_ok_and(|m| m.metadata.iter().any(|(k, _)| k == TAIL_KEY))
+}
+
+/// Sets one entry of a model's metadata.
+pub fn set_metadata(model: &mut Model, key: &str, value: &str) {
+    match model.metadata.iter_mut().find(|(k, _)| k == key) {
+        Some((_, v)) => *v = value.to_string(),
+        None => model.metadata.push((key.to_string(), value.to_string())),
+    }
+}
+
 /// A folder beside `path` that goes when it is dropped.
 pub fn temporary_folder(path: &Path) -> Result<TempDir> {
     let folder = folder_of(path);
@@ -89,12 +111,6 @@ impl Pending {
         self.folder.path().join(self.destination.file_name().unwrap_or_default())
     }
 
-    /// Bytes of the model file, and of its data file if it has one.
-    pub fn sizes(&self) -> (u64, u64) {
-        let len = |p: PathBuf| p.metadata().map_or(0, |m| m.len());
-        (len(self.model()), len(with_suffix(&self.model(), ".data")))
-    }
-
     /// Writes encodings beside the model.
     pub fn write_encodings(&self, text: &str) -> Result<PathBuf> {
         let path = with_suffix(&self.model(), ENCODINGS);
@@ -102,13 +118,44 @@ impl Pending {
         Ok(path)
     }
 
-    /// Moves the files to their destination, the data file and encodings first. A data file of an earlier output that is no longer needed goes.
+    /// Writes a tail beside the model, which it names.
+    pub fn write_tail(&self, mut tail: Model) -> Result<()> {
+        set_metadata(&mut tail, VERSION_KEY, env!("CARGO_PKG_VERSION"));
+        set_metadata(&mut tail, TAIL_KEY, &onnx::sha256_file(&self.model())?);
+        onnx::write(&tail, &tail_of(&self.model()), &WriteOptions::default())
+    }
+
+    /// Where the tail lies now; `None`: there is none.
+    pub fn tail(&self) -> Option<PathBuf> {
+        Some(tail_of(&self.model())).filter(|p| p.exists())
+    }
+
+    /// The files, as the report lists them.
+    pub fn rows(&self) -> Result<(FileRow, Option<FileRow>)> {
+        Ok((row(&self.model(), &self.destination)?, self.tail().map(|t| row(&t, &tail_of(&self.destination))).transpose()?))
+    }
+
+    /// Moves the files to their destination, the model last. A data file or a tail of an earlier output that is no longer needed goes.
     pub fn publish(self) -> Result<()> {
         let (from, to) = (with_suffix(&self.model(), ".data"), with_suffix(&self.destination, ".data"));
         let has_data = from.exists();
         let (encodings, beside) = (with_suffix(&self.model(), ENCODINGS), with_suffix(&self.destination, ENCODINGS));
         if encodings.exists() {
             rename(&encodings, &beside)?;
+        }
+        let its_place = tail_of(&self.destination);
+        if let Some(tail) = self.tail() {
+            let data = with_suffix(&tail, ".data");
+            if data.exists() {
+                rename(&data, &with_suffix(&its_place, ".data"))?;
+            }
+            rename(&tail, &its_place)?;
+        } else if is_tail(&its_place) {
+            remove(&its_place)?;
+            let data = with_suffix(&its_place, ".data");
+            if data.exists() {
+                remove(&data)?;
+            }
         }
         let had_data = to.exists() && is_own(&self.destination);
         if has_data {
@@ -121,14 +168,25 @@ impl Pending {
             }
         })?;
         if had_data && !has_data {
-            fs::remove_file(&to).map_err(|e| Error::failed(format!("{} cannot be removed: {e}", to.display())))?;
+            remove(&to)?;
         }
         Ok(())
     }
 }
 
+/// A file that lies at `at`, and will lie at `destination`.
+fn row(at: &Path, destination: &Path) -> Result<FileRow> {
+    let len = |p: PathBuf| p.metadata().map_or(0, |m| m.len());
+    let (bytes, data_bytes) = (len(at.to_path_buf()), len(with_suffix(at, ".data")));
+    Ok(FileRow { path: destination.display().to_string(), sha256: onnx::sha256_file(at)?, bytes, data_bytes })
+}
+
 fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(|e| Error::failed(format!("{} cannot be written: {e}", to.display())))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    fs::remove_file(path).map_err(|e| Error::failed(format!("{} cannot be removed: {e}", path.display())))
 }
 
 /// Refuses a text file that cannot be written, before any work is done.
@@ -182,7 +240,7 @@ mod tests {
         drop(Pending::write(&model(4096), &out).unwrap());
         assert!(names(dir.path()).is_empty());
         let pending = Pending::write(&model(4096), &out).unwrap();
-        assert!(pending.sizes().1 >= 4096 * 4);
+        assert!(pending.rows().unwrap().0.data_bytes >= 4096 * 4);
         pending.publish().unwrap();
         assert_eq!(names(dir.path()), ["o.onnx", "o.onnx.data"]);
         onnx::read(&out, &ReadOptions::default()).unwrap();

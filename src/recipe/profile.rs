@@ -126,6 +126,7 @@ fn typed(file: &File, t: &Tree) -> Result<Profile, Wrong> {
         weights_only: ops("weights_only"),
         moves: ops("moves"),
         shifts: list("shifts").iter().enumerate().map(|(i, s)| shift(i, s)).collect::<Result<_, _>>()?,
+        cut_tail: t.get("cut_tail").and_then(Tree::flag).unwrap_or(false),
         fused: ops("fused"),
         groups: ops("groups"),
         join: ops("join"),
@@ -157,6 +158,7 @@ fn legal(t: &Tree) -> Legal {
     Legal {
         weights: formats(Slot::Weights),
         activations: formats(Slot::Activations),
+        taken: read::texts(t.get("taken")),
         bias: formats(Slot::Bias),
         granularity: granularities(t.get("granularity")),
         symmetric: slots("symmetric"),
@@ -181,7 +183,7 @@ fn limit(i: usize, t: &Tree) -> Result<Limit, Wrong> {
     let fail = |why: &str| wrong(&[&["limits", &at]], format!("limits[{i}]: {why}"));
     let text = |key: &str| t.get(key).and_then(Tree::text).unwrap_or_default().to_string();
     let name = text("attribute");
-    let conditions = ["values", "at_most", "rank", "constant", "weights", "activations", "granularity", "zeroless", "unsigned", "floor", "width"];
+    let conditions = ["values", "at_most", "rank", "constant", "weights", "activations", "granularity", "zeroless", "unsigned", "floor", "alike", "codes"];
     let mut given = conditions.iter().filter_map(|key| Some((*key, t.get(key)?)));
     let must = match given.next() {
         None if t.get("attribute").is_some() => return fail("`attribute` wants `values` or `at_most` beside it"),
@@ -197,7 +199,8 @@ fn limit(i: usize, t: &Tree) -> Result<Limit, Wrong> {
         Some(("zeroless", _)) => Must::Zeroless,
         Some(("unsigned", _)) => Must::Unsigned,
         Some(("floor", _)) => Must::Floor,
-        Some(_) => Must::Width,
+        Some(("alike", _)) => Must::Alike,
+        Some(_) => Must::Codes,
     };
     if let Some((key, _)) = given.next() {
         return fail(&format!("`{key}` is a second condition; write a limit for each"));

@@ -2,6 +2,7 @@
 
 use super::again;
 use super::lowering;
+use super::tail;
 use super::{Args, Recipe, Step};
 use crate::allocate::{self, Allocate, Amount, Latencies, Sensitivity, Strategy, Widen};
 use crate::data::Dataset;
@@ -28,6 +29,8 @@ pub struct Work<'a> {
     begun: bool,
     /// Whether only the plan is asked for, and samples are not looked at.
     pub planning: bool,
+    /// What was cut off the model, to be written beside it.
+    pub tail: Option<Model>,
     /// Encodings as JSON, of a model that is written as float.
     pub encodings: Option<String>,
     pub data: Option<&'a Dataset>,
@@ -58,6 +61,7 @@ use State::{Fitted, Float, Lowered, Placed, Rounded};
 
 pub const FOLD_CONSTANTS: Run = Run { accepts: &[Float], leaves: None, coded: true, run: |w, _| transform::fold_constants(&mut w.model) };
 pub const FOLD_BATCH_NORM: Run = Run { accepts: &[Float], leaves: None, coded: false, run: |w, _| transform::fold_batch_norm(&mut w.model) };
+pub const CUT_TAIL: Run = Run { accepts: &[Float], leaves: None, coded: false, run: |w, _| tail::cut(w) };
 pub const FUSE: Run = Run { accepts: &[Float], leaves: None, coded: true, run: fuse };
 pub const SMOOTH: Run = Run { accepts: &[Float], leaves: None, coded: false, run: smooth };
 pub const AWQ: Run = Run { accepts: &[Float], leaves: None, coded: false, run: awq };
@@ -132,6 +136,7 @@ impl<'a> Work<'a> {
             standing: None,
             begun: false,
             planning: false,
+            tail: None,
             encodings: None,
             data: None,
             calibration: &[],

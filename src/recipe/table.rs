@@ -30,6 +30,13 @@ pub static STEPS: &[StepRow] = &[
         run: steps::FOLD_CONSTANTS,
     },
     StepRow { name: "fold-batch-norm", doc: "fold batch normalisation into its neighbours", keys: &[], scalar: None, run: steps::FOLD_BATCH_NORM },
+    StepRow {
+        name: "cut-tail",
+        doc: "write what a detector makes of its heads as a float model of its own, where the target wants it off",
+        keys: &[],
+        scalar: None,
+        run: steps::CUT_TAIL,
+    },
     StepRow { name: "fuse", doc: "write functions that stand spelled out as one operator, where the target has it", keys: &[], scalar: None, run: steps::FUSE },
     StepRow {
         name: "equalize",
@@ -396,6 +403,7 @@ pub static PROFILE: &[Key] = &[
     Key::new("quantize", OPS, "operators that run on codes"),
     Key::new("weights_only", OPS, "operators whose constant weights are codes and whose other operands and results stay float"),
     Key::new("moves", OPS, "operators that hand codes on: output and input share one quantizer"),
+    Key::new("cut_tail", FLAG, "true: the step `cut-tail` takes off what a detector makes of its heads, and writes it beside as a float model"),
     Key::new(
         "fused",
         OPS,
@@ -435,6 +443,7 @@ static SHIFT: &[Key] = &[
 static LEGAL: &[Key] = &[
     Key::new("weights", Shape::List(&Shape::Format), "formats of weights; absent: any"),
     Key::new("activations", Shape::List(&Shape::Format), "formats of activations; absent: any"),
+    Key::new("taken", Shape::List(&Shape::Format), "more formats of activations that the compiler takes of anyone's file; `convert` keeps none of them"),
     Key::new("bias", Shape::List(&Shape::Format), "formats of biases, none: float; absent: any"),
     Key::new("granularity", Shape::List(&GRANULARITY), "which elements of a weight may share a scale; absent: any"),
     Key::new("symmetric", Shape::List(&Shape::OneOf(&Slot::WORDS)), "tensors without a zero point, or with one in the middle of an unsigned format"),
@@ -455,7 +464,8 @@ static LIMIT: &[Key] = &[
     Key::new("zeroless", FLAG, "true: operands have zero point 0; obeyed by `place`"),
     Key::new("unsigned", FLAG, "true: operands are unsigned, or signed, not constant and read by nobody else"),
     Key::new("floor", FLAG, "true: the lowest code of the result stands for the least that the operator makes: the bound of Relu and Clip, 0 of others"),
-    Key::new("width", FLAG, "true: operands and results are codes of as many bits"),
+    Key::new("alike", FLAG, "true: operands, constants of `code_constants` among them, and results are codes of one format with one scale each"),
+    Key::new("codes", FLAG, "true: it runs on codes; said of nodes that would run in float"),
     Key::new("then", Shape::OneOf(&Fate::WORDS), "what becomes of the nodes of which this does not hold; without a condition, of all"),
     Key::new("why", Shape::Text, "what the target does about them, in a few words"),
     Key::new("remedy", Shape::Text, "what helps"),

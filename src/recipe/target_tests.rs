@@ -151,6 +151,7 @@ fn section(name: &str) -> String {
         let more: Vec<&str> = more.iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
         row(&format!("legal {}", slot.word()), [held, more.join(", ")].iter().filter(|t| !t.is_empty()).cloned().collect::<Vec<_>>().join("; "));
     }
+    row("taken, not kept", p.legal.taken.join(", "));
     row("legal granularity", p.legal.granularity.iter().map(|g| read::granularity_name(*g)).collect::<Vec<_>>().join(", "));
     let fate = |f: Fate| Fate::WORDS[f as usize];
     row("other codes", if p.legal != base.legal { fate(p.legal.otherwise).to_string() } else { String::new() });
@@ -180,7 +181,8 @@ fn limit(l: &Limit) -> String {
         Must::Unsigned => " unless operands are unsigned, or signed and read once".to_string(),
         Must::Zeroless => " unless zero points are 0".to_string(),
         Must::Floor => " unless the lowest code of the result stands for its least".to_string(),
-        Must::Width => " unless operands and results have one width".to_string(),
+        Must::Alike => " unless operands and results have one format, and one scale each".to_string(),
+        Must::Codes => " unless on codes".to_string(),
     };
     let remedy = if l.remedy.is_empty() { String::new() } else { format!("; {}", l.remedy) };
     format!("{ops}{place}{unless}: {}{remedy}", l.why)

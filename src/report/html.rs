@@ -31,6 +31,7 @@ pub fn report(r: &Report, failures: &[String]) -> String {
         pair("output", &format!("{}, {}, SHA-256 {}", r.output.path, size(after), r.output.sha256)),
         pair("recipe, target", &format!("{}, {}", r.recipe.name, r.target)),
     ];
+    facts.extend(r.tail.iter().map(|t| pair("cut off", &format!("{}, {}, SHA-256 {}", t.path, size(t.bytes + t.data_bytes), t.sha256))));
     if let Some(d) = &r.data {
         facts.push(pair("data", &format!("{}: {} samples calibrated, {} judged", d.path, d.calibration.len(), d.validation.len())));
         facts.extend(d.remarks.iter().map(|remark| pair("", remark)));

@@ -32,6 +32,8 @@ pub struct Report {
     pub requant_version: String,
     pub input: FileRow,
     pub output: FileRow,
+    /// What was cut off the model and lies beside it, in float.
+    pub tail: Option<FileRow>,
     pub recipe: RecipeRow,
     pub target: String,
     pub data: Option<DataRow>,
@@ -165,6 +167,7 @@ impl Report {
             requant_version: version.into(),
             input: FileRow::default(),
             output: FileRow::default(),
+            tail: None,
             recipe: RecipeRow::default(),
             target: String::new(),
             data: None,

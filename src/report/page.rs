@@ -40,6 +40,9 @@ pub fn report(r: &Report) -> String {
     let mut page = String::new();
     let (before, after) = (r.input.bytes + r.input.data_bytes, r.output.bytes + r.output.data_bytes);
     page += &line(format!("{}  {} (input {}), {:.1} s", r.output.path, size(after), size(before), r.seconds));
+    if let Some(t) = &r.tail {
+        page += &line(format!("{}  {} what was cut off, in float, to be run behind it", t.path, size(t.bytes + t.data_bytes)));
+    }
     let c = &r.coverage;
     page += &line(format!(
         "coverage    multiply-adds: {} in 8 bits, {} in 16, {} weights only, {} float",

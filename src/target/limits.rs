@@ -43,8 +43,10 @@ pub enum Must {
     Unsigned,
     /// The lowest code of the result stands for the least that the op makes.
     Floor,
-    /// Operands and results are codes of one width.
-    Width,
+    /// Operands, constants that must be codes included, and results have one format, and one scale each.
+    Alike,
+    /// It runs on codes: what is left in float is not run.
+    Codes,
 }
 
 impl Profile {
@@ -89,7 +91,8 @@ impl Limit {
 
 impl Must {
     fn is_of_codes(&self) -> bool {
-        matches!(self, Must::Weights(_) | Must::Activations(_) | Must::Granularity(_) | Must::Zeroless | Must::Unsigned | Must::Floor | Must::Width)
+        use Must::*;
+        matches!(self, Weights(_) | Activations(_) | Granularity(_) | Zeroless | Unsigned | Floor | Alike | Codes)
     }
 
     fn holds(&self, model: &Model, node: &Node, inferred: &Inferred) -> bool {

@@ -45,6 +45,8 @@ pub struct Profile {
     pub weights_only: Vec<Op>,
     /// Ops that hand codes on: output and input share one quantizer.
     pub moves: Vec<Op>,
+    /// Whether what a detector makes of its heads is cut off, as a model of its own.
+    pub cut_tail: bool,
     /// Ops that the step `fuse` makes of what stands spelled out.
     pub fused: Vec<Op>,
     /// Such ops within whose spelled-out form nothing is quantized.
@@ -150,6 +152,8 @@ pub struct Legal {
     /// Formats by name.
     pub weights: Vec<String>,
     pub activations: Vec<String>,
+    /// More of them, that a file may have and `convert` does not keep.
+    pub taken: Vec<String>,
     /// The same; `none`: a float bias.
     pub bias: Vec<String>,
     /// Of weights.

@@ -3,6 +3,7 @@
 mod awq;
 mod balance;
 mod channels;
+mod cut_tail;
 mod edit;
 mod equalize;
 mod fold_batch_norm;
@@ -17,6 +18,7 @@ mod testing;
 
 pub use awq::{Awq, awq};
 pub use balance::{Balance, Grid, balance};
+pub use cut_tail::cut_tail;
 pub use equalize::{Equalize, equalize};
 pub use fold_batch_norm::fold_batch_norm;
 pub use fold_constants::fold_constants;

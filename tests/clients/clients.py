@@ -64,7 +64,8 @@ GATED = {
     "tpumlir": [*SMALL, *TALL],
     "acuity": [*SMALL, *OTHERS, *TALL],
 }
-# Steps of an 8-bit output that a small network may be off, from ONNX Runtime without optimization; more where two rounded results are added or multiplied.
+# Steps of an 8-bit output that a small network may be off, from ONNX Runtime without optimization; more where two results, each a step of its own off,
+# are added or multiplied (docs/targets.md).
 STEPS = {"qnn": 1.5, "rknn": 3.0, "tpumlir": 3.0}
 JOINED = {"micro_residual": 2.5, "micro_split": 3.5}
 VARIED = ["kws_dscnn", "resnet20_bn", "micro_matmul_w_add", "micro_attn", "micro_gemm", "micro_residual", "micro_concat", "micro_conv_clip6_dw"]
@@ -396,7 +397,7 @@ def main():
         table(*sys.argv[2:4])
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("client", choices=CLIENTS)
-    p.add_argument("--models", help="names, with commas between")
+    p.add_argument("--models", help="names, with commas between; variants are made of all of them")
     p.add_argument("--out", default=tempfile.mkdtemp(prefix="clients"))
     p.add_argument("--own", action="store_true", help="only what is written for the client's own profiles")
     p.add_argument("--gate", action="store_true", help="only what is written for the client's own profiles, and whether it runs as it must")
@@ -432,7 +433,7 @@ def main():
             bad.append(f"{name} for {target}: not converted: {why}")
             print(bad[-1])
     if not a.own and not a.gate:
-        varied = [n for n in VARIED if n in wanted] if a.models else VARIED
+        varied = wanted if a.models else VARIED
         for name in varied:
             if not os.path.exists(sources[name]):
                 named(os.path.join(SHARED, "models", MODELS[name]), sources[name])

@@ -144,3 +144,36 @@ fn operators_that_round_floats_give_what_qdq_gives() {
     }
     assert!(names(&rows["conv_bn_relu"]["ops"]).iter().any(|op| op == "WeightsPOTQuantizer"), "{rows}");
 }
+
+/// A detector's tail lies beside the model in float; one after the other they are the model as it was, to the bit where nothing else is changed.
+#[test]
+fn what_is_cut_off_a_detector_makes_of_its_heads_what_the_whole_did() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().to_str().unwrap();
+    let made = names(&json(&crate::python::run("tail.py", &["make", folder])));
+    let made: Vec<&str> = made.iter().map(String::as_str).collect();
+    let recipe = dir.path().join("cut.yaml");
+    std::fs::write(&recipe, "target: hailo-float\nweights: none\nactivations: none\nsteps: [cut-tail]\n").unwrap();
+    for name in &made {
+        written(dir.path(), name, "cut", recipe.to_str().unwrap(), &[]);
+        written(dir.path(), name, "int8", "int8-fast", &["target=rknn"]);
+    }
+    let of = |tag: &str| json(&crate::python::run("tail.py", &[&["run", folder, tag], &made[..]].concat()));
+    let (cut, quantized) = (of("cut"), of("int8"));
+    for (name, heads) in [("anchored", &["head0", "head1"][..]), ("distributed", &["box0", "class0", "box1", "class1"])] {
+        println!("{name}: {} {}", cut[name], quantized[name]);
+        assert_eq!((cut[name]["largest"].as_f64(), &names(&cut[name]["heads"])[..]), (Some(0.0), &heads.iter().map(|h| h.to_string()).collect::<Vec<_>>()[..]));
+        // The report judges both together, and measures what ONNX Runtime gives.
+        let report: Json = serde_json::from_slice(&std::fs::read(dir.path().join(format!("{name}.int8.report.json"))).unwrap()).unwrap();
+        let (said, is) = (report["outputs"][0]["sqnr_db"].as_f64().unwrap(), quantized[name]["sqnr_db"].as_f64().unwrap());
+        assert!(report["outputs"][0]["name"] == "y" && is > 20.0 && (said - is).abs() < 3.0, "{name}: {said} and {is}");
+        assert!(
+            report["tail"]["path"].as_str().unwrap().ends_with(&format!("{name}.int8.tail.onnx")) && report["coverage"]["float"] == 0.0,
+            "{}",
+            report["coverage"]
+        );
+    }
+    // A tail of an earlier run goes with it.
+    written(dir.path(), "anchored", "cut", recipe.to_str().unwrap(), &["target=generic"]);
+    assert!(!dir.path().join("anchored.cut.tail.onnx").exists());
+}

@@ -26,14 +26,14 @@ def rounded(x, threshold, bits, signed):
 class Activation(OpRun):
     op_domain = DOMAIN
 
-    def _run(self, x, threshold=None, signed=None, num_bits=None):
+    def _run(self, x, threshold=None, signed=None, num_bits=None, mctq_version=None):
         return (rounded(x, np.float32(threshold), num_bits, signed),)
 
 
 class Weights(OpRun):
     op_domain = DOMAIN
 
-    def _run(self, x, threshold, num_bits=None, per_channel=None, channel_axis=None, signed=None):
+    def _run(self, x, threshold, num_bits=None, per_channel=None, channel_axis=None, signed=None, mctq_version=None):
         assert signed == 1 and threshold.ndim == 1
         if per_channel:
             shape = [1] * x.ndim

@@ -104,10 +104,11 @@ fn scale(g: &mut Graph, inferred: &graph::Inferred, layers: &[Layer], group: &Gr
     }
     for c in &group.cuts {
         let bound = (c.bound * cut) as f32;
-        if g.node(c.node).input(2).is_some() {
+        if let Some(old) = g.node(c.node).input(2) {
             let name = format!("{}_bound", g.node(c.node).name);
             let v = g.add_constant(&name, Constant::from(Tensor::of_f32(&[], vec![bound])));
             g.set_input(c.node, 2, Some(v));
+            g.remove_idle(old);
         } else {
             g.node_mut(c.node).set_attr("max", bound);
         }

@@ -120,6 +120,8 @@ fn a_channel_that_is_cut_moves_with_the_bound_alone() {
     let bounds: Vec<f64> = m.graph.nodes().filter_map(|(_, n)| groups::bound(&m.graph, n)).collect();
     assert_eq!(bounds.len(), 3);
     assert!(bounds.iter().all(|b| *b > 0.0 && b.is_finite()) && sqnr(&before, &results(&m)) > 90.0, "{bounds:?}");
+    let idle = m.graph.values().find(|(v, value)| value.constant.is_some() && value.uses().is_empty() && !m.graph.is_output(*v));
+    assert!(idle.is_none(), "a constant that was replaced stays: {}", idle.unwrap().1.name);
 }
 
 #[test]

@@ -164,7 +164,7 @@ static ROUND: &[Key] = &[
     Key::new(
         "damping",
         Shape::Number(0.0, 1.0),
-        "gptq: of the inputs' mean energy, what is added to each; default 0.01, or, where that is more, half of the numbers of a sum over the places seen",
+        "gptq: of the inputs' mean energy, what is added to each; default 0.01, or, where samples hold few places, half of the numbers of a sum over these",
     ),
     Key::new(
         "work",

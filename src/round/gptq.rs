@@ -20,7 +20,7 @@ use rayon::prelude::*;
 /// What the method was asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Gptq {
-    /// Of the mean energy of the inputs, what is added to each; `None`: [`DAMPING`], and more where few places were seen.
+    /// Of the mean energy of the inputs, what is added to each; `None`: 0.01, and more where few places were seen.
     pub damping: Option<f64>,
     /// Samples at most.
     pub samples: usize,
@@ -29,8 +29,8 @@ pub struct Gptq {
     pub threads: usize,
 }
 
-/// Of the mean energy, what is added to that of each input at least; and what that is more for each number of a sum beside one place, since the second
-/// moments of few places fit these alone.
+/// What is added to the energy of each input, of their mean; and, where samples hold fewer places than are wanted, the share of these that the numbers of a
+/// sum are times this, if that is more: second moments of few places fit these alone.
 const DAMPING: (f64, f64) = (0.01, 0.5);
 /// What is left of the energy of means.
 const MEAN: f64 = 0.25;
@@ -149,7 +149,7 @@ fn round_layer(layer: &Layer, w: &[f32], grid: &Grid, x: &[&Tensor], damping: Op
             means.iter_mut().zip(columns.chunks(rows.max(1))).for_each(|(m, c)| *m += c.iter().map(|v| *v as f64).sum::<f64>());
             count += rows;
         }
-        let factor = Factor::of(sums, &means, count, damping);
+        let factor = Factor::of(sums, &means, count, damping.unwrap_or_else(|| wise(n, count, layer.places)));
         let rows: Vec<usize> = (group * per_group..(group + 1) * per_group).collect();
         let at = |o: usize, c: usize| if layer.by_row { o * n + c } else { c * layer.outs + o };
         rows.par_chunks(ROWS).map(|rows| round_rows(rows, &factor, w, grid, &at)).collect::<Vec<_>>()
@@ -165,6 +165,11 @@ fn round_layer(layer: &Layer, w: &[f32], grid: &Grid, x: &[&Tensor], damping: Op
     Ok((values, better))
 }
 
+/// The damping of sums over `n` numbers, of which so many places were seen and so many were wanted.
+fn wise(n: usize, seen: usize, wanted: usize) -> f64 {
+    if seen < wanted { DAMPING.0.max(DAMPING.1 * n as f64 / seen.max(1) as f64) } else { DAMPING.0 }
+}
+
 /// The factor of a layer's second moments.
 struct Factor {
     /// Inputs in ascending order of their energy: the last is rounded first.
@@ -175,7 +180,7 @@ struct Factor {
 }
 
 impl Factor {
-    fn of(mut sums: Vec<f64>, means: &[f64], count: usize, damping: Option<f64>) -> Factor {
+    fn of(mut sums: Vec<f64>, means: &[f64], count: usize, damping: f64) -> Factor {
         let n = means.len();
         let rows = count.max(1) as f64;
         for i in 0..n {
@@ -187,7 +192,7 @@ impl Factor {
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by(|a, b| energy(*a).total_cmp(&energy(*b)).then(b.cmp(a)));
         let mean = (0..n).map(energy).sum::<f64>() / n as f64;
-        let mut damping = damping.unwrap_or(DAMPING.0.max(DAMPING.1 * n as f64 / rows)) * mean.max(f64::MIN_POSITIVE);
+        let mut damping = damping * mean.max(f64::MIN_POSITIVE);
         let (mut pivots, mut columns) = (vec![1.0; n], vec![0f32; n * n]);
         for _ in 0..6 {
             let mut l = vec![0f64; n * n];
@@ -373,7 +378,8 @@ mod tests {
                 .map(|(o, c, q)| ((q - w[o * n + c]) as f64).powi(2))
                 .sum::<f64>()
         };
-        let (free, damped) = (lost(Some(0.01)), lost(None));
+        let (free, damped) = (lost(DAMPING.0), lost(wise(n, places, 2048)));
+        assert_eq!((wise(n, places, 2048), wise(n, 2048, 2048)), (1.0, DAMPING.0));
         assert!(damped < 0.5 * free, "{damped} {free}");
     }
 
@@ -406,7 +412,7 @@ mod tests {
     fn rounded(sums: Vec<f64>, n: usize, damping: f64, outs: usize) -> (Vec<f32>, Vec<Vec<f32>>) {
         let w: Vec<f32> = (0..n * outs).map(|i| ((i + 1) as f32 * 0.618_034).fract() * 4.0 - 2.0).collect();
         let grid = Grid { step: vec![0.3; n * outs], offset: vec![0.0; n * outs], codes: (-8.0, 7.0) };
-        let factor = Factor::of(sums, &vec![0.0; n], 1, Some(damping));
+        let factor = Factor::of(sums, &vec![0.0; n], 1, damping);
         let rows: Vec<usize> = (0..outs).collect();
         let found = round_rows(&rows, &factor, &w, &grid, &|o, c| o * n + c);
         (w.iter().enumerate().map(|(i, x)| grid.nearest(i, *x)).collect(), found.into_iter().map(|f| f.1).collect())
@@ -430,7 +436,7 @@ mod tests {
         let a: Vec<f64> = (0..n * n).map(|i| (i as f64 * 0.414_213_562_4).fract() - 0.5).collect();
         let sums: Vec<f64> = (0..n * n).map(|i| (0..n).map(|k| a[i / n * n + k] * a[i % n * n + k]).sum::<f64>()).collect();
         let (_, found) = rounded(sums.clone(), n, 0.1, 1);
-        let factor = Factor::of(sums, &vec![0.0; n], 1, Some(0.1));
+        let factor = Factor::of(sums, &vec![0.0; n], 1, 0.1);
         let w: Vec<f64> = (0..n).map(|i| (((i + 1) as f32 * 0.618_034).fract() * 4.0 - 2.0) as f64).collect();
         let mut q = vec![0f64; n];
         for k in (0..n).rev() {

@@ -199,8 +199,10 @@ fn windows(model: &Model, rules: &[Shift]) -> (Vec<Window>, Vec<QuantizerId>) {
             let operands: Vec<usize> = of(false).into_iter().filter_map(&mut index).collect();
             let bias = of(true).into_iter().filter_map(&mut index).next();
             let window = Window { of: rule.of, operands, bias, result: result.and_then(&mut index), ends: rule.window, node: node.name.clone() };
+            // A factor that is a number without codes gets its position from the chip, which may take one that serves.
+            let factors = inputs.iter().filter(|(s, _)| !is_bias(*s)).count();
             let whole = match rule.of {
-                Term::Product => window.result.is_some() && !window.operands.is_empty(),
+                Term::Product => window.result.is_some() && window.operands.len() == factors,
                 Term::Bias => window.bias.is_some() && window.operands.len() == 2,
                 Term::BiasOutput => window.bias.is_some() && window.result.is_some(),
                 Term::Spread => window.operands.len() > 1,
@@ -384,6 +386,31 @@ mod tests {
                 assert!(!given_up.is_empty(), "{seed}");
             }
         }
+    }
+
+    #[test]
+    fn a_number_without_codes_holds_no_product_back() {
+        use crate::graph::Node;
+        use crate::tensor::Tensor;
+        // x times a quarter, and times itself.
+        let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+        let [qx, quarter, square] = [("x", 3), ("quarter", 5), ("square", 7)].map(|(name, position)| {
+            let q = m.quantizers.add(name, Scheme::int(8, true));
+            m.quantizers[q].params = Some(Params::tensor(2f32.powi(-position), None));
+            q
+        });
+        let g = &mut m.graph;
+        let [x, xq, a, aq, b, bq] = ["x", "xq", "a", "aq", "b", "bq"].map(|n| g.add_value(n));
+        let c = g.add_constant("c", Tensor::scalar(0.25));
+        (g.inputs, g.outputs) = (vec![x], vec![aq, bq]);
+        g.add_node(Node::fake_quant(qx, "fx"), &[Some(x)], &[Some(xq)]);
+        g.add_node(Node::new(Op::Mul, "quarter"), &[Some(xq), Some(c)], &[Some(a)]);
+        g.add_node(Node::fake_quant(quarter, "fa"), &[Some(a)], &[Some(aq)]);
+        g.add_node(Node::new(Op::Mul, "square"), &[Some(xq), Some(xq)], &[Some(b)]);
+        g.add_node(Node::fake_quant(square, "fb"), &[Some(b)], &[Some(bq)]);
+        let rule = Shift { ops: vec![Op::Mul], of: Term::Product, window: (0, 32), after: vec![], before: vec![] };
+        let (found, _) = windows(&m, &[rule]);
+        assert_eq!(found.iter().map(|w| w.node.as_str()).collect::<Vec<_>>(), ["square"]);
     }
 
     #[test]

@@ -57,7 +57,7 @@ fn every_form_is_near_the_best_rival_and_the_median_above_34_db() {
 }
 
 /// Scales that are powers of two, one a tensor. The bar of `silu_hswish` is fixed; the best converter that a survey measured had 18.4 dB there (on weights of
-/// its own). Of `attn` and `gelu_erf` many roundings stand one behind the other.
+/// its own). Of `attn` seven roundings stand one behind the other.
 #[test]
 fn in_powers_of_two_every_form_holds_and_silu_and_hardswish_stay_above_28_db() {
     let target = Sources { target: Some("xint8".into()), ..Sources::default() };
@@ -65,7 +65,7 @@ fn in_powers_of_two_every_form_holds_and_silu_and_hardswish_stay_above_28_db() {
     for (name, row) in judged(&target, "xint8", &["alone", "xint8"]) {
         println!("{name}: {row}");
         let db = row["sqnr_db"].as_f64().unwrap();
-        let bar = if matches!(name.as_str(), "attn" | "gelu_erf") { 25.0 } else { 28.0 };
+        let bar = if name == "attn" { 27.0 } else { 28.0 };
         assert!(db >= bar && row["cov8"] == 1.0 && row["output"] == 1.0, "{name}: {row}");
         all.push(db);
     }

@@ -72,6 +72,8 @@ pub fn mct_quantizers(model: &mut Model) -> Result<Notes> {
             g.node_mut(id).name = format!("make_{}", g.value(*y).name);
         }
     }
+    // Whatever nobody reads is refused.
+    model.graph.remove_dead();
     model.import_used(Op::ActivationPOTQuantizer.spelling().0);
     onnx::set_producer(model, PRODUCER.0, PRODUCER.1)?;
     notes.changed("", format!("written in mct_quantizers: {} activations, {weights} weights", written.len() - weights));
@@ -160,7 +162,9 @@ mod tests {
         let m = model(pow2(), Scheme { blocks: Blocks::channel(1), ..Scheme::int(4, true) });
         let (want, codes) = (m.quantizers.clone(), m.codes.values().next().unwrap().unpack());
         let mut file = m;
+        file.graph.add_constant("idle", Tensor::scalar(1.0));
         mct_quantizers(&mut file).unwrap();
+        assert!(file.graph.find_value("idle").is_none());
         let g = &file.graph;
         let of = |op: Op| g.nodes().filter(|(_, n)| n.op == op).map(|(_, n)| n.clone()).collect::<Vec<_>>();
         let pot = of(Op::ActivationPOTQuantizer);

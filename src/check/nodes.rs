@@ -163,8 +163,8 @@ impl Judge<'_> {
             }
             if let Some(c) = g.constant(v) {
                 let stays = self.profile.float_constants.contains(&node.op);
-                let one = c.tensor.len() <= 1 && node.op.flow() == Flow::Arithmetic || node.op.flow() == Flow::Move;
-                if !all && !stays && one || self.is_quantized_unasked(node, slot) {
+                let one = !stays && c.tensor.len() <= 1 && node.op.flow() == Flow::Arithmetic || node.op.flow() == Flow::Move;
+                if !all && one || self.is_quantized_unasked(node, slot) {
                     continue;
                 }
                 return Some(Word::new(Verdict::Float, "operands", format!("its constant {} is float", self.name(v)), CONVERT));

@@ -341,6 +341,20 @@ fn constants_that_must_be_codes_are_alike_too() {
 }
 
 #[test]
+fn a_float_constant_keeps_what_computes_from_codes_and_not_what_moves() {
+    let mut m = sum((DType::U8, 0), None);
+    let add = m.graph.nodes().find(|(_, n)| n.op == Op::Add).unwrap().0;
+    let one = m.graph.add_constant("one", Tensor::scalar(1.0));
+    m.graph.set_input(add, 1, Some(one));
+    let p = Profile { float_constants: vec![Op::Add, Op::Concat], ..profile() };
+    let verdict = |m: &Model, p: &Profile| verdicts(m, p)[0].1;
+    assert_eq!((verdict(&m, &p), verdict(&m, &profile())), (Verdict::Float, Verdict::Integer));
+    let node = m.graph.node_mut(add);
+    (node.op, node.op_type) = (Op::Concat, Node::new(Op::Concat, "").op_type);
+    assert_eq!(verdict(&m, &p), Verdict::Integer);
+}
+
+#[test]
 fn what_would_run_in_float_is_barred_where_codes_are_asked() {
     let limit = Limit { ops: vec![Op::MaxPool], must: Must::Codes, then: Fate::Refused, why: "why".into(), ..Limit::default() };
     let p = Profile { limits: vec![limit], ..profile() };

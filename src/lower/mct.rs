@@ -4,7 +4,7 @@
 //! Needs: parameters, codes for every constant. Declines: nothing; what these operators cannot say is an error.
 
 use crate::error::{At, Error, Result};
-use crate::graph::{Flow, InputShapes, Model, Node, Op, Site, Type, ValueId, infer};
+use crate::graph::{InputShapes, Model, Node, Op, Site, Type, ValueId, infer};
 use crate::note::Notes;
 use crate::onnx;
 use crate::quant::{self, Format, Params, QuantizerId, ScaleKind, Scheme, Timing, Zeros};
@@ -45,21 +45,12 @@ pub fn mct_quantizers(model: &mut Model) -> Result<Notes> {
         let (node, thresholds) = operator(&row.scheme, params, shape.as_deref(), name).at(|| &row.name)?;
         let mut inputs = vec![Some(x)];
         if let Some(shape) = shape {
+            weights += 1;
             let codes =
                 codes.get(&Site::of(id)).ok_or_else(|| Error::failed("its weights have no codes yet; `round` must stand before `lower`")).at(|| &row.name)?;
             let stands = Tensor::of_f32(&shape, quant::dequantize(codes, &row.scheme, params).at(|| &row.name)?);
-            let one = stands.len() == 1 && g.value(y).uses().iter().all(|p| g.get_node(p.node).is_some_and(|n| n.op.flow() == Flow::Move));
             let of = g.value(x).name.clone();
-            let rounded = g.add_constant(&format!("{of}_rounded"), stands);
-            // The value that a Pad puts in is read as a constant.
-            if one {
-                g.remove_node(id);
-                g.replace_uses(y, rounded);
-                [y, x].into_iter().for_each(|v| g.remove_idle(v));
-                continue;
-            }
-            weights += 1;
-            inputs[0] = Some(rounded);
+            inputs[0] = Some(g.add_constant(&format!("{of}_rounded"), stands));
             inputs.push(Some(g.add_constant(&format!("{of}_threshold"), Tensor::of_f32(&[thresholds.len()], thresholds))));
         }
         // The reader wants to know what its own operators give.
@@ -81,6 +72,8 @@ pub fn mct_quantizers(model: &mut Model) -> Result<Notes> {
             g.node_mut(id).name = format!("make_{}", g.value(*y).name);
         }
     }
+    // Whatever nobody reads is refused.
+    model.graph.remove_dead();
     model.import_used(Op::ActivationPOTQuantizer.spelling().0);
     onnx::set_producer(model, PRODUCER.0, PRODUCER.1)?;
     notes.changed("", format!("written in mct_quantizers: {} activations, {weights} weights", written.len() - weights));
@@ -160,26 +153,6 @@ mod tests {
         (Scheme { scale: ScaleKind::Pow2(DType::F32), ..Scheme::int(8, false) }, Params::tensor(0.0625, None))
     }
 
-    #[test]
-    fn a_number_that_a_pad_puts_in_stays_a_constant() {
-        let mut m = model(pow2(), Scheme::int(8, true));
-        let wq = m.quantizers.ids().nth(1).unwrap();
-        let g = &mut m.graph;
-        let pad = g.nodes().find(|(_, n)| n.op == Op::Relu).unwrap().0;
-        let node = g.node_mut(pad);
-        (node.op, node.op_type) = (Op::Pad, Node::new(Op::Pad, "").op_type);
-        let pads = g.add_constant("pads", Tensor::of_i64(&[4], vec![0; 4]));
-        let [value, q] = [g.add_constant("value", Tensor::of_f32(&[1], vec![0.5])), g.add_value("q")];
-        g.insert_node(0, Node::fake_quant(wq, "fv"), &[Some(value)], &[Some(q)]);
-        g.set_input(pad, 1, Some(pads));
-        g.set_input(pad, 2, Some(q));
-        crate::round::round_nearest(&mut m).unwrap();
-        mct_quantizers(&mut m).unwrap();
-        let given = m.graph.node(pad).input(2).unwrap();
-        assert_eq!(m.graph.constant(given).unwrap().tensor.to_f32().unwrap()[0], 0.5);
-        assert!(m.graph.nodes().all(|(_, n)| n.name != "q_quantizer") && m.graph.find_value("value").is_none());
-    }
-
     fn by_name<'a>(table: &'a Table, name: &str) -> &'a quant::Quantizer {
         table.ids().map(|id| &table[id]).find(|q| q.name == name).unwrap()
     }
@@ -189,7 +162,9 @@ mod tests {
         let m = model(pow2(), Scheme { blocks: Blocks::channel(1), ..Scheme::int(4, true) });
         let (want, codes) = (m.quantizers.clone(), m.codes.values().next().unwrap().unpack());
         let mut file = m;
+        file.graph.add_constant("idle", Tensor::scalar(1.0));
         mct_quantizers(&mut file).unwrap();
+        assert!(file.graph.find_value("idle").is_none());
         let g = &file.graph;
         let of = |op: Op| g.nodes().filter(|(_, n)| n.op == op).map(|(_, n)| n.clone()).collect::<Vec<_>>();
         let pot = of(Op::ActivationPOTQuantizer);

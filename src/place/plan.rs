@@ -357,7 +357,8 @@ impl Planner<'_> {
     fn constant_members(&mut self, sets: &mut Sets, quantizers: &BTreeMap<ValueId, usize>) {
         for (id, node) in self.model.graph.nodes() {
             let joins = self.rules.profile.join.contains(&node.op) || self.plan.kinds[&id] == Kind::Moves;
-            let Some(q) = node.output(0).filter(|_| joins).and_then(|v| quantizers.get(&sets.root(v))) else { continue };
+            let float = self.rules.profile.float_constants.contains(&node.op);
+            let Some(q) = node.output(0).filter(|_| joins && !float).and_then(|v| quantizers.get(&sets.root(v))) else { continue };
             for (slot, v) in node.inputs().iter().enumerate().filter_map(|(s, v)| Some((s, (*v)?))) {
                 if node.op.role(slot) == Role::Activation && self.model.graph.constant(v).is_some() && is_real(self.inferred, v) {
                     self.plan.ports.insert((id, slot), PortPlan::Own(*q));

@@ -199,6 +199,29 @@ fn moving_ops_and_concat_share_one_quantizer() {
 }
 
 #[test]
+fn what_a_pad_puts_in_is_codes_unless_the_target_reads_it_as_a_number() {
+    let placed = |float: Vec<Op>| {
+        let mut b = Built::new();
+        let x = b.input("x");
+        let w = b.weight("w", &[2, 2, 1, 1]);
+        let pads = b.g().add_constant("pads", Tensor::of_i64(&[8], vec![0; 8]));
+        let value = b.g().add_constant("value", Tensor::scalar(0.0));
+        let c = b.node(Op::Conv, &[x, w], "c");
+        let p = b.node(Op::Pad, &[c, pads, value], "p");
+        let y = b.node(Op::Conv, &[p, w], "y");
+        let mut m = b.output(y);
+        let mut asked = Asked::new();
+        asked.profile.moves.push(Op::Pad);
+        asked.profile.float_constants = float;
+        asked.place(&mut m).unwrap();
+        (quantizer_between(&m, "c", "p").map(str::to_string), quantizer_between(&m, "value", "p").map(str::to_string))
+    };
+    let c = Some("c".to_string());
+    assert_eq!(placed(vec![]), (c.clone(), c.clone()));
+    assert_eq!(placed(vec![Op::Pad]), (c, None));
+}
+
+#[test]
 fn a_fixed_range_needs_no_data_and_falls_where_it_is_shared() {
     let mut b = Built::new();
     let x = b.input("x");

@@ -423,7 +423,7 @@ pub static PROFILE: &[Key] = &[
     Key::new("normalization", SCHEME_OR_NONE, "scheme of the scale of normalizations, whose offset is then a bias; none or absent: both stay float"),
     Key::new("emulated", OPS, "operators that run in float between codes: quantizers stand around them all the same"),
     Key::new("float_results", OPS, "operators that run on codes though their result stays float"),
-    Key::new("float_constants", OPS, "computing operators whose constant operands stay float"),
+    Key::new("float_constants", OPS, "operators whose constant operands stay float"),
     Key::new("shield", OPS, "operators whose float weights the runtime quantizes unasked between codes: a Sum of one operand before them hides them"),
     Key::new("fuse", Shape::List(&Shape::Map(FUSE)), "operators computed together with what follows: no quantizer between"),
     Key::new("fixed", Shape::List(&Shape::Map(FIXED)), "outputs whose range is known without data"),

@@ -63,7 +63,7 @@ pub struct Profile {
     pub emulated: Vec<Op>,
     /// Ops that run on codes though their result stays float.
     pub float_results: Vec<Op>,
-    /// Computing ops whose constant operands stay float.
+    /// Ops whose constant operands stay float.
     pub float_constants: Vec<Op>,
     /// Ops whose float weights the runtime quantizes unasked where codes come in and go out.
     pub shield: Vec<Op>,

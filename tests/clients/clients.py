@@ -1,6 +1,6 @@
 """Real compilers beside `requant check`: which nodes of a file run on codes, node by node, as the compiler says and as the profile foretold.
 
-    clients.py CLIENT [--models a,b] [--out DIR] [--own | --gate] [--recipe R]     CLIENT: onnxruntime, qnn, openvino, rknn, tpumlir, acuity
+    clients.py CLIENT [--models a,b] [--out DIR] [--own | --gate] [--recipe R]     CLIENT: onnxruntime, qnn, openvino, rknn, tpumlir, acuity, imx500
 
 Files: the shared models and micro-models under the client's own profiles, and variants that break its rules: other types, zero points, granularities,
 holes of float, spellings and opsets. A file counts as refused where the compiler does not take it, or takes it and computes something else.
@@ -34,6 +34,7 @@ CLIENTS = {
     "rknn": ("rknn", "check_rknn.py", ["rknn"], 0.25),
     "tpumlir": ("tpumlir", "check_tpumlir.py", ["sophgo"], 0.5),
     "acuity": ("acuity", "check_acuity.py", ["vivante"], 0.25),
+    "imx500": ("imx500", "check_imx500.py", ["imx500"], 0.25),
 }
 MODELS = {
     "resnet20_bn": "cifar_resnet/resnet20_cifar10_bn.onnx",
@@ -54,15 +55,18 @@ CPU_PRODUCTS = ("Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatM
 SMALL = ["micro_cnn", "micro_conv_bn_relu", "micro_conv_clip6_dw", "micro_conv_nobias_out", "micro_pools", "micro_residual", "micro_residual_skip",
          "micro_concat", "micro_gemm", "micro_resize", "micro_split"]
 TALL = ["kws_dscnn", "resnet20_bn", "mobilenetv2_cifar10", "effnet_lite0_dynamo"]
+# The same for who reads at most opset 19.
+OLD = [*TALL[:3], "effnet_lite0"]
 OTHERS = ["micro_matmul_w_add", "micro_attn", "micro_layernorm", "micro_gelu20", "micro_gelu_erf", "micro_gather_emb", "micro_reshape_tr", "micro_silu_hswish",
           "micro_deconv"]
 GATED = {
     "onnxruntime": [*SMALL, *OTHERS, "micro_lstm", *TALL],
     "qnn": [*SMALL, *OTHERS, *TALL],
     "openvino": [*SMALL, *OTHERS, "micro_lstm", *TALL],
-    "rknn": [*SMALL, *TALL],
-    "tpumlir": [*SMALL, *TALL],
+    "rknn": [*SMALL, *OLD],
+    "tpumlir": [*SMALL, *OLD],
     "acuity": [*SMALL, *OTHERS, *TALL],
+    "imx500": [*SMALL, "kws_dscnn", "ic_resnet8", "resnet20_bn"],
 }
 # Steps of an 8-bit output that a small network may be off, from ONNX Runtime without optimization; more where two results, each a step of its own off,
 # are added or multiplied (docs/targets.md).
@@ -208,7 +212,8 @@ def truth(client, path):
     """What the compiler makes of a file: its table, and whether its numbers are right."""
     venv, script, _, most = CLIENTS[client]
     npz = path.replace(".onnx", ".input.npz")
-    result = last("RESULT ", run(["python3", os.path.join(TOOLS, script), path, *([npz] if os.path.exists(npz) else [])]).stdout) or {"accepted": False}
+    script = next(p for p in (os.path.join(HERE, script), os.path.join(TOOLS, script)) if os.path.exists(p))
+    result = last("RESULT ", run(["python3", script, path, *([npz] if os.path.exists(npz) else [])]).stdout) or {"accepted": False}
     python = os.path.join(VENVS, venv, "bin", "python")
     answer = {"accepted": bool(result["accepted"]), "nodes": {}}
     if f"table_{client}" in globals():

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Asks real compilers what they make of files that requant writes, and compares with what `requant check` says.
-#   tests/clients/run.sh CLIENT… [-- options of clients.py]      CLIENT: onnxruntime, qnn, openvino, rknn, tpumlir, acuity
+#   tests/clients/run.sh CLIENT… [-- options of clients.py]      CLIENT: onnxruntime, qnn, openvino, rknn, tpumlir, acuity, imx500
 #   tests/clients/run.sh CLIENT… -- --gate                       whether what is written for the client's profiles runs as it must
 #   tests/clients/run.sh CLIENT… -- --accuracy [options of accuracy.py]
 # Needs REQUANT_SHARED, the folder with tools/npu (check scripts, install_clients.sh) and models, and python3, 3.11 or newer.

@@ -16,7 +16,7 @@ use crate::note::Notes;
 use crate::quant::{Layout, QuantizerId, Scheme};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// What the search was asked for.
@@ -130,7 +130,7 @@ fn read(model: &Model, fake: NodeId) -> Option<std::result::Result<(ValueId, Pat
     }
     let shape = g.constant(g.node(fake).input(0)?)?.tensor.shape();
     let node = g.node(linear.node);
-    if node.output(0).is_some_and(|y| makes_scores(g, y, false)) {
+    if node.output(0).is_some_and(|y| makes_scores(g, y, false, &mut BTreeSet::new())) {
         return Some(Err("its layer makes queries or keys, whose error says little of what Softmax makes of it"));
     }
     let Some(patches) = Patches::of(node, &linear, shape) else { return Some(Err("its weights do not meet its layer's input row by row")) };
@@ -138,19 +138,21 @@ fn read(model: &Model, fake: NodeId) -> Option<std::result::Result<(ValueId, Pat
 }
 
 /// Whether a value is on its way to be multiplied with what flows and to be weighed by Softmax, as queries and keys are; `multiplied`: it has been.
-fn makes_scores(g: &Graph, v: ValueId, multiplied: bool) -> bool {
-    g.value(v).uses().iter().any(|port| {
-        let Some(node) = g.get_node(port.node) else { return false };
-        let on = |multiplied| node.outputs().iter().flatten().any(|y| makes_scores(g, *y, multiplied));
-        match (node.op, node.op.flow()) {
-            (Op::Softmax, _) => multiplied,
-            (Op::Attention | Op::MultiHeadAttention | Op::GroupQueryAttention, _) => port.slot < 2,
-            (_, Flow::Linear) => !multiplied && Linear::of(g, port.node).is_some_and(|l| !l.constant) && on(true),
-            (Op::FakeQuant | Op::Where, _) | (_, Flow::Move | Flow::Arithmetic | Flow::Clamp) => on(multiplied),
-            (_, Flow::Pointwise) => multiplied && on(true),
-            _ => false,
-        }
-    })
+fn makes_scores(g: &Graph, v: ValueId, multiplied: bool, seen: &mut BTreeSet<(ValueId, bool)>) -> bool {
+    // Residual sums rejoin: each value is looked behind once.
+    seen.insert((v, multiplied))
+        && g.value(v).uses().iter().any(|port| {
+            let Some(node) = g.get_node(port.node) else { return false };
+            let mut on = |multiplied| node.outputs().iter().flatten().any(|y| makes_scores(g, *y, multiplied, seen));
+            match (node.op, node.op.flow()) {
+                (Op::Softmax, _) => multiplied,
+                (Op::Attention | Op::MultiHeadAttention | Op::GroupQueryAttention, _) => port.slot < 2,
+                (_, Flow::Linear) => !multiplied && Linear::of(g, port.node).is_some_and(|l| !l.constant) && on(true),
+                (Op::FakeQuant | Op::Where, _) | (_, Flow::Move | Flow::Arithmetic | Flow::Clamp) => on(multiplied),
+                (_, Flow::Pointwise) => multiplied && on(true),
+                _ => false,
+            }
+        })
 }
 
 /// A layer's outputs as sums of parts, one a block.
@@ -249,7 +251,6 @@ mod tests {
     use crate::quant::Blocks as Shared;
     use crate::range::weights::{Weights, fit_weights};
     use crate::tensor::DType;
-    use std::collections::BTreeSet;
 
     fn noise(n: usize, k: f64) -> Vec<f32> {
         (1..=n).map(|i| (i as f64 * k).fract() as f32 - 0.5).collect()

@@ -2,13 +2,14 @@
 //! difference between the float model and the quantized one, over samples and positions, goes into the layer's bias.
 //! Source: Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction, section 4.2 (the empirical form, appendix D).
 //! Needs: weights with codes, samples. An approximation: its loss is measured with the result.
-//! Declines: layers whose bias is computed, shared or has no slot; samples of rarer shapes than the commonest eight.
+//! Declines: layers whose bias is computed, shared or has no slot; samples of rarer shapes than the commonest eight; all of it, where the outputs are
+//! farther from the float model's afterwards: a mean says nothing of errors that the layers behind made up for.
 
 use super::biases::{Biases, layers};
 use super::moments::{Moments, moved, of_float};
 use super::samples::{KEPT, same_shapes, walks, within};
 use crate::data::Dataset;
-use crate::engine::RunnerOptions;
+use crate::engine::{RunnerOptions, Trial};
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, NodeId};
 use crate::note::Notes;
@@ -25,6 +26,10 @@ pub struct CorrectBias<'a> {
     pub threads: usize,
 }
 
+/// Samples that judge what was restored, and how many times as large the loss may be on them.
+pub const JUDGES: usize = 4;
+const WORSE: f64 = 1.1;
+
 /// The `correct-bias` step.
 pub fn correct_bias(model: &mut Model, how: &CorrectBias, data: Option<(&Dataset, &[usize])>, progress: &dyn Progress) -> Result<Notes> {
     let mut notes = Notes::of("correct-bias");
@@ -38,6 +43,11 @@ pub fn correct_bias(model: &mut Model, how: &CorrectBias, data: Option<(&Dataset
     let groups = within(model, data, groups, &stops, how.memory.min(KEPT))?;
     let chosen: Vec<usize> = groups.iter().flatten().copied().collect();
     progress.begin("correct-bias", (chosen.len() + layers.len()) as u64);
+    // The last samples judge: where there are enough, no mean is taken over them.
+    let judges = samples.iter().rev().take(JUDGES).map(|&i| data.sample(i)).collect::<Result<Vec<_>>>()?;
+    let trial = Trial::new(model, judges, how.threads)?;
+    let before = trial.loss(&trial.plans(model), &model.quantizers)?;
+    let kept = model.clone();
     let wanted = of_float(model, &layers, data, &chosen, how.threads, progress)?;
     let mut walks = walks(model, data, &groups, RunnerOptions::default(), how.threads)?;
     let mut corrected = 0;
@@ -57,8 +67,15 @@ pub fn correct_bias(model: &mut Model, how: &CorrectBias, data: Option<(&Dataset
         }
         progress.tick(1);
     }
+    drop(walks);
+    let after = trial.loss(&trial.plans(model), &model.quantizers)?;
     progress.end();
-    notes.changed("", format!("the means of {corrected} layers restored, over {} samples", chosen.len()));
+    if after > WORSE * before {
+        *model = kept;
+        notes.declined("", format!("biases stay as they were: with the layers' means restored the loss would grow from {before:.2e} to {after:.2e}"));
+    } else {
+        notes.changed("", format!("the means of {corrected} layers restored, over {} samples", chosen.len()));
+    }
     Ok(notes)
 }
 
@@ -133,5 +150,21 @@ mod tests {
             // Its outputs have their means again, 0.375 and 1.125; 0.75 and 1.25 became 1. The layer had no bias.
             assert_eq!(bias(&m, "second"), [-0.25 * 0.375, 0.25 * 1.125]);
         }
+    }
+
+    /// What is right for the first two samples makes it worse for the others, and they judge.
+    #[test]
+    fn where_the_outputs_go_astray_all_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.npy");
+        let rows = [1.0f32, 1.5, -1.0, -1.5, -0.5, -1.0].map(|x| [x, 0.5 * x]).concat();
+        std::fs::write(&path, npy("<f4", false, &[6, 2], &rows.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>())).unwrap();
+        let input = InputInfo { name: "x".into(), dtype: DType::F32, shape: Some(vec![Dim::Symbol("N".into()), Dim::Known(2)]) };
+        let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
+        let mut m = rounded();
+        let how = CorrectBias { samples: 2, biases: Biases { bias: None, float: false, shifts: &[] }, memory: 1 << 20, threads: 1 };
+        let notes = correct_bias(&mut m, &how, Some((&data, &[0, 1, 2, 3, 4, 5])), &Silent).unwrap();
+        assert!(notes.list().iter().any(|n| n.text.contains("the loss would grow from")), "{notes:?}");
+        assert_eq!(m, rounded());
     }
 }

@@ -24,7 +24,7 @@ mod units;
 
 pub use adaquant::{AdaQuant, adaquant};
 pub use biases::Biases;
-pub use correct_bias::{CorrectBias, correct_bias};
+pub use correct_bias::{CorrectBias, JUDGES, correct_bias};
 pub use gptq::{Gptq, gptq};
 pub use hqq::hqq;
 pub use k_quant::k_quant;

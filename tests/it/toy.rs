@@ -146,7 +146,7 @@ fn methods_lose_less_than_nearest_codes_in_the_order_that_they_should() {
         assert!(mse < 0.95 * nearest && clipped < 0.95 * mse, "{all}");
         assert!(hqq < 0.95 * real && k_quant < 0.95 * hqq, "{all}");
         assert!(scaled < 0.3 * nearest && awq < 0.92 * scaled, "{all}");
-        assert!(gptq < 0.3 * nearest && both < 0.35 * gptq, "{all}");
+        assert!(gptq < 0.3 * nearest && both < 0.5 * gptq, "{all}");
         // Few codes leave most to find in the range.
         assert!(bits > 2 || mse < 0.6 * nearest && clipped < 0.5 * nearest && k_quant < 0.75 * real, "{all}");
     }

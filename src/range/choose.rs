@@ -45,7 +45,7 @@ pub fn measured(method: Method, samples: usize) -> impl Fn(&Histogram, &Scheme) 
 /// Samples on which methods are compared.
 pub const COMPARED_ON: usize = 8;
 /// What loses this many times as much as the best on half of them is compared no further.
-const HOPELESS: f64 = 2.0;
+const HOPELESS: f64 = 1.5;
 
 /// The model under the method whose outputs come nearest to the float model's.
 pub fn best_of(model: &Model, found: &Found, trial: &Trial, progress: &dyn Progress) -> Result<(Method, Model, Notes)> {

@@ -48,7 +48,7 @@ fn inferences(step: &Step, layers: &Layers, n: usize, saved: bool) -> usize {
                 + samples * if step.args.text("sensitivity") == Some("hessian-trace") { 3 * allocate::DRAWS.1 as usize } else { widths * layers.count }
         }
         "balance" | "shift-negatives" => n.min(count("samples", 64)),
-        // Of the samples that judge, the float model, and the model before and after.
+        // Where weights have less than 8 bits, some samples judge the float model, and the model before and after.
         "correct-bias" => 2 * n.min(count("samples", 32)) + 3 * n.min(round::JUDGES),
         "tune-batch-norm" => 3 * n.min(count("samples", 64)),
         // Three quarters of the samples forward and backward, the others forward.

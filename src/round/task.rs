@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Multiply-adds that all steps may take where nobody said how many they are, the way back included; and steps that a unit has in any case.
-const WORK: f64 = 4e11;
+const WORK: f64 = 3e12;
 const FEWEST: usize = 100;
 /// Samples below which nothing is learnt.
 const LEAST: usize = 8;

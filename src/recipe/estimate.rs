@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(adaquant("round.batch=5"), 64 + 2 * 64 + 3 * 1000 * 5);
         assert_eq!(adaquant("round.iterations=100000"), 64 + 2 * 64 + 3 * 100_000 * 50);
         let affordable = round::steps(1 << 20, 8, Iterations::AtMost(20_000));
-        assert!((100..20_000).contains(&affordable) && round::steps(1 << 40, 8, Iterations::AtMost(20_000)) == 100);
+        assert!((100..20_000).contains(&affordable) && round::steps(1 << 40, 8, Iterations::AtMost(20_000)) == 300);
         assert_eq!(of("int8-fast", &["round.method=adaround"], false), 64 + 2 * 64 + 3 * affordable * 8);
         let tuned = |set: &str| of("xint8-tuned", &[set], false);
         assert_eq!(tuned("tune-bias.epochs=20"), tuned("tune-bias.epochs=10") + 10 * 64 * 5 / 2);

@@ -15,9 +15,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Multiply-adds that all steps may take where nobody said how many they are, the way back included; and steps that a unit has in any case.
-const WORK: f64 = 3e12;
-const FEWEST: usize = 100;
+/// Multiply-adds that all steps may take where nobody said how many they are, the way back included; and the samples that those of a unit see, and the
+/// steps that it has, in any case.
+const WORK: f64 = 4e11;
+const FEWEST: (usize, usize) = (2400, 100);
 /// Samples below which nothing is learnt.
 const LEAST: usize = 8;
 
@@ -163,7 +164,7 @@ pub fn steps(macs: u64, batch: usize, iterations: Iterations) -> usize {
         Iterations::Exactly(n) => n,
         Iterations::AtMost(n) => {
             let each = 3.0 * macs.max(1) as f64 * batch as f64;
-            ((WORK / each) as usize).max(FEWEST).min(n)
+            ((WORK / each) as usize).max(FEWEST.0 / batch.max(1)).max(FEWEST.1).min(n)
         }
     }
 }

@@ -98,10 +98,15 @@ mod tests {
     use crate::tensor::{DType, Tensor};
 
     /// x[N,2] → FakeQuant → Gemm(w, bias) → h → FakeQuant → Gemm(w2) → y. Weights are rounded to whole numbers, all else is exact.
-    fn rounded() -> Model {
+    fn rounded(bits: u8) -> Model {
         let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
         let names = ["x", "h", "w", "w2", "bias"];
-        let [qx, qh, qw, qw2, qb] = names.map(|n| m.quantizers.add(n, Scheme::int(if n == "bias" { 32 } else { 16 }, true)));
+        let width = |n: &str| match n {
+            "bias" => 32,
+            "w" | "w2" => bits,
+            _ => 16,
+        };
+        let [qx, qh, qw, qw2, qb] = names.map(|n| m.quantizers.add(n, Scheme::int(width(n), true)));
         for (q, scale) in [(qx, 1.0 / 256.0), (qh, 1.0 / 256.0), (qw, 1.0), (qw2, 1.0), (qb, 1.0 / 256.0)] {
             m.quantizers[q].params = Some(Params::tensor(scale, None));
         }
@@ -148,7 +153,7 @@ mod tests {
         let input = InputInfo { name: "x".into(), dtype: DType::F32, shape: Some(vec![Dim::Symbol("N".into()), Dim::Known(2)]) };
         let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
         for threads in [1, 2] {
-            let mut m = rounded();
+            let mut m = rounded(16);
             let how = CorrectBias { samples: 8, biases: Biases { bias: None, float: false, shifts: &[] }, memory: 1 << 20, threads };
             let notes = correct_bias(&mut m, &how, Some((&data, &[0, 1])), &Silent).unwrap();
             assert!(notes.list().iter().any(|n| n.text.contains("means of 2 layers restored")), "{notes:?}");
@@ -168,21 +173,10 @@ mod tests {
         std::fs::write(&path, npy("<f4", false, &[6, 2], &rows.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>())).unwrap();
         let input = InputInfo { name: "x".into(), dtype: DType::F32, shape: Some(vec![Dim::Symbol("N".into()), Dim::Known(2)]) };
         let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
-        let mut m = rounded();
-        let few = |m: &mut Model| {
-            m.quantizers
-                .ids()
-                .filter(|q| m.quantizers[*q].name.starts_with('w'))
-                .collect::<Vec<_>>()
-                .into_iter()
-                .for_each(|q| m.quantizers[q].scheme.format = Scheme::int(4, true).format)
-        };
-        few(&mut m);
+        let mut m = rounded(4);
         let how = CorrectBias { samples: 2, biases: Biases { bias: None, float: false, shifts: &[] }, memory: 1 << 20, threads: 1 };
         let notes = correct_bias(&mut m, &how, Some((&data, &[0, 1, 2, 3, 4, 5])), &Silent).unwrap();
         assert!(notes.list().iter().any(|n| n.text.contains("the loss would grow from")), "{notes:?}");
-        let mut want = rounded();
-        few(&mut want);
-        assert_eq!(m, want);
+        assert_eq!(m, rounded(4));
     }
 }

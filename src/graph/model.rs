@@ -45,7 +45,6 @@ impl Model {
         self.opsets.iter().find(|(d, _)| own(d) == own(domain)).map(|(_, v)| *v)
     }
 
-    /// Sets the opset version of a domain.
     /// Imports version 1 of a domain that a node of the outermost graph is of, where the model does not import it yet.
     pub fn import_used(&mut self, domain: &str) {
         if self.opset(domain).is_none() && self.graph.nodes().any(|(_, n)| &*n.domain == domain) {
@@ -53,11 +52,20 @@ impl Model {
         }
     }
 
+    /// Sets the opset version of a domain.
     pub fn set_opset(&mut self, domain: &str, version: i64) {
         let own = |d: &str| if d == "ai.onnx" { String::new() } else { d.to_string() };
         match self.opsets.iter_mut().find(|(d, _)| own(d) == own(domain)) {
             Some((_, v)) => *v = version,
             None => self.opsets.push((domain.to_string(), version)),
+        }
+    }
+
+    /// Sets one entry of the metadata.
+    pub fn set_metadata(&mut self, key: &str, value: &str) {
+        match self.metadata.iter_mut().find(|(k, _)| k == key) {
+            Some((_, v)) => *v = value.to_string(),
+            None => self.metadata.push((key.to_string(), value.to_string())),
         }
     }
 

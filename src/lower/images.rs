@@ -39,8 +39,7 @@ pub fn raw_image(model: &mut Model, name: &str, image: &Image, nhwc: bool) -> No
             let channels = if image.bgr { "bgr" } else { "rgb" };
             let numbers = format!("\"channels_last\": {last}, \"scale\": {scale:?}, \"mean\": {mean:?}, \"std\": {std:?}");
             let said = format!("{{\"layout\": \"{layout}\", \"channels\": \"{channels}\", {numbers}, \"preprocess\": \"{words}\"}}");
-            model.metadata.retain(|(k, _)| *k != format!("{KEY}{name}"));
-            model.metadata.push((format!("{KEY}{name}"), said));
+            model.set_metadata(&format!("{KEY}{name}"), &said);
             notes.changed(name, format!("takes images of its size as bytes, {layout}, {channels}: {how}; resizing ({resize}) stays outside"));
         }
         Err(why) => notes.fell_back(name, format!("takes no raw images: {why}")),

@@ -13,19 +13,19 @@ const KEY: &str = "requant.io.";
 /// Makes codes of type `dtype` the interface, wherever inputs and outputs are quantized to that type.
 pub fn integer_interface(model: &mut Model, dtype: DType) -> Notes {
     let mut notes = Notes::of("lower");
-    let g = &mut model.graph;
+    let g = &model.graph;
     let real = |g: &Graph, v: &ValueId| g.value(*v).dtype() == Some(DType::F32) && g.value(*v).constant.is_none();
     let ins: Vec<ValueId> = g.inputs.iter().filter(|v| real(g, v)).copied().collect();
     let outs: Vec<ValueId> = g.outputs.iter().filter(|v| real(g, v)).copied().collect();
     let named = ins.into_iter().map(|v| (v, true)).chain(outs.into_iter().map(|v| (v, false)));
     for (v, is_input) in named {
+        let g = &mut model.graph;
         let name = g.value(v).name.clone();
         let coded = if is_input { input(g, v, dtype) } else { output(g, v, dtype) };
         match coded {
             Ok((scale, zero)) => {
                 let said = format!("{{\"dtype\": \"{}\", \"scale\": {scale:?}, \"zero_point\": {zero}}}", dtype.name());
-                model.metadata.retain(|(k, _)| *k != format!("{KEY}{name}"));
-                model.metadata.push((format!("{KEY}{name}"), said));
+                model.set_metadata(&format!("{KEY}{name}"), &said);
                 notes.changed(&name, format!("is {} now: (code − {zero}) · {scale:?}", dtype.name()));
             }
             Err(why) => notes.fell_back(&name, format!("stays float32: {why}")),

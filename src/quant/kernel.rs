@@ -24,7 +24,7 @@ fn nan_to_zero(x: f32) -> f32 {
 
 /// `v` rounded half to even, for `|v| ≤ 2^22`.
 #[inline(always)]
-fn even(v: f32) -> f32 {
+pub(crate) fn even(v: f32) -> f32 {
     v + MAGIC - MAGIC
 }
 
@@ -189,9 +189,9 @@ mod tests {
         }
     }
 
-    /// Every float32 there is: minutes, so asked for by name (docs/performance.md).
+    /// Every float32 there is.
     #[test]
-    #[ignore]
+    #[ignore = "takes minutes: asked for by name (docs/performance.md)"]
     fn every_float32_becomes_what_the_coder_says() {
         use rayon::prelude::*;
         let formats = [Format::Int { bits: 8, signed: true, narrow: false }, Format::Int { bits: 4, signed: true, narrow: false }, E2M1];

@@ -17,6 +17,7 @@ pub use arith::{dequantize, ends, fake_quantize, quantize, span};
 pub use blocks::{Blocks, Extent, Layout, View};
 pub use codebook::NF4;
 pub use fit::{block_ranges, first_curve, fit, fit_codebook, fit_grid, fit_range};
+pub(crate) use kernel::even as half_even;
 pub use params::{Codes, Curve, NestedScale, Origin, Params, Zeros};
 pub use scheme::{Book, Format, Rounding, ScaleKind, Scheme, Specials, Timing, Zero};
 pub use table::{Quantizer, QuantizerId, Table};

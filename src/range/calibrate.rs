@@ -175,7 +175,7 @@ fn watch(
         || Ok(Running::default()),
         |running, i| {
             let sample = data.sample(samples[i])?;
-            let tensors = plans.run(running, &sample, &model.quantizers).at(|| format!("sample {}", samples[i]))?;
+            let mut tensors = plans.run(running, &sample, &model.quantizers).at(|| format!("sample {}", samples[i]))?;
             let see = |(t, (v, q)): (&Tensor, &(ValueId, QuantizerId))| -> Result<Seen> {
                 let x = t.to_f32()?;
                 if let Some(k) = first_nan(&x) {
@@ -204,12 +204,10 @@ fn watch(
                 Ok(seen(lo.into_iter().zip(hi).map(|(lo, hi)| Extremes { lo, hi }).collect()))
             };
             let seen = tensors.iter().zip(watched).map(see).collect::<Result<Vec<_>>>()?;
-            Ok((seen, tensors.into_iter().skip(if i < COMPARED_ON { watched.len() } else { usize::MAX }).collect::<Vec<_>>()))
+            Ok((seen, (i < COMPARED_ON).then(|| tensors.split_off(watched.len()))))
         },
-        |i, (seen, probed): (Vec<Seen>, Vec<Tensor>)| {
-            if i < COMPARED_ON {
-                wanted.push(probed);
-            }
+        |_, (seen, probed): (Vec<Seen>, Option<Vec<Tensor>>)| {
+            wanted.extend(probed);
             for (have, new) in total.iter_mut().zip(seen) {
                 merge(have, new, how.activations)?;
             }

@@ -11,14 +11,16 @@ pub fn range(seen: &Histogram, scheme: &Scheme) -> Result<Extremes> {
     let mut seen = seen.clone();
     loop {
         let wide = seen.extremes.hi.max(0.0) - seen.extremes.lo.min(0.0);
+        let bins = Bins::of(&seen);
         let (range, least) = match pow2::applies(scheme) {
             true => {
-                let range = pow2::threshold(&seen, scheme, |params| divergence_under(&seen, scheme, params))?;
+                let range = pow2::threshold(&seen, scheme, |params| Ok(bins.as_ref().map_or(0.0, |b| b.divergence_under(scheme, params))))?;
                 let step = quant::fit_range(scheme, &[range.lo], &[range.hi])?.scale_at(0);
                 (range, step < 2.0 * wide / BINS as f32)
             }
             false => {
-                let range = least_divergence(&seen, scheme)?;
+                let (lo, hi) = (seen.extremes.lo.min(0.0), seen.extremes.hi.max(0.0));
+                let range = bins.as_ref().map_or(Extremes { lo, hi }, |b| b.least_divergence(codes_of(scheme)));
                 (range, (range.hi - range.lo) * (BINS as f32) < wide * (codes_of(scheme) + 8) as f32)
             }
         };
@@ -37,33 +39,13 @@ fn codes_of(scheme: &Scheme) -> usize {
 /// Bins of the distribution whose divergence is taken.
 const BINS: usize = 2048;
 
-/// The distribution in bins of one width from the lowest to the highest value, 0 among them. Values that are 0 count for nothing: every range holds
-/// them exactly, and behind a Relu they would outweigh all others.
-struct Bins {
+/// Bins of one width from the lowest to the highest value, 0 among them.
+struct Axis {
     lo: f64,
     width: f64,
-    counts: [f64; BINS],
 }
 
-impl Bins {
-    /// `None` where there is but one value.
-    fn of(seen: &Histogram) -> Option<Bins> {
-        let (lo, hi) = (seen.extremes.lo.min(0.0) as f64, seen.extremes.hi.max(0.0) as f64);
-        let mut bins = Bins { lo, width: (hi - lo) / BINS as f64, counts: [0.0; BINS] };
-        if seen.extremes.is_empty() || lo == hi {
-            return None;
-        }
-        for (from, to, n) in seen.spans().filter(|(from, to, _)| (*from, *to) != (0.0, 0.0)) {
-            let (first, last) = (bins.at(from), bins.at(to));
-            for bin in first..=last {
-                let (left, right) = (bins.edge(bin).max(from), bins.edge(bin + 1).min(to));
-                let share = if first == last { 1.0 } else { ((right - left) / (to - from)).max(0.0) as f64 };
-                bins.counts[bin] += n as f64 * share;
-            }
-        }
-        Some(bins)
-    }
-
+impl Axis {
     fn at(&self, x: f32) -> usize {
         (((x as f64 - self.lo) / self.width) as usize).min(BINS - 1)
     }
@@ -73,39 +55,65 @@ impl Bins {
     }
 }
 
-/// What the distribution loses under parameters: the divergence between it and what the codes make of it.
-fn divergence_under(seen: &Histogram, scheme: &Scheme, params: &Params) -> Result<f64> {
-    let (Some(bins), Some(_)) = (Bins::of(seen), scheme.format.code_range()) else { return Ok(0.0) };
-    // Of a range that is a few bins wide nothing can be said: all that is cut off would count as well held.
-    if (params.scale_at(0) as f64) < bins.width {
-        return Ok(f64::INFINITY);
-    }
-    let (lo, hi) = quant::ends(scheme, params);
-    let (from, to) = (bins.at(lo.max(bins.edge(0))), bins.at(hi.min(bins.edge(BINS))) + 1);
-    let codes = ((to - from) as f64 * bins.width / params.scale_at(0) as f64).ceil() as usize;
-    Ok(Sums::of(&bins.counts).divergence(from, to, codes.clamp(1, to - from)))
+/// The distribution in bins. Values that are 0 count for nothing: every range holds them exactly, and behind a Relu they would outweigh all others.
+struct Bins {
+    axis: Axis,
+    sums: Sums,
 }
 
-/// Shrinks the end farther from zero, then the other, each for as long as the range has a bin a code.
-fn least_divergence(seen: &Histogram, scheme: &Scheme) -> Result<Extremes> {
-    let Some(bins) = Bins::of(seen) else { return Ok(Extremes { lo: seen.extremes.lo.min(0.0), hi: seen.extremes.hi.max(0.0) }) };
-    let codes = codes_of(scheme);
-    let zero = bins.at(0.0);
-    let sums = Sums::of(&bins.counts);
-    let mut best = (sums.divergence(0, BINS, codes), 0, BINS);
-    let upper_first = BINS - zero > zero;
-    for upper in [upper_first, !upper_first] {
-        let (_, low, high) = best;
-        let ends: Vec<(usize, usize)> =
-            if upper { (zero + 1..high).rev().map(|to| (low, to)).collect() } else { (low + 1..=zero).map(|from| (from, high)).collect() };
-        for (from, to) in ends.into_iter().filter(|(from, to)| to - from >= codes.min(BINS)).step_by(4) {
-            let d = sums.divergence(from, to, codes);
-            if d < best.0 {
-                best = (d, from, to);
+impl Bins {
+    /// `None` where there is but one value.
+    fn of(seen: &Histogram) -> Option<Bins> {
+        let (lo, hi) = (seen.extremes.lo.min(0.0) as f64, seen.extremes.hi.max(0.0) as f64);
+        if seen.extremes.is_empty() || lo == hi {
+            return None;
+        }
+        let axis = Axis { lo, width: (hi - lo) / BINS as f64 };
+        let mut counts = [0.0; BINS];
+        for (from, to, n) in seen.spans().filter(|(from, to, _)| (*from, *to) != (0.0, 0.0)) {
+            let (first, last) = (axis.at(from), axis.at(to));
+            for (bin, count) in counts.iter_mut().enumerate().take(last + 1).skip(first) {
+                let (left, right) = (axis.edge(bin).max(from), axis.edge(bin + 1).min(to));
+                let share = if first == last { 1.0 } else { ((right - left) / (to - from)).max(0.0) as f64 };
+                *count += n as f64 * share;
             }
         }
+        Some(Bins { axis, sums: Sums::of(&counts) })
     }
-    Ok(Extremes { lo: bins.edge(best.1).min(0.0), hi: bins.edge(best.2).max(0.0) })
+
+    /// What the distribution loses under parameters: the divergence between it and what the codes make of it.
+    fn divergence_under(&self, scheme: &Scheme, params: &Params) -> f64 {
+        if scheme.format.code_range().is_none() {
+            return 0.0;
+        }
+        // Of a range that is a few bins wide nothing can be said: all that is cut off would count as well held.
+        if (params.scale_at(0) as f64) < self.axis.width {
+            return f64::INFINITY;
+        }
+        let (lo, hi) = quant::ends(scheme, params);
+        let (from, to) = (self.axis.at(lo.max(self.axis.edge(0))), self.axis.at(hi.min(self.axis.edge(BINS))) + 1);
+        let codes = ((to - from) as f64 * self.axis.width / params.scale_at(0) as f64).ceil() as usize;
+        self.sums.divergence(from, to, codes.clamp(1, to - from))
+    }
+
+    /// Shrinks the end farther from zero, then the other, each for as long as the range has a bin a code.
+    fn least_divergence(&self, codes: usize) -> Extremes {
+        let zero = self.axis.at(0.0);
+        let mut best = (self.sums.divergence(0, BINS, codes), 0, BINS);
+        let upper_first = BINS - zero > zero;
+        for upper in [upper_first, !upper_first] {
+            let (_, low, high) = best;
+            let ends: Vec<(usize, usize)> =
+                if upper { (zero + 1..high).rev().map(|to| (low, to)).collect() } else { (low + 1..=zero).map(|from| (from, high)).collect() };
+            for (from, to) in ends.into_iter().filter(|(from, to)| to - from >= codes.min(BINS)).step_by(4) {
+                let d = self.sums.divergence(from, to, codes);
+                if d < best.0 {
+                    best = (d, from, to);
+                }
+            }
+        }
+        Extremes { lo: self.axis.edge(best.1).min(0.0), hi: self.axis.edge(best.2).max(0.0) }
+    }
 }
 
 /// Sums over bins from the first up to each, so that a divergence costs a logarithm a code, not a bin.

@@ -3,7 +3,7 @@
 use super::again;
 use super::eval;
 use super::lowering;
-use super::output::{self, Pending, VERSION_KEY, set_metadata};
+use super::output::{self, Pending, VERSION_KEY};
 use super::ranges;
 use super::resolve::IMPLIED;
 use super::start::{self, Samples};
@@ -201,10 +201,10 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
 
     let hash = onnx::sha256_file(&request.model)?;
     if !recipe.steps.is_empty() {
-        set_metadata(&mut model, VERSION_KEY, env!("CARGO_PKG_VERSION"));
-        set_metadata(&mut model, "requant.input_sha256", &hash);
-        set_metadata(&mut model, "requant.recipe", &recipe.name);
-        set_metadata(&mut model, "requant.recipe_sha256", &onnx::sha256(recipe.resolved.as_bytes()));
+        model.set_metadata(VERSION_KEY, env!("CARGO_PKG_VERSION"));
+        model.set_metadata("requant.input_sha256", &hash);
+        model.set_metadata("requant.recipe", &recipe.name);
+        model.set_metadata("requant.recipe_sha256", &onnx::sha256(recipe.resolved.as_bytes()));
     }
     if tail.is_some() {
         output::check_destination(&output::tail_of(&output), &request.model, request.force)?;

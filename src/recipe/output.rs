@@ -76,14 +76,6 @@ fn is_tail(path: &Path) -> bool {
     path.exists() && onnx::read(path, &ReadOptions { drop_unknown: true }).is_ok_and(|m| m.metadata.iter().any(|(k, _)| k == TAIL_KEY))
 }
 
-/// Sets one entry of a model's metadata.
-pub fn set_metadata(model: &mut Model, key: &str, value: &str) {
-    match model.metadata.iter_mut().find(|(k, _)| k == key) {
-        Some((_, v)) => *v = value.to_string(),
-        None => model.metadata.push((key.to_string(), value.to_string())),
-    }
-}
-
 /// A folder beside `path` that goes when it is dropped.
 pub fn temporary_folder(path: &Path) -> Result<TempDir> {
     let folder = folder_of(path);
@@ -120,8 +112,8 @@ impl Pending {
 
     /// Writes a tail beside the model, which it names.
     pub fn write_tail(&self, mut tail: Model) -> Result<()> {
-        set_metadata(&mut tail, VERSION_KEY, env!("CARGO_PKG_VERSION"));
-        set_metadata(&mut tail, TAIL_KEY, &onnx::sha256_file(&self.model())?);
+        tail.set_metadata(VERSION_KEY, env!("CARGO_PKG_VERSION"));
+        tail.set_metadata(TAIL_KEY, &onnx::sha256_file(&self.model())?);
         onnx::write(&tail, &tail_of(&self.model()), &WriteOptions::default())
     }
 

@@ -52,7 +52,7 @@ pub fn correct_bias(model: &mut Model, how: &CorrectBias, data: Option<(&Dataset
         let before = trial.loss(&trial.plans(model), &model.quantizers)?;
         Ok((trial, before, model.clone()))
     };
-    let judged = if doubtful { Some(judge()?) } else { None };
+    let judged = doubtful.then(judge).transpose()?;
     let wanted = of_float(model, &layers, data, &chosen, how.threads, progress)?;
     let mut walks = walks(model, data, &groups, RunnerOptions::default(), how.threads)?;
     let mut corrected = 0;

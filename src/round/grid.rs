@@ -51,13 +51,9 @@ impl Grid {
     pub fn nearest(&self, at: usize, x: f32) -> f32 {
         let (step, offset) = (self.step[at], self.offset[at]);
         // Codes have at most 16 bits: what is cut off before it is rounded is what would be afterwards.
-        let code = (((x - offset) / step).clamp(self.codes.0, self.codes.1) + WHOLE) - WHOLE;
-        offset + code * step
+        offset + quant::half_even(((x - offset) / step).clamp(self.codes.0, self.codes.1)) * step
     }
 }
-
-/// Where float32's neighbours lie one apart: added and taken off again, it leaves the nearest whole number, the even one of two (Dekker 1971).
-const WHOLE: f32 = 12_582_912.0;
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@
 //! to it, and so does what is read by it alone and is no product; of products only those with one result, as that which takes the mean of a distribution.
 //! Declines: tails that read of the rest what is no float tensor.
 
-use crate::graph::{Flow, Graph, Inferred, InputShapes, Linear, Model, NodeId, Op, Type, ValueId, constant_behind, infer};
+use crate::graph::{Flow, Graph, Inferred, InputShapes, Linear, Model, NodeId, Op, Type, ValueId, infer};
 use crate::note::Notes;
 use std::collections::BTreeSet;
 
@@ -66,8 +66,7 @@ fn tail(g: &Graph, inferred: &Inferred) -> BTreeSet<NodeId> {
     for (id, node) in g.nodes().filter(|(_, n)| n.op == Op::Concat) {
         if !cut.contains(&id) && grids(g, inferred, node.inputs()).is_some_and(|grids| grids.len() > 1) {
             let behind = behind(g, id);
-            let results = |l: Linear| constant_behind(g, l.weight).and_then(|v| g.constant(v)).map_or(0, |w| w.tensor.shape()[l.out_axis]);
-            if behind.iter().all(|id| Linear::of(g, *id).is_none_or(|l| !l.constant || results(l) == 1)) {
+            if behind.iter().all(|id| Linear::of(g, *id).is_none_or(|l| !l.constant || l.out_channels(g) == 1)) {
                 cut.extend(behind);
             }
         }

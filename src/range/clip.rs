@@ -108,7 +108,7 @@ impl Met {
         let (at, by_row) = *self.sites.get(&fake)?;
         let cut = |(lo, hi): (f32, f32), share: f32| {
             let most = hi.max(-lo) * share;
-            (lo.max(-most), hi.min(most))
+            (lo.clamp(-most, most), hi.clamp(-most, most))
         };
         let search = || {
             let sums = Sums::of(&self.reads[at], by_row, x.len(), &scheme.blocks.layout(shape)?)?;
@@ -329,6 +329,16 @@ mod tests {
                 assert_eq!(whole.quantizers, fitted(&m, &data, Weights::MinMax, 1).0.quantizers, "one step is the whole range");
             }
         }
+    }
+
+    /// Of blocks of one weight no range holds zero: both ends are cut.
+    #[test]
+    fn ranges_without_zero_are_cut_at_both_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let scheme = Scheme { blocks: Shared::block(0, 1), ..Scheme::int(3, false) };
+        let (m, data) = model(dir.path(), Node::new(Op::MatMul, "n"), &[4, 8], &[8, 6], scheme);
+        let (clipped, _) = fitted(&m, &data, Weights::Clip(HOW), 1);
+        assert!(loss(&clipped, &data) <= loss(&fitted(&m, &data, Weights::MinMax, 1).0, &data));
     }
 
     /// Sums of products and sums over places are one number.

@@ -44,46 +44,48 @@ impl Patches {
         self.ins * self.kernel.iter().product::<usize>()
     }
 
-    /// Columns of `group`, one for each number that an output is summed over, at `most` places at most, spread over the tensor; and their length.
-    pub fn columns(&self, x: &[f32], shape: &[usize], group: usize, most: usize) -> (Vec<f32>, usize) {
-        if self.kernel.is_empty() {
-            let rows = x.len() / self.ins.max(1);
-            let chosen = spread(rows, most);
-            let columns = (0..self.ins).flat_map(|c| chosen.iter().map(move |r| x[r * self.ins + c])).collect();
-            return (columns, chosen.len());
-        }
+    /// What each group reads of an input at `most` places at most, spread over the tensor: a column of so many values for each number that an output is
+    /// summed over; and how many. None of an input that the layer cannot read.
+    pub fn columns(&self, x: &[f32], shape: &[usize], most: usize) -> (Vec<Vec<f32>>, usize) {
         let n = self.kernel.len();
+        if n == 0 {
+            let chosen = spread(x.len() / self.ins, most);
+            let offsets: Vec<Option<usize>> = chosen.iter().map(|r| Some(r * self.ins)).collect();
+            return (vec![self.gather(x, &offsets, 1)], chosen.len());
+        }
         if shape.len() != n + 2 || shape[1] != self.ins * self.groups {
-            return (vec![], 0);
+            return (vec![Vec::new(); self.groups], 0);
         }
         let sides = &shape[2..];
         let axes: Vec<(usize, i64)> = (0..n).map(|a| self.along(a, sides[a])).collect();
         let places: usize = axes.iter().map(|(out, _)| out).product();
+        let plane: usize = sides.iter().product();
         let chosen = spread(shape[0] * places, most);
-        let inner: usize = sides.iter().product();
-        let elements: usize = self.kernel.iter().product();
-        let rows = chosen.len();
-        let mut columns = vec![0f32; self.width() * rows];
-        for element in 0..elements {
-            for (r, chosen) in chosen.iter().enumerate() {
-                let (sample, mut place, mut k) = (chosen / places, chosen % places, element);
-                let (mut at, mut stride, mut inside) = (0usize, 1usize, true);
-                for a in (0..n).rev() {
-                    let (out, begin) = axes[a];
-                    let i = (place % out * self.strides[a] + k % self.kernel[a] * self.dilations[a]) as i64 - begin;
-                    (place, k) = (place / out, k / self.kernel[a]);
-                    inside &= (0..sides[a] as i64).contains(&i);
-                    at += i.max(0) as usize * stride;
-                    stride *= sides[a];
-                }
-                if inside {
-                    for c in 0..self.ins {
-                        columns[(c * elements + element) * rows + r] = x[(sample * shape[1] + group * self.ins + c) * inner + at];
-                    }
-                }
+        // Of an element of the kernel, what it reads of the first channel; nothing where the input is padded with zeros.
+        let offset = |element: usize, chosen: usize| {
+            let (sample, mut place, mut k) = (chosen / places, chosen % places, element);
+            let (mut at, mut stride) = (sample * shape[1] * plane, 1);
+            for a in (0..n).rev() {
+                let (out, begin) = axes[a];
+                let i = (place % out * self.strides[a] + k % self.kernel[a] * self.dilations[a]) as i64 - begin;
+                at += usize::try_from(i).ok().filter(|i| *i < sides[a])? * stride;
+                (place, k, stride) = (place / out, k / self.kernel[a], stride * sides[a]);
             }
+            Some(at)
+        };
+        let elements: usize = self.kernel.iter().product();
+        let offsets: Vec<Option<usize>> = (0..elements).flat_map(|e| chosen.iter().map(move |c| (e, *c))).map(|(e, c)| offset(e, c)).collect();
+        let group = |g: usize| self.gather(&x[(g * self.ins * plane).min(x.len())..], &offsets, plane);
+        ((0..self.groups).map(group).collect(), chosen.len())
+    }
+
+    /// By channel, `plane` apart, what lies at the offsets.
+    fn gather(&self, x: &[f32], offsets: &[Option<usize>], plane: usize) -> Vec<f32> {
+        let mut columns = Vec::with_capacity(self.ins * offsets.len());
+        for c in 0..self.ins {
+            columns.extend(offsets.iter().map(|at| at.map_or(0.0, |at| x[c * plane + at])));
         }
-        (columns, rows)
+        columns
     }
 
     /// Places along one axis, and how far the first lies before the input.
@@ -140,8 +142,8 @@ mod tests {
         let (w, want) = (weight.to_f32().unwrap(), out.to_f32().unwrap());
         let outs = linear.out_channels(&m.graph);
         let (n, mut seen) = (p.width(), 0);
-        for group in 0..p.groups {
-            let (columns, rows) = p.columns(&input.to_f32().unwrap(), x_shape, group, usize::MAX);
+        let (columns, rows) = p.columns(&input.to_f32().unwrap(), x_shape, usize::MAX);
+        for (group, columns) in columns.iter().enumerate() {
             for o in group * outs / p.groups..(group + 1) * outs / p.groups {
                 for r in 0..rows {
                     let sum: f32 = (0..n).map(|c| columns[c * rows + r] * if by_row { w[o * n + c] } else { w[c * outs + o] }).sum();

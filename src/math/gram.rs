@@ -6,29 +6,40 @@ use rayon::prelude::*;
 
 /// Rows of the result that are made together.
 const TILE: usize = 128;
-/// Terms whose sum float32 holds well.
-const TERMS: usize = 512;
+/// Numbers up to which products are summed one by one.
+const FEW: usize = 16;
 
 /// Adds `⟨column i, column j⟩` to the lower triangle of the `n × n` matrix `sums`; `columns` holds `n` columns of `rows` numbers, one after the other.
-/// Products are summed in float32, [`TERMS`] at a time, and these sums in float64. Tiles run in parallel; the bytes do not depend on how many.
-pub fn add_gram(sums: &mut [f64], columns: &[f32], n: usize, rows: usize) {
+/// Tiles run in parallel; the bytes do not depend on how many.
+pub fn add_gram(sums: &mut [f32], columns: &[f32], n: usize, rows: usize) {
     if rows == 0 {
+        return;
+    }
+    if n <= FEW {
+        let columns: Vec<&[f32]> = columns.chunks_exact(rows).collect();
+        for (i, sums) in sums.chunks_exact_mut(n).enumerate() {
+            sums.iter_mut().zip(&columns[..=i]).for_each(|(sum, c)| *sum += dot(columns[i], c));
+        }
         return;
     }
     let all = MatRef::from_column_major_slice(columns, rows, n);
     sums.par_chunks_mut(TILE * n).enumerate().for_each(|(tile, sums)| {
         let (first, height) = (tile * TILE, sums.len() / n);
-        let width = first + height;
-        let mut products = vec![0f32; width * height];
-        for from in (0..rows).step_by(TERMS) {
-            let terms = all.subrows(from, TERMS.min(rows - from));
-            let result = MatMut::from_column_major_slice_mut(&mut products, width, height);
-            matmul(result, Accum::Replace, terms.subcols(0, width).transpose(), terms.subcols(first, height), 1.0, Par::Seq);
-            for (i, (row, products)) in sums.chunks_exact_mut(n).zip(products.chunks_exact(width)).enumerate() {
-                row.iter_mut().zip(products).take(first + i + 1).for_each(|(sum, p)| *sum += *p as f64);
-            }
-        }
+        // What lies above the diagonal is made with the tile, and means nothing.
+        let tile = MatMut::from_column_major_slice_with_stride_mut(sums, first + height, height, n);
+        matmul(tile, Accum::Add, all.subcols(0, first + height).transpose(), all.subcols(first, height), 1.0, Par::Seq);
     });
+}
+
+/// The sum of products, in as many parts as the processor adds at once.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut parts = [0f32; 16];
+    let (a, b) = (a.chunks_exact(16), b.chunks_exact(16));
+    let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a.zip(b) {
+        parts.iter_mut().zip(a.iter().zip(b)).for_each(|(p, (a, b))| *p += a * b);
+    }
+    parts.iter().sum::<f32>() + rest
 }
 
 #[cfg(test)]
@@ -42,10 +53,9 @@ mod tests {
             let mut sums = vec![1.0; n * n];
             add_gram(&mut sums, &x, n, rows);
             for (i, j) in (0..n).flat_map(|i| (0..=i).map(move |j| (i, j))) {
-                let want = 1.0 + (0..rows).map(|r| x[i * rows + r] as f64 * x[j * rows + r] as f64).sum::<f64>();
+                let want = 1.0 + (0..rows).map(|r| x[i * rows + r] * x[j * rows + r]).sum::<f32>();
                 assert_eq!(sums[i * n + j], want);
             }
-            assert_eq!(sums[1], 1.0, "above the diagonal");
         }
     }
 }

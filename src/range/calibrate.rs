@@ -13,7 +13,7 @@ use crate::engine::{Plans, RunnerOptions, Running, Trial, over_samples, shapes_o
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, ValueId};
 use crate::note::Notes;
-use crate::observe::{Extremes, Histogram};
+use crate::observe::{Beside, Extremes, Histogram, Turn};
 use crate::pass::Progress;
 use crate::quant::{self, Format, QuantizerId, Timing, Zero};
 use crate::target::Shift;
@@ -40,15 +40,19 @@ pub struct Calibrated {
     pub notes: Notes,
     /// Statistics of the tensors that were watched; who made them is for the caller to say.
     pub ranges: Ranges,
+    /// Whether the data was passed over.
+    pub passed: bool,
 }
 
 /// Gives every static quantizer without parameters its scale and zero point, then settles what follows from others.
-/// With `saved` ranges the data is not passed over; `auto` still compares its methods on a few samples, where there are any.
+/// With `saved` ranges the data is not passed over; `auto` still compares its methods on a few samples, where there are any. Where it is passed over, so
+/// that `beside` has seen all samples, the result says so.
 pub fn calibrate(
     model: &mut Model,
     how: &Calibrate,
     data: Option<(&Dataset, &[usize])>,
     saved: Option<&Ranges>,
+    beside: Option<&dyn Beside>,
     progress: &dyn Progress,
 ) -> Result<Calibrated> {
     let mut notes = Notes::of("calibrate");
@@ -57,6 +61,7 @@ pub fn calibrate(
     fit_weights(model, how.weights, &shared, data, how.threads, &mut notes)?;
     let watched = watched_values(model);
     let masks = Masks::of(model);
+    let passed = !watched.is_empty() && saved.is_none();
     if !watched.is_empty() {
         let few = match data {
             Some((data, samples)) if how.activations == Method::Auto => {
@@ -68,7 +73,7 @@ pub fn calibrate(
         let probed: Vec<ValueId> = probes.iter().map(|p| p.value).collect();
         let (mut seen, wanted) = match (saved, data) {
             (Some(saved), _) => (recall(model, how, &watched, saved)?, None),
-            (None, Some(data)) => watch(model, how, (&watched, &probed), &masks, data, progress).map(|(seen, wanted)| (seen, Some(wanted)))?,
+            (None, Some(data)) => watch(model, how, (&watched, &probed, beside), &masks, data, progress).map(|(seen, wanted)| (seen, Some(wanted)))?,
             (None, None) => return Err(Error::usage("activations need sample inputs to find their ranges: give --data")),
         };
         for ((v, q), s) in watched.iter().zip(&seen) {
@@ -118,7 +123,7 @@ pub fn calibrate(
         super::shifts::hold(model, how.shifts, &[], &mut notes)?;
     }
     notes.changed("", format!("{} quantizers have their scales", model.quantizers.ids().filter(|&q| model.quantizers[q].params.is_some()).count()));
-    Ok(Calibrated { notes, ranges })
+    Ok(Calibrated { notes, ranges, passed })
 }
 
 /// What saved ranges hold for these values.
@@ -155,16 +160,16 @@ fn watched_values(model: &Model) -> Vec<(ValueId, QuantizerId)> {
 }
 
 /// Runs the float model over the samples and watches the values. Per-tensor quantizers are watched as the method needs, per-channel ones by extremes.
-/// With what was seen come the values `probed`, of each of the first samples.
+/// With what was seen come the values `probed`, of each of the first samples; what is looked at beside keeps what it saw.
 fn watch(
     model: &Model,
     how: &Calibrate,
-    (watched, probed): (&[(ValueId, QuantizerId)], &[ValueId]),
+    (watched, probed, beside): (&[(ValueId, QuantizerId)], &[ValueId], Option<&dyn Beside>),
     masks: &Masks,
     (data, samples): (&Dataset, &[usize]),
     progress: &dyn Progress,
 ) -> Result<(Vec<Seen>, Vec<Vec<Tensor>>)> {
-    let outputs: Vec<ValueId> = watched.iter().map(|(v, _)| *v).chain(probed.iter().copied()).collect();
+    let outputs: Vec<ValueId> = watched.iter().map(|(v, _)| *v).chain(probed.iter().copied()).chain(beside.iter().flat_map(|b| b.values()).copied()).collect();
     let plans = Plans::new(model, &outputs, RunnerOptions { float: true, ..RunnerOptions::default() });
     let mut total: Vec<Option<Seen>> = watched.iter().map(|_| None).collect();
     let mut wanted = Vec::new();
@@ -204,10 +209,13 @@ fn watch(
                 Ok(seen(lo.into_iter().zip(hi).map(|(lo, hi)| Extremes { lo, hi }).collect()))
             };
             let seen = tensors.iter().zip(watched).map(see).collect::<Result<Vec<_>>>()?;
-            Ok((seen, (i < COMPARED_ON).then(|| tensors.split_off(watched.len()))))
+            let others = tensors.split_off(watched.len() + probed.len());
+            let turn = beside.map(|b| b.see(i, &others)).transpose()?;
+            Ok((seen, (i < COMPARED_ON).then(|| tensors.split_off(watched.len())), turn))
         },
-        |_, (seen, probed): (Vec<Seen>, Option<Vec<Tensor>>)| {
+        |_, (seen, probed, turn): (Vec<Seen>, Option<Vec<Tensor>>, Option<Turn>)| {
             wanted.extend(probed);
+            turn.into_iter().for_each(|take| take());
             for (have, new) in total.iter_mut().zip(seen) {
                 merge(have, new, how.activations)?;
             }
@@ -357,7 +365,7 @@ mod tests {
         for (method, x, y) in [(Method::MinMax, (101.0, -1.0), (100.0, 0.0)), (Method::Percentile(99.0), (2.0, -1.0), (1.0, 0.0))] {
             for threads in [1, 3] {
                 let (mut m, ids) = placed();
-                calibrate(&mut m, &how(method, threads), Some((&data, &all)), None, &Silent).unwrap();
+                calibrate(&mut m, &how(method, threads), Some((&data, &all)), None, None, &Silent).unwrap();
                 let of = |id: QuantizerId| m.quantizers[id].params.clone().unwrap();
                 // A percentile is read from buckets of one part in 128.
                 let near = |a: f32, b: f32| (a - b).abs() <= b / 64.0;
@@ -372,11 +380,11 @@ mod tests {
     #[test]
     fn what_is_missing_is_said() {
         let (mut m, _) = placed();
-        assert!(calibrate(&mut m, &how(Method::MinMax, 1), None, None, &Silent).unwrap_err().to_string().contains("--data"));
+        assert!(calibrate(&mut m, &how(Method::MinMax, 1), None, None, None, &Silent).unwrap_err().to_string().contains("--data"));
         let (mut m, _) = placed();
         let w = m.graph.find_value("w").unwrap();
         m.graph.value_mut(w).constant = Some(Tensor::of_f32(&[2, 2], vec![1.0, f32::NAN, 0.0, 0.0]).into());
-        let e = calibrate(&mut m, &how(Method::MinMax, 1), None, None, &Silent).unwrap_err().to_string();
+        let e = calibrate(&mut m, &how(Method::MinMax, 1), None, None, None, &Silent).unwrap_err().to_string();
         assert!(e.contains("weight w: element 1 is NaN"), "{e}");
     }
 
@@ -405,7 +413,7 @@ mod tests {
         for method in [Method::MinMax, Method::Percentile(90.0), Method::Tail, Method::Auto] {
             let mut m = m.clone();
             let how = Calibrate { activations: method, weights: Weights::MinMax, outliers: None, unsigned: false, shifts: &[], threads: 1 };
-            calibrate(&mut m, &how, Some((&data, &[0, 1, 2, 3])), None, &Silent).unwrap();
+            calibrate(&mut m, &how, Some((&data, &[0, 1, 2, 3])), None, None, &Silent).unwrap();
             let p = m.quantizers[out].params.as_ref().unwrap();
             assert_eq!((p.scale[0], p.zero_at(0)), (5.1 / 255.0, 50.0), "{method}");
         }

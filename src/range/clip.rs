@@ -90,8 +90,8 @@ impl Met {
             let one = |r: &Read| {
                 let t = &tensors[values.binary_search(&r.value).expect("it is among them")];
                 let x = t.to_f32()?;
-                let (groups, places): (Vec<_>, Vec<_>) = (0..r.patches.groups).map(|g| r.patches.columns(&x, t.shape(), g, each)).unzip();
-                Ok(Seen { groups, places: places[0] })
+                let (groups, places) = r.patches.columns(&x, t.shape(), each);
+                Ok(Seen { groups, places })
             };
             met.reads.iter().map(one).collect::<Result<Vec<_>>>()
         };
@@ -234,12 +234,12 @@ fn met(seen: &[Seen], group: usize, ins: &[usize]) -> (Vec<f32>, bool) {
     if places <= n {
         return (ins.iter().flat_map(|c| seen.iter().flat_map(|s| column(s, *c))).collect(), false);
     }
-    let mut sums = vec![0f64; n * n];
+    let mut sums = vec![0f32; n * n];
     for s in seen {
         let columns: Vec<f32> = ins.iter().flat_map(|c| column(s, *c)).collect();
         add_gram(&mut sums, &columns, n, s.places);
     }
-    ((0..n * n).map(|i| (sums[(i / n).max(i % n) * n + (i / n).min(i % n)] / places as f64) as f32).collect(), true)
+    ((0..n * n).map(|i| sums[(i / n).max(i % n) * n + (i / n).min(i % n)] / places as f32).collect(), true)
 }
 
 #[cfg(test)]

@@ -462,7 +462,10 @@ pub fn dry_run(request: &Request, progress: &dyn Progress) -> Result<String> {
     }
     page += "\n# estimate\n";
     page += &match &begun.samples {
-        Some(samples) => super::estimate::estimate(&prepared, carried_out(&begun.recipe, request), samples, saved.is_some(), begun.threads)?,
+        Some(samples) => {
+            let ranges = (saved.is_some(), begun.recipe.activations.is_some());
+            super::estimate::estimate(&prepared, carried_out(&begun.recipe, request), samples, ranges, begun.threads)?
+        }
         None => "no data was given, so nothing was timed\n".to_string(),
     };
     Ok(page)

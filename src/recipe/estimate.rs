@@ -19,8 +19,9 @@ struct Layers {
     macs: u64,
 }
 
-/// Inferences that a step takes at most, with `n` samples to calibrate on; `saved`: their ranges are known. A way back counts for two.
-fn inferences(step: &Step, layers: &Layers, n: usize, saved: bool) -> usize {
+/// Inferences that a step takes at most, with `n` samples to calibrate on; `saved`: their ranges are known. A way back counts for two. What gptq and
+/// correct-bias want of the float model they see in the pass for ranges, if there is one.
+fn inferences(step: &Step, layers: &Layers, n: usize, saved: bool, passes: bool) -> usize {
     let count = |key: &str, default: usize| step.args.int(key).map_or(default, |k| k as usize);
     match step.name {
         "calibrate" => {
@@ -32,7 +33,13 @@ fn inferences(step: &Step, layers: &Layers, n: usize, saved: bool) -> usize {
         }
         // The float model, the model as it is, with all wide, with the chosen wide.
         "widen" => (4 + count("tries", 24)) * n.min(count("samples", 4)),
-        "round" if step.args.text("method") == Some("gptq") => n.min(count("samples", 32)),
+        "round" if step.args.text("method") == Some("gptq") => {
+            if passes {
+                0
+            } else {
+                n.min(count("samples", 32))
+            }
+        }
         // The float model and the model as it is, and all steps of all layers, forward and backward.
         "round" if matches!(step.args.text("method"), Some("adaround" | "block" | "adaquant")) => {
             let (samples, default, batch) = if step.args.text("method") == Some("adaquant") { ADAQUANT } else { ADAROUND };
@@ -49,7 +56,7 @@ fn inferences(step: &Step, layers: &Layers, n: usize, saved: bool) -> usize {
         }
         "balance" | "shift-negatives" => n.min(count("samples", 64)),
         // Where weights have less than 8 bits, some samples judge the float model, and the model before and after.
-        "correct-bias" => 2 * n.min(count("samples", 32)) + 3 * n.min(round::JUDGES),
+        "correct-bias" => (2 - passes as usize) * n.min(count("samples", 32)) + 3 * n.min(round::JUDGES),
         "tune-batch-norm" => 3 * n.min(count("samples", 64)),
         // Three quarters of the samples forward and backward, the others forward.
         "tune-bias" => count("epochs", 20) * n.min(count("samples", 128)) * 5 / 2,
@@ -57,8 +64,9 @@ fn inferences(step: &Step, layers: &Layers, n: usize, saved: bool) -> usize {
     }
 }
 
-/// Lines about time and memory, for people. `model` is the float graph before quantizers were placed, `steps` are those carried out.
-pub fn estimate(model: &Model, steps: &[Step], samples: &Samples, saved: bool, threads: usize) -> Result<String> {
+/// Lines about time and memory, for people. `model` is the float graph before quantizers were placed, `steps` are those carried out, `watched` says whether
+/// activations get ranges.
+pub fn estimate(model: &Model, steps: &[Step], samples: &Samples, (saved, watched): (bool, bool), threads: usize) -> Result<String> {
     let sample = samples.data.sample(samples.calibration.first().copied().unwrap_or(0))?;
     let shapes = shapes_of(&sample);
     let begun = Instant::now();
@@ -78,7 +86,7 @@ pub fn estimate(model: &Model, steps: &[Step], samples: &Samples, saved: bool, t
     // Judging runs both models, and some three more a sample to measure every node.
     let macs: Vec<u64> = g.nodes().filter_map(|(id, _)| Linear::of(g, id).filter(|l| l.constant)?.macs(g, &inferred)).collect();
     let layers = Layers { count: macs.len(), macs: macs.iter().sum() };
-    let working: usize = steps.iter().map(|s| inferences(s, &layers, samples.calibration.len(), saved)).sum();
+    let working: usize = steps.iter().map(|s| inferences(s, &layers, samples.calibration.len(), saved, watched && !saved)).sum();
     let passes = working + 3 * samples.validation.len() + 4 * samples.validation.len().min(NODE_SAMPLES);
     let seconds = 4.0 * build + passes as f64 * run / threads.max(1) as f64;
     let mib = |n: usize| n as f64 / (1 << 20) as f64;
@@ -104,13 +112,15 @@ mod tests {
         let of = |recipe: &str, set: &[&str], saved| {
             let set = set.iter().map(|s| s.to_string()).collect();
             let recipe = resolve(&Sources { recipe: Some(recipe.into()), set, ..Sources::default() }).unwrap();
-            recipe.steps.iter().map(|s| inferences(s, &Layers { count: 10, macs: 1 << 20 }, 64, saved)).sum::<usize>()
+            recipe.steps.iter().map(|s| inferences(s, &Layers { count: 10, macs: 1 << 20 }, 64, saved, !saved)).sum::<usize>()
         };
         assert_eq!(of("int8-fast", &[], false), 64);
         assert_eq!(of("int8-fast", &[], true), 0);
         let int8 = of("int8", &[], false);
         assert_eq!(of("int8", &["widen.tries=34"], false), int8 + 40);
-        assert_eq!(of("int8", &["correct-bias.samples=64"], false), int8 + 64);
+        assert_eq!(of("int8", &["correct-bias.samples=64"], false), int8 + 32);
+        // Without a pass for ranges, `auto`, rounding and biases see the float model for themselves: 8, 64 and 32 samples of it.
+        assert_eq!(of("int8", &[], true), int8 - 64 + 8 + 64 + 32);
         assert_eq!(of("int8", &["calibrate.activations.method=mse"], false), int8 - 32);
         assert_eq!(of("w4", &["calibrate.weights.method=clip", "calibrate.weights.samples=16"], false), of("w4", &[], false) + 16);
         // Ten layers in two widths, and in three; the draws of signs, forward and backward.

@@ -13,7 +13,7 @@ use crate::pass::{Progress, State};
 use crate::place::{self, Decision, Rules, Standing};
 use crate::quant::Scheme;
 use crate::range::{self, Calibrate, Calibrated, Clip, Method, Ranges, Weights};
-use crate::round::{self, AdaQuant, Biases, CorrectBias, Gptq, Iterations, Reconstruct, TuneBatchNorm, TuneBias, Visits};
+use crate::round::{self, AdaQuant, Biases, CorrectBias, Gather, Gathered, Gptq, Iterations, Reconstruct, TuneBatchNorm, TuneBias, Visits};
 use crate::target::SchemeKeys;
 use crate::transform::{self, Awq, Balance, Equalize, Grid, ShiftNegatives, Smooth};
 
@@ -40,6 +40,8 @@ pub struct Work<'a> {
     pub saved: Option<&'a Ranges>,
     /// What it saw in this one.
     pub ranges: Option<Ranges>,
+    /// What calibration saw of the float model for the steps behind.
+    pub gathered: Option<Gathered>,
     pub threads: usize,
     pub progress: &'a dyn Progress,
     pub notes: Vec<Notes>,
@@ -142,6 +144,7 @@ impl<'a> Work<'a> {
             calibration: &[],
             saved: None,
             ranges: None,
+            gathered: None,
             threads,
             progress,
             notes: Vec::new(),
@@ -248,7 +251,10 @@ fn calibrate(w: &mut Work, args: &Args) -> Result<Notes> {
         threads: w.threads,
     };
     let before = again::codes_under(&w.model);
-    let Calibrated { mut notes, ranges } = range::calibrate(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.saved, w.progress)?;
+    let gather = gather(w);
+    let data = w.data.map(|d| (d, w.calibration));
+    let Calibrated { mut notes, ranges, passed } = range::calibrate(&mut w.model, &how, data, w.saved, Some(&gather), w.progress)?;
+    w.gathered = passed.then(|| gather.done());
     again::drop_stale(&mut w.model, &before, &mut notes);
     match &mut w.ranges {
         // A step that stands twice watches what the first left.
@@ -335,17 +341,14 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
         // What the other target holds keeps its codes; the rest need no samples to be near them.
         Some("gptq") if w.standing.is_some() && w.data.is_none() => {
             let mut notes = Notes::of("round");
-            notes.fell_back("", "the file is quantized and no samples are given: weights without codes get the nearest");
+            notes.declined("", "the file is quantized and no samples are given: weights without codes get the nearest");
             notes
         }
         Some("gptq") => {
-            let how = Gptq {
-                damping: args.number("damping"),
-                samples: args.count("samples", 32),
-                work: args.number("work").unwrap_or(2000.0) * 1e9,
-                threads: w.threads,
-            };
-            round::gptq(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
+            let data = w.data.map(|d| (d, w.calibration));
+            let notes = round::gptq(&mut w.model, &gptq_of(args, w.threads), data, w.gathered.as_ref(), w.progress)?;
+            w.gathered.iter_mut().for_each(Gathered::forget_inputs);
+            notes
         }
         Some(method @ ("adaround" | "block")) => {
             let how = Reconstruct { blocks: method == "block", lambda: args.number("lambda").unwrap_or(0.01), visits: visits(w, args, ADAROUND) };
@@ -361,6 +364,22 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
     };
     notes.append(round::round_nearest(&mut w.model)?);
     Ok(notes)
+}
+
+fn gptq_of(args: &Args, threads: usize) -> Gptq {
+    Gptq { damping: args.number("damping"), samples: args.count("samples", 32), work: args.number("work").unwrap_or(2000.0) * 1e9, threads }
+}
+
+/// What the steps behind want to know of the float model.
+fn gather(w: &Work) -> Gather {
+    let args = |name: &str| w.recipe.steps.iter().find(|s| s.name == name).map(|s| &s.args);
+    let gptq = args("round").filter(|args| args.text("method") == Some("gptq")).map(|args| gptq_of(args, w.threads));
+    Gather::new(&w.model, gptq.as_ref(), args("correct-bias").map_or(0, corrected), w.calibration)
+}
+
+/// Samples over which means are restored.
+fn corrected(args: &Args) -> usize {
+    args.count("samples", 32)
 }
 
 /// Samples, steps a layer and samples a step, where a recipe names none.
@@ -390,9 +409,14 @@ fn biases<'a>(recipe: &'a Recipe, bias: Option<&'a Scheme>) -> Biases<'a> {
 }
 
 fn correct_bias(w: &mut Work, args: &Args) -> Result<Notes> {
-    let samples = args.count("samples", 32);
     let bias = w.recipe.bias.scheme(None).ok();
-    let how = CorrectBias { samples, biases: biases(w.recipe, bias.as_ref()), memory: w.recipe.memory, threads: w.threads };
+    let how = CorrectBias {
+        samples: corrected(args),
+        biases: biases(w.recipe, bias.as_ref()),
+        gathered: w.gathered.as_ref(),
+        memory: w.recipe.memory,
+        threads: w.threads,
+    };
     round::correct_bias(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)
 }
 

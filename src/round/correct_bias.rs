@@ -6,6 +6,7 @@
 //! than 8 bits and the outputs are farther from the float model's afterwards.
 
 use super::biases::{Biases, layers};
+use super::inputs::Gathered;
 use super::moments::{Moments, moved, of_float};
 use super::samples::{KEPT, same_shapes, walks, within};
 use crate::data::Dataset;
@@ -21,6 +22,8 @@ pub struct CorrectBias<'a> {
     /// Samples at most: means settle early, and what a layer reads is kept for all of them.
     pub samples: usize,
     pub biases: Biases<'a>,
+    /// What has been gathered of the float model before.
+    pub gathered: Option<&'a Gathered>,
     /// Bytes that the kept tensors may take.
     pub memory: u64,
     pub threads: usize,
@@ -42,7 +45,8 @@ pub fn correct_bias(model: &mut Model, how: &CorrectBias, data: Option<(&Dataset
     let groups = same_shapes(data, &samples[..samples.len().min(how.samples)])?;
     let groups = within(model, data, groups, &stops, how.memory.min(KEPT))?;
     let chosen: Vec<usize> = groups.iter().flatten().copied().collect();
-    progress.begin("correct-bias", (chosen.len() + layers.len()) as u64);
+    let known = how.gathered.and_then(|g| g.outputs.of(&layers, &chosen));
+    progress.begin("correct-bias", (if known.is_some() { 0 } else { chosen.len() } + layers.len()) as u64);
     // Errors of eight bits are small. Those of fewer may have been made up for by the layers behind, of which a mean says nothing.
     let doubtful = model.constant_sites().into_iter().any(|(_, q)| model.quantizers[q].scheme.format.bits() < 8);
     // The last samples judge: where there are enough, no mean is taken over them.
@@ -53,7 +57,10 @@ pub fn correct_bias(model: &mut Model, how: &CorrectBias, data: Option<(&Dataset
         Ok((trial, before, model.clone()))
     };
     let judged = doubtful.then(judge).transpose()?;
-    let wanted = of_float(model, &layers, data, &chosen, how.threads, progress)?;
+    let wanted = match known {
+        Some(known) => known,
+        None => of_float(model, &layers, data, &chosen, how.threads, progress)?,
+    };
     let mut walks = walks(model, data, &groups, RunnerOptions::default(), how.threads)?;
     let mut corrected = 0;
     for (layer, wanted) in layers.iter().zip(&wanted) {
@@ -154,7 +161,7 @@ mod tests {
         let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
         for threads in [1, 2] {
             let mut m = rounded(16);
-            let how = CorrectBias { samples: 8, biases: Biases { bias: None, float: false, shifts: &[] }, memory: 1 << 20, threads };
+            let how = CorrectBias { samples: 8, biases: Biases { bias: None, float: false, shifts: &[] }, gathered: None, memory: 1 << 20, threads };
             let notes = correct_bias(&mut m, &how, Some((&data, &[0, 1])), &Silent).unwrap();
             assert!(notes.list().iter().any(|n| n.text.contains("means of 2 layers restored")), "{notes:?}");
             // 0.375 became 0 and 0.625 became 1: on inputs of mean 1 that lost 0.375 of the one, and gave as much to the other.
@@ -174,7 +181,7 @@ mod tests {
         let input = InputInfo { name: "x".into(), dtype: DType::F32, shape: Some(vec![Dim::Symbol("N".into()), Dim::Known(2)]) };
         let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
         let mut m = rounded(4);
-        let how = CorrectBias { samples: 2, biases: Biases { bias: None, float: false, shifts: &[] }, memory: 1 << 20, threads: 1 };
+        let how = CorrectBias { samples: 2, biases: Biases { bias: None, float: false, shifts: &[] }, gathered: None, memory: 1 << 20, threads: 1 };
         let notes = correct_bias(&mut m, &how, Some((&data, &[0, 1, 2, 3, 4, 5])), &Silent).unwrap();
         assert!(notes.list().iter().any(|n| n.text.contains("the loss would grow from")), "{notes:?}");
         assert_eq!(m, rounded(4));

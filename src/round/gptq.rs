@@ -4,13 +4,15 @@
 //! Needs: samples; integer codes. Means count little, since biases can restore them. A row that nearest codes serve better keeps these.
 //! Declines, for nearest codes: weights that several layers read, ConvTranspose, formats other than integers.
 
+use super::biases::fake_of;
 use super::grid::{Grid, chosen};
+use super::inputs::{Gathered, Group, Reading, SecondMoments};
 use super::samples::{same_shapes, walks};
 use crate::data::Dataset;
 use crate::engine::{Patches, RunnerOptions};
 use crate::error::{At, Error, Result};
-use crate::graph::{Model, NodeId, Op, Site, ValueId};
-use crate::math::{Matrix, add_gram, cholesky, multiply};
+use crate::graph::{Linear, Model, NodeId, Op, Site};
+use crate::math::{Matrix, cholesky, multiply};
 use crate::note::Notes;
 use crate::pass::Progress;
 use crate::quant;
@@ -46,17 +48,15 @@ const LANES: usize = 2 * ROWS;
 struct Layer {
     node: NodeId,
     fake: NodeId,
-    x: ValueId,
-    patches: Patches,
+    reading: Reading,
     outs: usize,
-    /// Places that are looked at.
-    places: usize,
     /// Whether the numbers of one sum lie side by side.
     by_row: bool,
 }
 
-/// Finds codes for all weights that allow it; the others are left for nearest codes.
-pub fn gptq(model: &mut Model, how: &Gptq, data: Option<(&Dataset, &[usize])>, progress: &dyn Progress) -> Result<Notes> {
+/// Finds codes for all weights that allow it; the others are left for nearest codes. The float model is walked through unless all that its layers read has
+/// been gathered before.
+pub fn gptq(model: &mut Model, how: &Gptq, data: Option<(&Dataset, &[usize])>, gathered: Option<&Gathered>, progress: &dyn Progress) -> Result<Notes> {
     let mut notes = Notes::of("round");
     let (data, samples) = data.ok_or_else(|| Error::usage("gptq weighs errors by sample inputs: give --data"))?;
     let mut layers = Vec::new();
@@ -70,26 +70,40 @@ pub fn gptq(model: &mut Model, how: &Gptq, data: Option<(&Dataset, &[usize])>, p
     if layers.is_empty() {
         return Ok(notes);
     }
-    let groups = same_shapes(data, &samples[..samples.len().min(how.samples)])?;
-    let count = groups.iter().map(Vec::len).sum();
     progress.begin("round", layers.len() as u64);
-    let mut walks = walks(model, data, &groups, RunnerOptions { float: true, ..RunnerOptions::default() }, how.threads)?;
+    let gathered = gathered.filter(|g| layers.iter().all(|l| g.of(&l.reading).is_some()));
+    let (count, mut walks) = match gathered {
+        Some(gathered) => (gathered.samples, Vec::new()),
+        None => {
+            let groups = same_shapes(data, &samples[..samples.len().min(how.samples)])?;
+            let options = RunnerOptions { float: true, ..RunnerOptions::default() };
+            (groups.iter().map(Vec::len).sum(), walks(model, data, &groups, options, how.threads)?)
+        }
+    };
     let (mut kept, mut rows, mut found) = (0, 0, Vec::new());
     for layer in &layers {
         crate::interrupt::check()?;
         let name = || model.graph.node(layer.node).name.clone();
         let quantizer = &model.quantizers[model.quantizers.root(model.graph.node(layer.fake).quantizer().expect("it is a FakeQuant"))];
-        let mut x: Vec<&Tensor> = Vec::with_capacity(count);
-        for walk in &mut walks {
-            x.extend(match model.graph.value(layer.x).producer() {
-                Some((producer, _)) => &*walk.to(producer, layer.x).at(name)?,
-                None => walk.kept(layer.x).ok_or_else(|| Error::failed("reads nothing").at(name()))?,
-            });
-        }
+        let walked;
+        let moments = match gathered.and_then(|g| g.of(&layer.reading)) {
+            Some(moments) => moments,
+            None => {
+                let mut x: Vec<&Tensor> = Vec::with_capacity(count);
+                for walk in &mut walks {
+                    x.extend(match model.graph.value(layer.reading.x).producer() {
+                        Some((producer, _)) => &*walk.to(producer, layer.reading.x).at(name)?,
+                        None => walk.kept(layer.reading.x).ok_or_else(|| Error::failed("reads nothing").at(name()))?,
+                    });
+                }
+                walked = SecondMoments::of(&layer.reading, &x)?;
+                &walked
+            }
+        };
         let weight = &model.graph.node(layer.fake).input(0).and_then(|v| model.graph.constant(v)).expect("found before").tensor;
         let grid = Grid::of(quantizer, weight.shape()).at(name)?;
         let w = weight.to_f32()?;
-        let (values, better) = round_layer(layer, &w, &grid, &x, how.damping)?;
+        let (values, better) = round_layer(layer, &w, &grid, moments, how.damping);
         (kept, rows) = (kept + layer.outs - better, rows + layer.outs);
         let params = quantizer.params.as_ref().expect("a grid has parameters");
         found.push((Site::of(layer.fake), quant::quantize(&values, weight.shape(), &quantizer.scheme, params).at(name)?));
@@ -114,11 +128,27 @@ fn layer(model: &Model, id: NodeId, work: f64) -> Option<std::result::Result<Lay
         Ok(found) => found,
         Err(why) => return Some(Err(why.into())),
     };
-    let shape = g.constant(g.node(fake).input(0)?)?.tensor.shape();
-    let Some(patches) = Patches::of(g.node(id), &linear, shape) else { return Some(Err("its weights do not meet its input row by row".into())) };
-    let x = g.node(id).input(linear.input_slot)?;
-    let outs = shape[linear.out_axis];
-    Some(places(patches.width(), patches.groups, outs, work).map(|places| Layer { node: id, fake, x, patches, outs, places, by_row: linear.out_axis == 0 }))
+    let outs = g.constant(g.node(fake).input(0)?)?.tensor.shape()[linear.out_axis];
+    Some(reading(model, &linear, fake, work)?.map(|reading| Layer { node: id, fake, reading, outs, by_row: linear.out_axis == 0 }))
+}
+
+/// How a layer reads its input, so that all takes at most `work`; or why it is not taken. Its weight is a constant under the FakeQuant.
+fn reading(model: &Model, linear: &Linear, fake: NodeId, work: f64) -> Option<std::result::Result<Reading, String>> {
+    let g = &model.graph;
+    let (node, shape) = (g.node(linear.node), g.constant(g.node(fake).input(0)?)?.tensor.shape());
+    let Some(patches) = Patches::of(node, linear, shape) else { return Some(Err("its weights do not meet its input row by row".into())) };
+    let x = node.input(linear.input_slot)?;
+    Some(places(patches.width(), patches.groups, shape[linear.out_axis], work).map(|places| Reading { x, patches, places }))
+}
+
+/// How all layers read their inputs whose weights may be rounded so.
+pub(super) fn readings(model: &Model, how: &Gptq) -> Vec<Reading> {
+    let g = &model.graph;
+    let one = |id| {
+        let linear = Linear::of(g, id).filter(|l| l.constant)?;
+        reading(model, &linear, fake_of(model, linear.weight)?, how.work)?.ok()
+    };
+    g.nodes().filter_map(|(id, _)| one(id)).collect()
 }
 
 /// Places over which a layer's second moments are summed so that these, their factor and its `outs` rows take at most `work` multiply-adds; or why it
@@ -136,33 +166,23 @@ fn places(n: usize, groups: usize, outs: usize, work: f64) -> std::result::Resul
 }
 
 /// The values that stand for a layer's weights, and how many rows are better so than under their nearest codes.
-fn round_layer(layer: &Layer, w: &[f32], grid: &Grid, x: &[&Tensor], damping: Option<f64>) -> Result<(Vec<f32>, usize)> {
-    let n = layer.patches.width();
-    let most = layer.places.div_ceil(x.len().max(1)).max(1);
-    let per_group = layer.outs / layer.patches.groups;
-    let x: Vec<_> = x.iter().map(|t| Ok((t.to_f32()?, t.shape()))).collect::<Result<_>>()?;
-    let one = |group: usize| {
-        let (mut sums, mut means, mut count) = (vec![0f64; n * n], vec![0f64; n], 0);
-        for (x, shape) in &x {
-            let (columns, rows) = layer.patches.columns(x, shape, group, most);
-            add_gram(&mut sums, &columns, n, rows);
-            means.iter_mut().zip(columns.chunks(rows.max(1))).for_each(|(m, c)| *m += c.iter().map(|v| *v as f64).sum::<f64>());
-            count += rows;
-        }
-        let factor = Factor::of(sums, &means, count, damping.unwrap_or_else(|| wise(n, count, layer.places)));
+fn round_layer(layer: &Layer, w: &[f32], grid: &Grid, moments: &SecondMoments, damping: Option<f64>) -> (Vec<f32>, usize) {
+    let Reading { patches, places, .. } = &layer.reading;
+    let n = patches.width();
+    let per_group = layer.outs / patches.groups;
+    let at = |o: usize, c: usize| if layer.by_row { o * n + c } else { c * layer.outs + o };
+    let one = |(group, sums): (usize, &Group)| {
+        let factor = Factor::of(sums, moments.count, damping.unwrap_or_else(|| wise(n, moments.count, *places)));
         let rows: Vec<usize> = (group * per_group..(group + 1) * per_group).collect();
-        let at = |o: usize, c: usize| if layer.by_row { o * n + c } else { c * layer.outs + o };
         rows.par_chunks(ROWS).map(|rows| round_rows(rows, &factor, w, grid, &at)).collect::<Vec<_>>()
     };
-    let found: Vec<_> = if layer.patches.groups > 1 { (0..layer.patches.groups).into_par_iter().map(one).collect() } else { vec![one(0)] };
+    let found: Vec<_> = moments.groups.par_iter().enumerate().map(one).collect();
     let (mut values, mut better) = (w.to_vec(), 0);
     for (o, row, won) in found.into_iter().flatten().flatten() {
         better += won as usize;
-        for (c, v) in row.into_iter().enumerate() {
-            values[if layer.by_row { o * n + c } else { c * layer.outs + o }] = v;
-        }
+        row.into_iter().enumerate().for_each(|(c, v)| values[at(o, c)] = v);
     }
-    Ok((values, better))
+    (values, better)
 }
 
 /// The damping of sums over `n` numbers, of which so many places were seen and so many were wanted.
@@ -180,15 +200,12 @@ struct Factor {
 }
 
 impl Factor {
-    fn of(mut sums: Vec<f64>, means: &[f64], count: usize, damping: f64) -> Factor {
-        let n = means.len();
+    fn of(sums: &Group, count: usize, damping: f64) -> Factor {
+        let n = sums.numbers.len();
         let rows = count.max(1) as f64;
-        for i in 0..n {
-            for j in 0..=i {
-                sums[i * n + j] = sums[i * n + j] / rows - (1.0 - MEAN) * (means[i] / rows) * (means[j] / rows);
-            }
-        }
-        let energy = |i: usize| sums[i * n + i];
+        let means: Vec<f64> = sums.numbers.iter().map(|sum| sum / rows).collect();
+        let moment = |i: usize, j: usize| sums.products[i.max(j) * n + i.min(j)] as f64 / rows - (1.0 - MEAN) * means[i] * means[j];
+        let energy = |i: usize| moment(i, i);
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by(|a, b| energy(*a).total_cmp(&energy(*b)).then(b.cmp(a)));
         let mean = (0..n).map(energy).sum::<f64>() / n as f64;
@@ -198,7 +215,7 @@ impl Factor {
             let mut l = vec![0f64; n * n];
             l.par_chunks_mut(n).enumerate().for_each(|(j, l)| {
                 let b = order[j];
-                l[j..].iter_mut().zip(&order[j..]).for_each(|(l, &a)| *l = sums[a.max(b) * n + a.min(b)]);
+                l[j..].iter_mut().zip(&order[j..]).for_each(|(l, &a)| *l = moment(a, b));
                 l[j] += damping;
             });
             if cholesky(&mut l, n) {
@@ -330,8 +347,8 @@ mod tests {
                 round_nearest(&mut plain).unwrap();
                 let how = Gptq { damping: Some(0.01), samples: 40, work: 1e9, threads: 1 };
                 let (mut one, mut two) = (m.clone(), m.clone());
-                let notes = gptq(&mut one, &how, Some((&data, &all)), &Silent).unwrap();
-                gptq(&mut two, &Gptq { threads: 3, ..how }, Some((&data, &all)), &Silent).unwrap();
+                let notes = gptq(&mut one, &how, Some((&data, &all)), None, &Silent).unwrap();
+                gptq(&mut two, &Gptq { threads: 3, ..how }, Some((&data, &all)), None, &Silent).unwrap();
                 assert_eq!(one.codes, two.codes);
                 assert!(notes.list().iter().any(|n| n.text.contains("the weights of 1 layers")), "{notes:?}");
                 let (nearest, found) = (loss(&plain, q, &samples), loss(&one, q, &samples));
@@ -357,8 +374,13 @@ mod tests {
         }
         let input = InputInfo { name: "x".into(), dtype: DType::F32, shape: Some(vec![Dim::Symbol("n".into()), Dim::Known(N)]) };
         let data = Dataset::open(folder.to_str().unwrap(), &[input], &Default::default()).unwrap();
-        let notes = gptq(&mut m, &Gptq { damping: None, samples: 40, work: 1e9, threads: 1 }, Some((&data, &[0, 1, 2, 3])), &Silent).unwrap();
+        let notes = gptq(&mut m, &Gptq { damping: None, samples: 40, work: 1e9, threads: 1 }, Some((&data, &[0, 1, 2, 3])), None, &Silent).unwrap();
         assert!(notes.list().iter().any(|n| n.text.contains("over 4 samples")), "{notes:?}");
+    }
+
+    /// Sums of products, and means of zero.
+    fn group(products: &[f64], n: usize) -> Group {
+        Group { products: products.iter().map(|s| *s as f32).collect(), numbers: vec![0.0; n] }
     }
 
     /// Inputs that have nothing to do with each other, of which half as many places were seen as there are.
@@ -370,7 +392,7 @@ mod tests {
         let w: Vec<f32> = (0..n * 8).map(|i| ((i + 1) as f32 * 0.732_051).fract() * 4.0 - 2.0).collect();
         let grid = Grid { step: vec![0.3; n * 8], offset: vec![0.0; n * 8], codes: (-8.0, 7.0) };
         let lost = |damping| {
-            let factor = Factor::of(sums.clone(), &vec![0.0; n], places, damping);
+            let factor = Factor::of(&group(&sums, n), places, damping);
             let found = round_rows(&[0, 1, 2, 3, 4, 5, 6, 7], &factor, &w, &grid, &|o, c| o * n + c);
             found
                 .iter()
@@ -389,9 +411,9 @@ mod tests {
         let (mut m, q, data, _) = model(dir.path(), Scheme::int(8, true));
         m.quantizers[q].scheme.format = Format::Float { exponent: 4, mantissa: 3, specials: crate::quant::Specials::Fn };
         let how = Gptq { damping: Some(0.01), samples: 8, work: 1e9, threads: 1 };
-        let notes = gptq(&mut m, &how, Some((&data, &[0, 1])), &Silent).unwrap();
+        let notes = gptq(&mut m, &how, Some((&data, &[0, 1])), None, &Silent).unwrap();
         assert!(m.codes.is_empty() && notes.list().iter().any(|n| n.about == "gemm" && n.text.contains("no evenly spaced integers")), "{notes:?}");
-        assert!(gptq(&mut m, &how, None, &Silent).unwrap_err().to_string().contains("--data"));
+        assert!(gptq(&mut m, &how, None, None, &Silent).unwrap_err().to_string().contains("--data"));
     }
 
     #[test]
@@ -404,7 +426,7 @@ mod tests {
         assert_eq!(why, "sums over 1000 inputs take 0.7 billion multiply-adds, and `work` allows 0.7");
         let dir = tempfile::tempdir().unwrap();
         let (mut m, _, data, _) = model(dir.path(), Scheme::int(8, true));
-        let notes = gptq(&mut m, &Gptq { damping: Some(0.01), samples: 8, work: 1.0, threads: 1 }, Some((&data, &[0, 1])), &Silent).unwrap();
+        let notes = gptq(&mut m, &Gptq { damping: Some(0.01), samples: 8, work: 1.0, threads: 1 }, Some((&data, &[0, 1])), None, &Silent).unwrap();
         assert!(m.codes.is_empty() && notes.list().iter().any(|n| n.about == "gemm" && n.text.contains("`work` allows")), "{notes:?}");
     }
 
@@ -412,7 +434,7 @@ mod tests {
     fn rounded(sums: Vec<f64>, n: usize, damping: f64, outs: usize) -> (Vec<f32>, Vec<Vec<f32>>) {
         let w: Vec<f32> = (0..n * outs).map(|i| ((i + 1) as f32 * 0.618_034).fract() * 4.0 - 2.0).collect();
         let grid = Grid { step: vec![0.3; n * outs], offset: vec![0.0; n * outs], codes: (-8.0, 7.0) };
-        let factor = Factor::of(sums, &vec![0.0; n], 1, damping);
+        let factor = Factor::of(&group(&sums, n), 1, damping);
         let rows: Vec<usize> = (0..outs).collect();
         let found = round_rows(&rows, &factor, &w, &grid, &|o, c| o * n + c);
         (w.iter().enumerate().map(|(i, x)| grid.nearest(i, *x)).collect(), found.into_iter().map(|f| f.1).collect())
@@ -436,7 +458,7 @@ mod tests {
         let a: Vec<f64> = (0..n * n).map(|i| (i as f64 * 0.414_213_562_4).fract() - 0.5).collect();
         let sums: Vec<f64> = (0..n * n).map(|i| (0..n).map(|k| a[i / n * n + k] * a[i % n * n + k]).sum::<f64>()).collect();
         let (_, found) = rounded(sums.clone(), n, 0.1, 1);
-        let factor = Factor::of(sums, &vec![0.0; n], 1, 0.1);
+        let factor = Factor::of(&group(&sums, n), 1, 0.1);
         let w: Vec<f64> = (0..n).map(|i| (((i + 1) as f32 * 0.618_034).fract() * 4.0 - 2.0) as f64).collect();
         let mut q = vec![0f64; n];
         for k in (0..n).rev() {

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Model, ValueId};
 use crate::pass::Progress;
 use crate::tensor::Tensor;
+use std::collections::BTreeMap;
 
 /// Sums, sums of squares and count by channel.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +19,13 @@ pub(super) struct Moments {
 impl Moments {
     pub fn new(channels: usize) -> Self {
         Moments { sum: vec![0.0; channels], square: vec![0.0; channels], count: 0.0 }
+    }
+
+    /// Of what a layer gave out.
+    pub fn of(t: &Tensor, layer: &Layer) -> Result<Self> {
+        let mut moments = Moments::new(layer.channels);
+        moments.add(t, layer.axis)?;
+        Ok(moments)
     }
 
     /// Takes in a tensor with one index of `axis` a channel.
@@ -71,16 +79,31 @@ fn sums(values: &[f32]) -> (f64, f64) {
     (sum.iter().sum(), square.iter().sum())
 }
 
+/// What layers of the float model gave out, by sample.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct FloatMoments(BTreeMap<usize, Vec<(ValueId, Moments)>>);
+
+impl FloatMoments {
+    pub fn add(&mut self, sample: usize, seen: Vec<(ValueId, Moments)>) {
+        self.0.insert(sample, seen);
+    }
+
+    /// Of these layers over these samples, if they were all seen.
+    pub fn of(&self, layers: &[Layer], samples: &[usize]) -> Option<Vec<Moments>> {
+        let mut total: Vec<Moments> = layers.iter().map(|l| Moments::new(l.channels)).collect();
+        for sample in samples {
+            let seen: BTreeMap<ValueId, &Moments> = self.0.get(sample)?.iter().map(|(v, m)| (*v, m)).collect();
+            total.iter_mut().zip(layers).try_for_each(|(total, l)| seen.get(&l.output).map(|m| total.merge(m)))?;
+        }
+        Some(total)
+    }
+}
+
 /// What each layer of the float model gives out over samples; a tick of `progress` for each.
 pub(super) fn of_float(float: &Model, layers: &[Layer], data: &Dataset, samples: &[usize], threads: usize, progress: &dyn Progress) -> Result<Vec<Moments>> {
     let outputs: Vec<ValueId> = layers.iter().map(|l| l.output).collect();
-    let none = || layers.iter().map(|l| Moments::new(l.channels)).collect::<Vec<_>>();
-    let mut total = none();
-    let see = |tensors: &[Tensor]| {
-        let mut moments = none();
-        moments.iter_mut().zip(layers).zip(tensors).try_for_each(|((m, l), t)| m.add(t, l.axis))?;
-        Ok(moments)
-    };
+    let mut total: Vec<Moments> = layers.iter().map(|l| Moments::new(l.channels)).collect();
+    let see = |tensors: &[Tensor]| layers.iter().zip(tensors).map(|(l, t)| Moments::of(t, l)).collect::<Result<Vec<_>>>();
     data.watch(float, &outputs, samples, threads, see, |moments| {
         total.iter_mut().zip(&moments).for_each(|(t, m)| t.merge(m));
         progress.tick(1);

@@ -113,7 +113,7 @@ impl Toy {
         m.graph.add_node(Node::fake_quant(q, "fake"), &[Some(weight)], &[Some(wq)]);
         m.graph.set_input(id, 1, Some(wq));
         let how = Calibrate { activations: Method::MinMax, weights, outliers: None, unsigned: false, shifts: &[], threads: 1 };
-        calibrate(&mut m, &how, Some(data), None, &Silent).unwrap();
+        calibrate(&mut m, &how, Some(data), None, None, &Silent).unwrap();
         round(&mut m, data);
         round_nearest(&mut m).unwrap();
         let (want, got) = (answer(&self.float, &self.held), answer(&m, &self.held));
@@ -127,7 +127,7 @@ fn methods_lose_less_than_nearest_codes_in_the_order_that_they_should() {
     let toy = Toy::new();
     let clip = Weights::Clip(Clip { shrink: 0.5, grid: 20, samples: 64 });
     let by_gptq =
-        |m: &mut Model, data: (&Dataset, &[usize])| gptq(m, &Gptq { damping: None, samples: 64, work: 1e12, threads: 1 }, Some(data), &Silent).unwrap();
+        |m: &mut Model, data: (&Dataset, &[usize])| gptq(m, &Gptq { damping: None, samples: 64, work: 1e12, threads: 1 }, Some(data), None, &Silent).unwrap();
     let none = |_: &mut Model, _: (&Dataset, &[usize])| Notes::of("round");
     for bits in [4, 3, 2] {
         let plain = |weights| toy.error(bits, false, Zero::Integer, weights, none);

@@ -1,5 +1,5 @@
 //! Convolutions and their transposes: groups, strides, dilations, asymmetric pads, one to three spatial axes. Products over gathered patches, a strip of
-//! positions at a time so that it stays in the cache; depthwise ones row by row (`depthwise`).
+//! positions at a time so that it stays in the cache; depthwise ones elsewhere (`depthwise`).
 
 use super::buffers;
 use super::tape::{Tape, Var};
@@ -105,7 +105,7 @@ impl Slide {
     }
 
     /// The tap's index along each axis.
-    fn tap(&self, t: usize) -> [usize; 3] {
+    pub(super) fn tap(&self, t: usize) -> [usize; 3] {
         let [_, h, w] = self.kernel;
         [t / (h * w), t / w % h, t % w]
     }

@@ -4,7 +4,9 @@ mod cholesky;
 mod gram;
 pub mod knapsack;
 mod product;
+mod wide;
 
 pub use cholesky::cholesky;
 pub use gram::add_gram;
 pub use product::{Matrix, multiply};
+pub use wide::wide;

@@ -6,8 +6,10 @@ use super::conv::Slide;
 use crate::math::wide;
 use std::ops::Range;
 
-/// Numbers that are worked on together.
+/// Sums that run beside each other.
 const LANES: usize = 32;
+/// Numbers of a result that are made together.
+const PIECE: usize = 1024;
 
 /// How the padded images of channels lie in planes.
 struct Planes<'a> {
@@ -135,31 +137,41 @@ impl Planes<'_> {
     }
 }
 
-/// `y[i] = Σ w · x[i + far]` over taps `(w, far)`; as many numbers as there are whole lanes in `y`.
+/// `y[i] = Σ w · x[i + far]` over taps `(w, far)`, three of them at a time over pieces that stay in the cache.
 fn combine(y: &mut [f32], taps: &[(f32, usize)], x: &[f32]) {
-    wide(|| {
-        for (i, y) in y.chunks_exact_mut(LANES).enumerate() {
-            let mut sums = [0f32; LANES];
-            for (w, far) in taps {
-                let x: &[f32; LANES] = x[far + i * LANES..].first_chunk().expect("planes are longer by one piece of lanes");
-                for (s, x) in sums.iter_mut().zip(x) {
-                    *s += w * x;
+    wide(
+        #[inline(always)]
+        || {
+            for (i, y) in y.chunks_mut(PIECE).enumerate() {
+                let x = &x[i * PIECE..];
+                y.fill(0.0);
+                let threes = taps.chunks_exact(3);
+                for (w, far) in threes.remainder() {
+                    y.iter_mut().zip(&x[*far..]).for_each(|(y, x)| *y += w * x);
+                }
+                for t in threes {
+                    let [a, b, c] = [0, 1, 2].map(|k| &x[t[k].1..]);
+                    for (((y, a), b), c) in y.iter_mut().zip(a).zip(b).zip(c) {
+                        *y += t[0].0 * a + t[1].0 * b + t[2].0 * c;
+                    }
                 }
             }
-            y.copy_from_slice(&sums);
-        }
-    });
+        },
+    );
 }
 
 /// The sum of products of `a`, which is whole lanes, and as much of `b`.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0f32; LANES];
-    wide(|| {
-        for (a, b) in a.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
-            for ((s, a), b) in sums.iter_mut().zip(a).zip(b) {
-                *s += a * b;
+    wide(
+        #[inline(always)]
+        || {
+            let mut sums = [0f32; LANES];
+            for (a, b) in a.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
+                for ((s, a), b) in sums.iter_mut().zip(a).zip(b) {
+                    *s += a * b;
+                }
             }
-        }
-    });
-    sums.iter().sum()
+            sums.iter().sum()
+        },
+    )
 }

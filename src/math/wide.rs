@@ -2,8 +2,8 @@
 
 use faer::traits::pulp;
 
-/// What `f` returns; loops inside it are compiled for the widest registers that this machine has, and give the same bytes on every one: no sum is
-/// taken in another order, and no product is fused. Closures and functions that are called in it must be inlined to gain.
+/// What `f` returns, with its loops compiled for the widest registers that this machine has. The bytes are the same on every machine: no sum is taken in
+/// another order, and no product is fused. `f`, and all that it calls, must be marked `#[inline(always)]`; what is not inlined gains nothing.
 #[inline(always)]
 pub fn wide<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)

@@ -4,6 +4,7 @@
 use super::buffers;
 use super::tape::{Tape, Var};
 use crate::error::Result;
+use crate::math::sum_of;
 use crate::quant::{self, Params, Scheme, Timing, Zeros, fake_quantize};
 
 impl Tape {
@@ -44,10 +45,10 @@ impl Tape {
                 let v = x_values[i] / params.scale_at(b) + params.zero_at(b);
                 v >= lo && v <= hi
             };
+            let ends = |b: usize| ((lo - params.zero_at(b)) * params.scale_at(b), (hi - params.zero_at(b)) * params.scale_at(b));
             grads.give_with(x, || match blocks {
                 0 | 1 => {
-                    let (scale, zero) = (params.scale_at(0), params.zero_at(0));
-                    let (lo, hi) = ((lo - zero) * scale, (hi - zero) * scale);
+                    let (lo, hi) = ends(0);
                     buffers::collect(grad.len(), grad.iter().zip(x_values).map(|(g, x)| if *x >= lo && *x <= hi { *g } else { 0.0 }))
                 }
                 _ => grad.iter().enumerate().map(|(i, g)| if inside(i) { *g } else { 0.0 }).collect(),
@@ -58,7 +59,14 @@ impl Tape {
                 grad.iter().enumerate().for_each(|(i, g)| sums[if one { 0 } else { block(i) }] += (g * slope(i)) as f64);
                 sums.into_iter().map(|s| s as f32).collect::<Vec<f32>>()
             };
-            grads.give_with(scale, || gather(scale, &|i| (y_values[i] - if inside(i) { x_values[i] } else { 0.0 }) / params.scale_at(block(i))));
+            grads.give_with(scale, || match blocks {
+                0 | 1 => {
+                    let (by, (lo, hi)) = (1.0 / params.scale_at(0), ends(0));
+                    let slope = |g: f32, x: f32, y: f32| (g * (y - if x >= lo && x <= hi { x } else { 0.0 }) * by) as f64;
+                    vec![sum_of(grad, x_values, y_values, slope) as f32]
+                }
+                _ => gather(scale, &|i| (y_values[i] - if inside(i) { x_values[i] } else { 0.0 }) / params.scale_at(block(i))),
+            });
             if let Some(zero) = zero {
                 grads.give_with(zero, || gather(zero, &|i| if inside(i) { 0.0 } else { -params.scale_at(block(i)) }));
             }

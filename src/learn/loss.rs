@@ -1,6 +1,8 @@
 //! What is minimised.
 
+use super::buffers;
 use super::tape::{Tape, Var};
+use crate::math::sum_of;
 
 impl Tape {
     /// The sum of all elements.
@@ -15,12 +17,13 @@ impl Tape {
         let (x, y) = (self.value(a), self.value(b));
         assert_eq!(self.shape(a), self.shape(b));
         let n = x.len().max(1) as f64;
-        let value = (x.iter().zip(y).map(|(x, y)| ((x - y) as f64).powi(2)).sum::<f64>() / n) as f32;
+        let value = (sum_of(x, y, y, |x, y, _| (x - y) as f64 * (x - y) as f64) / n) as f32;
         self.push(vec![value], &[], &[a, b], move |tape, grad, grads| {
             let (x, y) = (tape.value(a), tape.value(b));
             let g = 2.0 * grad[0] / n as f32;
-            grads.give_with(a, || x.iter().zip(y).map(|(x, y)| g * (x - y)).collect());
-            grads.give_with(b, || x.iter().zip(y).map(|(x, y)| g * (y - x)).collect());
+            let slopes = |x: &[f32], y: &[f32]| buffers::collect(x.len(), x.iter().zip(y).map(|(x, y)| g * (x - y)));
+            grads.give_with(a, || slopes(x, y));
+            grads.give_with(b, || slopes(y, x));
         })
     }
 

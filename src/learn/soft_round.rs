@@ -56,9 +56,9 @@ impl SoftRound {
             }
             let code = self.floor[i] + h;
             let data = if code >= lo && code <= hi { grad[i] * self.step[i] } else { 0.0 };
-            let d = 2.0 * h as f64 - 1.0;
-            let decided = -2.0 * lambda * beta * d.abs().powf(beta - 1.0) * d.signum();
-            (data + decided as f32) * (ZETA - GAMMA) * s * (1.0 - s)
+            let d = 2.0 * h - 1.0;
+            let decided = if lambda == 0.0 { 0.0 } else { -2.0 * lambda as f32 * beta as f32 * d.abs().powf(beta as f32 - 1.0) * d.signum() };
+            (data + decided) * (ZETA - GAMMA) * s * (1.0 - s)
         };
         let slopes: Vec<f32> = (0..self.v.len()).map(slope).collect();
         self.adam.step(&mut self.v, &slopes, rate as f32);

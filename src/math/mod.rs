@@ -9,4 +9,4 @@ mod wide;
 pub use cholesky::cholesky;
 pub use gram::add_gram;
 pub use product::{Matrix, multiply};
-pub use wide::wide;
+pub use wide::{sum_of, wide};

@@ -8,3 +8,35 @@ use faer::traits::pulp;
 pub fn wide<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
+
+/// `Σ f(a, b, c)` over elements of three slices of one length, in float64 and an order that does not depend on the machine.
+#[inline(always)]
+pub fn sum_of(a: &[f32], b: &[f32], c: &[f32], f: impl Fn(f32, f32, f32) -> f64) -> f64 {
+    const LANES: usize = 8;
+    wide(
+        #[inline(always)]
+        || {
+            let mut sums = [0f64; LANES];
+            let pieces = a.chunks(LANES).zip(b.chunks(LANES)).zip(c.chunks(LANES));
+            for ((a, b), c) in pieces {
+                for (((s, a), b), c) in sums.iter_mut().zip(a).zip(b).zip(c) {
+                    *s += f(*a, *b, *c);
+                }
+            }
+            sums.iter().sum()
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_element_is_in_the_sum_once() {
+        for n in [0usize, 1, 7, 8, 9, 100] {
+            let [a, b, c] = [1.0, 10.0, 100.0].map(|k| (0..n).map(|i| i as f32 * k).collect::<Vec<f32>>());
+            assert_eq!(sum_of(&a, &b, &c, |a, b, c| (a + b + c) as f64), 111.0 * (n * n.saturating_sub(1) / 2) as f64, "{n}");
+        }
+    }
+}

@@ -5,18 +5,17 @@
 //! Needs: samples; integer codes. Scales stay that are powers of two, codes themselves, given, shared, or that a bias barely fits; biases of 16 bits and
 //! fewer stay, and layers without one get none. A layer that is not better than under nearest codes on held-out samples keeps these, its bias and scales.
 
-use super::biases::{Biases, Layer, current, fake_of, follow, layers as with_bias};
+use super::biases::{Biases, Layer, current, fake_of, layers as with_bias};
 use super::grid::Grid;
+use super::scales::{Moving, is_free, quantizer_before, settle, tight};
 use super::task::{Batches, Learnt, Task, Values, Visits, visit};
 use super::units::{Unit, layers, with_activation};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
-use crate::graph::{Linear, Model, NodeId, Op, Site, ValueId, constant_behind};
-use crate::learn::Adam;
+use crate::graph::{Linear, Model, NodeId, Site, ValueId, constant_behind};
 use crate::note::Notes;
 use crate::pass::Progress;
-use crate::quant::{self, Codes, Origin, Quantizer, QuantizerId, ScaleKind, Timing, Zeros, nearest_scale};
-use crate::tensor::DType;
+use crate::quant::{self, Codes, QuantizerId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -28,27 +27,11 @@ pub struct AdaQuant {
     pub visits: Visits,
 }
 
-/// Length of a first step: of weights, in steps between codes; of scales, as a share of them; of biases, in steps between codes times the input's deviation.
+/// Length of a first step: of weights, in steps between codes; of biases, in steps between codes times the input's deviation.
 const WEIGHT: f32 = 0.005;
-const SCALE: f32 = 1e-3;
 const BIAS: f32 = 1e-2;
-/// How far scales go, as shares of what they were.
-const REACH: (f32, f32) = (-0.5, 1.0);
-/// Biases whose codes are beyond this share of their highest hold their scales.
-const ROOM: f64 = 0.125;
 /// Times that held-out samples judge; without a gain in the first half of the steps, the others are not run.
 const LOOKS: usize = 8;
-
-/// A vector on its way: `start + unit · t`.
-struct Moving {
-    start: Vec<f32>,
-    unit: Vec<f32>,
-    t: Vec<f32>,
-    adam: Adam,
-    rate: f32,
-    /// Of scales: their type.
-    stored: Option<DType>,
-}
 
 /// What is learnt of a layer.
 struct Layout {
@@ -134,36 +117,20 @@ fn layouts(model: &Model, notes: &mut Notes) -> Result<Vec<(Unit, Layout)>> {
         let bias = bias.filter(|_| row.is_none_or(|r| !r.scheme.has_own_bias_scale()));
         // What is read before it is quantized, unless the walk is past that.
         let alone = g.value(unit.input).uses().len() == 1 && !tight.contains(&true);
-        let quantized = fake_of(model, unit.input).filter(|f| place[f] >= passed);
-        let before = quantized.and_then(|f| Some((f, g.node(f).input(0)?))).filter(|(_, v)| g.constant(*v).is_none());
-        let input = before.and_then(|(f, _)| root(f)).filter(|q| alone && is_free(model, *q));
+        let before = quantizer_before(model, &unit).filter(|(f, _)| place[f] >= passed);
+        let input = before.and_then(|(f, _)| root(f)).filter(|q| alone && is_free(model, *q, |n| before.is_some_and(|(f, _)| f == n)));
         unit.input = before.map_or(unit.input, |(_, v)| v);
         let count = model.quantizers[weight].params.as_ref().map_or(0, |p| p.scale.len());
         let stays = match tight.len() == count {
             true => tight,
             false => vec![tight.contains(&true); count],
         };
-        let scales = is_free(model, weight).then_some(stays);
+        let scales = is_free(model, weight, |n| n == fake).then_some(stays);
         passed = passed.max(place[&unit.last] + 1);
         let bias = bias.and_then(|l| Some((g.node(l.node).input(l.slot)?, l))).map(|(v, l)| (l, v));
         found.push((unit, Layout { fake, weight, bias, scales, input }));
     }
     Ok(found)
-}
-
-/// Whether a quantizer has scales of its own that may be any numbers, at one place.
-fn is_free(model: &Model, id: QuantizerId) -> bool {
-    let row = &model.quantizers[id];
-    let fits = row.params.as_ref().is_some_and(|p| p.origin == Origin::Fitted && p.nested.is_none());
-    let places = model.graph.nodes().filter(|(_, n)| n.op == Op::FakeQuant && n.quantizer().is_some_and(|q| model.quantizers.root(q) == id)).count();
-    fits && places == 1 && matches!(row.scheme.scale, ScaleKind::Exact(_)) && row.scheme.timing == Timing::Static
-}
-
-/// Which biases would not fit their codes if their scales grew much smaller.
-fn tight(row: &Quantizer, bias: &[f32]) -> Vec<bool> {
-    let (Some(params), Some((_, top))) = (&row.params, row.scheme.format.code_range()) else { return Vec::new() };
-    let one = |(i, b): (usize, &f32)| (*b as f64 / params.scale_at(i) as f64).abs() > ROOM * top as f64;
-    bias.iter().enumerate().map(one).collect()
 }
 
 impl Layout {
@@ -186,16 +153,9 @@ impl Layout {
             moving.push(Moving::new(bias, units, BIAS));
         }
         for (id, stays) in self.scales.iter().map(|s| (self.weight, s.clone())).chain(self.input.map(|id| (id, Vec::new()))) {
-            let row = &model.quantizers[id];
-            let (Some(params), ScaleKind::Exact(stored)) = (&row.params, &row.scheme.scale) else { return Err(Error::failed("has no scale")) };
-            let zero = match &params.zero {
-                Zeros::None => None,
-                Zeros::Integer(z) => Some(z.iter().map(|z| *z as f32).collect()),
-                Zeros::Real(z) => Some(z.clone()),
-            };
-            task.scales.push((id, zero));
-            let units = params.scale.iter().enumerate().map(|(i, s)| if stays.get(i) == Some(&true) { 0.0 } else { *s }).collect();
-            moving.push(Moving { stored: Some(*stored), ..Moving::new(params.scale.clone(), units, SCALE) });
+            let (scale, moves) = Moving::scales(model, id, &stays)?;
+            task.scales.push(scale);
+            moving.push(moves);
         }
         Ok(moving)
     }
@@ -205,9 +165,8 @@ impl Layout {
         let mut values = values.into_iter().skip(1);
         let bias = self.bias.as_ref().and_then(|(layer, _)| Some((layer, values.next()?)));
         for id in self.scales.iter().map(|_| self.weight).chain(self.input) {
-            if let (Some(params), Some(scale)) = (&mut model.quantizers[id].params, values.next()) {
-                params.scale = scale.to_vec();
-                follow(model, id);
+            if let Some(scale) = values.next() {
+                settle(model, id, &scale);
             }
         }
         model.codes.insert(Site::of(self.fake), codes);
@@ -215,30 +174,6 @@ impl Layout {
             Biases { bias: None, float: false, shifts: &[] }.set(model, layer, bias.to_vec())?;
         }
         Ok(())
-    }
-}
-
-impl Moving {
-    fn new(start: Vec<f32>, unit: Vec<f32>, rate: f32) -> Moving {
-        let n = start.len();
-        Moving { start, unit, t: vec![0.0; n], adam: Adam::new(n), rate, stored: None }
-    }
-
-    fn value(&self) -> Vec<f32> {
-        let one = |i: usize| match self.stored {
-            Some(t) if self.unit[i] != 0.0 => nearest_scale(self.start[i] + self.unit[i] * self.t[i], t),
-            _ => self.start[i] + self.unit[i] * self.t[i],
-        };
-        (0..self.t.len()).map(one).collect()
-    }
-
-    /// A step against a gradient by the values, times `scale`, at a share of the rate.
-    fn step(&mut self, grad: &[f32], scale: f32, share: f32) {
-        let slopes: Vec<f32> = grad.iter().zip(&self.unit).map(|(g, u)| g * u * scale).collect();
-        self.adam.step(&mut self.t, &slopes, self.rate * share);
-        if self.stored.is_some() {
-            self.t.iter_mut().for_each(|t| *t = t.clamp(REACH.0, REACH.1));
-        }
     }
 }
 
@@ -255,8 +190,7 @@ fn learn(task: &Task, mut moving: Vec<Moving>, how: &AdaQuant) -> Result<(f64, f
     for step in 0..task.steps {
         crate::interrupt::check()?;
         let grads = task.gradients(&all(&moving), batches.draw())?;
-        let share = 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / task.steps as f64).cos());
-        moving.iter_mut().zip(&grads).for_each(|(m, grad)| m.step(grad, scale, share as f32));
+        moving.iter_mut().zip(&grads).for_each(|(m, grad)| m.step(grad, scale, (step, task.steps)));
         if step + 1 == task.steps || (step + 1) % task.steps.div_ceil(LOOKS) == 0 {
             let now = all(&moving);
             let loss = task.judge(&now)?;

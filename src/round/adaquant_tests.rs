@@ -2,12 +2,12 @@ use super::adaquant::{AdaQuant, adaquant};
 use super::reconstruct_tests::{COUNT, N, ROWS, error, layer_of, open, rows, visits};
 use super::round_nearest;
 use super::task::Visits;
-use super::testing::{models, samples};
+use super::testing::{open_model, samples};
 use crate::data::Dataset;
 use crate::engine::Trial;
 use crate::graph::{Model, Op, Site};
 use crate::pass::Silent;
-use crate::quant::{self, Blocks, Origin, QuantizerId, ScaleKind};
+use crate::quant::{self, QuantizerId, ScaleKind};
 use crate::tensor::DType;
 
 fn how(iterations: usize, threads: usize) -> AdaQuant {
@@ -40,18 +40,6 @@ fn share(bits: u8, how: &AdaQuant) -> f64 {
 fn a_layer_gives_less_error_on_rows_it_has_not_seen() {
     let shares = [(2, 0.35), (4, 0.95), (8, 1.0)].map(|(bits, most)| (bits, share(bits, &how(300, 2)), most));
     assert!(shares.iter().all(|(_, share, most)| share <= most), "{shares:?}");
-}
-
-/// Gemm, Relu, Gemm without codes: its quantizers of weights and inputs, by layer.
-fn open_model() -> (Model, Model, Vec<(QuantizerId, QuantizerId, QuantizerId)>) {
-    let (float, mut m) = models(&Blocks::channel(0));
-    m.codes.clear();
-    let found = m.quantizers.ids().filter_map(|b| match m.quantizers[b].params.as_ref()?.origin {
-        Origin::Product(x, w) => Some((x, w, b)),
-        _ => None,
-    });
-    let found = found.collect();
-    (float, m, found)
 }
 
 #[test]

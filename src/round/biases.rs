@@ -108,9 +108,12 @@ pub(super) fn fake_of(model: &Model, v: ValueId) -> Option<NodeId> {
 
 /// What the bias of a layer is as it is computed with: what its codes stand for; zeros where there is none.
 pub(super) fn current(model: &Model, layer: &Layer) -> Result<Vec<f32>> {
-    let Some(port) = model.graph.node(layer.node).input(layer.slot) else { return Ok(vec![0.0; layer.channels]) };
-    let fake = fake_of(model, port);
-    match fake.map(|f| stands_for(model, f)).transpose()?.flatten() {
+    model.graph.node(layer.node).input(layer.slot).map_or_else(|| Ok(vec![0.0; layer.channels]), |port| computed_with(model, port))
+}
+
+/// The same of the value that holds a bias.
+pub(super) fn computed_with(model: &Model, port: ValueId) -> Result<Vec<f32>> {
+    match fake_of(model, port).map(|f| stands_for(model, f)).transpose()?.flatten() {
         Some(values) => Ok(values),
         None => Ok(constant_of(model, port)?.0.to_f32()?.into_owned()),
     }

@@ -16,6 +16,7 @@ mod reconstruct;
 mod reconstruct_tests;
 mod refit;
 mod samples;
+mod scales;
 mod task;
 #[cfg(test)]
 mod testing;

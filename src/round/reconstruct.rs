@@ -1,19 +1,23 @@
 //! Learns for each weight whether it is rounded up or down, so that what a layer or a block gives out comes near what it gives in the float model, with
 //! everything before it quantized: `w = step · clip(⌊w / step⌋ + h(V))`, `h` a rectified sigmoid, and `λ Σ 1 − |2h − 1|^β` drives it to 0 or 1.
-//! Source: Nagel et al. 2020, Up or Down? Adaptive Rounding for Post-Training Quantization (a layer, with its activation); Li et al. 2021, BRECQ (a block).
+//! Source: Nagel et al. 2020, Up or Down? Adaptive Rounding for Post-Training Quantization (a layer, with its activation); Li et al. 2021, BRECQ (a block,
+//! with the scales of the activations in it: Esser et al. 2020, LSQ; at once with the weights, as Wei et al. 2022, QDrop).
 //! Outputs are measured by their power, so that λ means the same for every layer. Steps are longer where fewer are taken.
-//! Needs: samples; integer codes. A unit that is not better than under nearest codes on held-out samples keeps these.
+//! Needs: samples; integer codes. Of activations the scales stay that are felt outside of a block, powers of two, given, or that a bias barely fits; zero
+//! points stay. A unit that is not better than under nearest codes on held-out samples keeps these, and its scales.
 
 use super::grid::Grid;
+use super::scales::{Moving, activations, quantizer_before, settle};
 use super::task::{Batches, Learnt, Place, Task, Values, Visits, visit};
-use super::units::{blocks, layers};
+use super::units::{Unit, blocks, layers};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::graph::{Linear, Model, NodeId, Site};
 use crate::learn::SoftRound;
 use crate::note::Notes;
 use crate::pass::Progress;
-use crate::quant;
+use crate::quant::{self, QuantizerId};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What the method was asked for.
@@ -46,28 +50,37 @@ pub fn reconstruct(model: &mut Model, how: &Reconstruct, data: Option<(&Dataset,
         notes.declined("", "nearest codes: no layer has a weight of integers that it alone reads");
         return Ok(notes);
     }
-    let mut found = Vec::new();
+    let (units, scales) = if how.blocks { with_scales(model, units)? } else { (units, Vec::new()) };
+    let (mut found, mut moved) = (Vec::new(), Vec::new());
     let visited = visit(model, &units, (&how.visits, false), data, (&mut notes, progress), |at, mut task| {
         let unit = &units[at];
         let softs = unit.weights.iter().map(|(fake, _)| soft(model, *fake)).collect::<Result<Vec<_>>>()?;
         let (softs, places) = softs.into_iter().unzip();
         task.places = places;
         let channels = unit.weights.last().and_then(|(_, n)| Linear::of(&model.graph, *n)).map_or(1, |l| l.out_channels(&model.graph));
-        let (before, after, codes) = learn(&task, softs, channels as f64, how)?;
-        for ((fake, _), values) in unit.weights.iter().zip(codes.iter().flatten()) {
+        let opened = scales.get(at).into_iter().flatten().map(|id| Moving::scales(model, *id, &[])).collect::<Result<Vec<_>>>()?;
+        let (of, moving) = opened.into_iter().unzip();
+        task.scales = of;
+        let (before, after, best) = learn(&task, (softs, moving), channels as f64, how)?;
+        let mut values = best.iter().flatten();
+        for ((fake, _), values) in unit.weights.iter().zip(&mut values) {
             let row = &model.quantizers[model.quantizers.root(model.graph.node(*fake).quantizer().expect("it is a FakeQuant"))];
             let shape = model.graph.node(*fake).input(0).and_then(|v| model.graph.constant(v)).expect("found before").tensor.shape();
             let params = row.params.as_ref().expect("a grid has parameters");
             found.push((Site::of(*fake), quant::quantize(values, shape, &row.scheme, params)?));
         }
-        Ok(Learnt { before, after, outputs: codes.map(|c| task.outputs(&c)).transpose()? })
+        moved.extend(task.scales.iter().map(|(id, _)| *id).zip(values.cloned()));
+        Ok(Learnt { before, after, outputs: best.map(|v| task.outputs(&v)).transpose()? })
     })?;
     let Some(visited) = visited else { return Ok(notes) };
     let weights: usize = found.iter().map(|(_, c): &(Site, quant::Codes)| c.0.len()).sum();
     model.codes.extend(found);
+    moved.iter().for_each(|(id, scale)| settle(model, *id, scale));
     let what = if how.blocks { "blocks and layers" } else { "layers" };
     let (gained, kept) = (visited.gained, visited.kept);
-    let told = format!("{weights} weights of {gained} {what} rounded by {} steps over {} samples; {kept} keep nearest codes", visited.steps, visited.samples);
+    let with = if moved.is_empty() { String::new() } else { format!(", and {} scales of activations learnt,", moved.len()) };
+    let (steps, samples) = (visited.steps, visited.samples);
+    let told = format!("{weights} weights of {gained} {what} rounded{with} by {steps} steps over {samples} samples; {kept} keep nearest codes");
     notes.changed("", told);
     Ok(notes)
 }
@@ -82,10 +95,31 @@ fn soft(model: &Model, fake: NodeId) -> Result<(SoftRound, Place)> {
     Ok((SoftRound::new(&tensor.to_f32()?, step, offset, codes), (value, tensor.shape().to_vec())))
 }
 
-/// Held-out loss under nearest codes and under the best others; their values, if they are better. `scale` is the number of channels that the unit gives out.
-fn learn(task: &Task, mut softs: Vec<SoftRound>, scale: f64, how: &Reconstruct) -> Result<(f64, f64, Option<Values>)> {
-    let all = |softs: &[SoftRound], values: fn(&SoftRound) -> Vec<f32>| softs.iter().map(|s| Arc::new(values(s))).collect::<Values>();
-    let before = task.judge(&all(&softs, SoftRound::hard))?;
+/// The units, each from what it reads before that is quantized if it is alone in reading it, with the quantizers of activations whose scales it may learn.
+fn with_scales(model: &Model, mut units: Vec<Unit>) -> Result<(Vec<Unit>, Vec<Vec<QuantizerId>>)> {
+    let place: BTreeMap<NodeId, usize> = model.graph.order().iter().enumerate().map(|(i, n)| (*n, i)).collect();
+    let mut walked = 0;
+    let mut scales = Vec::new();
+    for unit in &mut units {
+        if let Some((fake, value)) = quantizer_before(model, unit).filter(|(f, _)| place[f] >= walked) {
+            let wider = Unit { input: value, ..unit.clone() };
+            let own = model.graph.node(fake).quantizer().map(|q| model.quantizers.root(q));
+            if activations(model, &wider)?.iter().any(|q| Some(*q) == own) {
+                *unit = wider;
+            }
+        }
+        scales.push(activations(model, unit)?);
+        walked = walked.max(place[&unit.last] + 1);
+    }
+    Ok((units, scales))
+}
+
+/// Held-out loss under nearest codes and under the best others; these and the scales with them, if they are better. `channels`: how many the unit gives out.
+fn learn(task: &Task, mut at: (Vec<SoftRound>, Vec<Moving>), channels: f64, how: &Reconstruct) -> Result<(f64, f64, Option<Values>)> {
+    let all = |(softs, moving): &(Vec<SoftRound>, Vec<Moving>), values: fn(&SoftRound) -> Vec<f32>| {
+        softs.iter().map(values).chain(moving.iter().map(Moving::value)).map(Arc::new).collect::<Values>()
+    };
+    let before = task.judge(&all(&at, SoftRound::hard))?;
     let power = task.power()?;
     if before == 0.0 || power == 0.0 {
         return Ok((before, before, None));
@@ -94,30 +128,32 @@ fn learn(task: &Task, mut softs: Vec<SoftRound>, scale: f64, how: &Reconstruct) 
     let rate = (TRAVEL / steps as f64).min(LONGEST);
     let warm = (WARM * steps as f64) as usize;
     let mut batches = Batches::new(&task.seen, how.visits.batch, how.visits.seed);
-    let scale = (scale / power / batches.size as f64) as f32;
-    let (mut best, mut codes) = (before, None);
+    let scale = (channels / power / batches.size as f64) as f32;
+    let (mut best, mut values) = (before, None);
     for step in 0..steps {
         crate::interrupt::check()?;
-        let grads = task.gradients(&all(&softs, SoftRound::soft), batches.draw())?;
+        let grads = task.gradients(&all(&at, SoftRound::soft), batches.draw())?;
         let passed = (step.saturating_sub(warm)) as f64 / (steps - warm).max(1) as f64;
         let (beta, lambda) = (BETA.0 + (BETA.1 - BETA.0) * passed, if step < warm { 0.0 } else { how.lambda });
-        for (soft, grad) in softs.iter_mut().zip(grads) {
+        let mut grads = grads.iter();
+        for (soft, grad) in at.0.iter_mut().zip(&mut grads) {
             let grad: Vec<f32> = grad.iter().map(|g| g * scale).collect();
             soft.step(&grad, lambda, beta, rate);
         }
-        if step + 1 == warm && task.judge(&all(&softs, SoftRound::soft))? >= before {
+        at.1.iter_mut().zip(grads).for_each(|(scales, grad)| scales.step(grad, scale, (step, steps)));
+        if step + 1 == warm && task.judge(&all(&at, SoftRound::soft))? >= before {
             break;
         }
         if step >= warm && (step + 1 == steps || (step + 1) % steps.div_ceil(LOOKS) == 0) {
-            let now = all(&softs, SoftRound::hard);
+            let now = all(&at, SoftRound::hard);
             let loss = task.judge(&now)?;
             if loss < best {
-                (best, codes) = (loss, Some(now));
+                (best, values) = (loss, Some(now));
             }
-            if softs.iter().all(SoftRound::is_decided) {
+            if at.0.iter().all(SoftRound::is_decided) {
                 break;
             }
         }
     }
-    Ok((before, best, codes))
+    Ok((before, best, values))
 }

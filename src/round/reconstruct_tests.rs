@@ -1,15 +1,18 @@
 use super::reconstruct::{Reconstruct, reconstruct};
 use super::round_nearest;
-use super::task::{Iterations, Visits};
-use super::testing::{models, numbers, samples, weight_codes};
+use super::scales::Moving;
+use super::task::{Iterations, Learnt, Visits, visit};
+use super::testing::{models, numbers, open_model, samples, weight_codes};
 use super::units::{blocks, layers};
 use crate::data::tests::npy;
 use crate::data::{Dataset, InputInfo};
 use crate::graph::{Dim, Model, Node, Op, Site, Type};
+use crate::note::Notes;
 use crate::pass::Silent;
-use crate::quant::{self, Blocks, Params, Scheme};
+use crate::quant::{self, Blocks, Origin, Params, QuantizerId, ScaleKind, Scheme};
 use crate::tensor::{DType, Tensor};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Channels of the layer, rows of a sample, samples.
 pub const N: usize = 64;
@@ -147,4 +150,106 @@ fn a_residual_block_is_one_unit_and_its_layers_are_two() {
     assert_eq!(ends(layers(&m)), [(x, r, 1), (r, z, 1)]);
     assert_eq!(ends(blocks(&m, 1 << 20)), [(x, out, 2)]);
     assert_eq!(ends(blocks(&m, N * N)), [(x, r, 1), (r, z, 1)]);
+}
+
+/// x → FakeQuant of this scale → the layer of 4 bits → y: the model, and the quantizer of x.
+fn layer_behind(scale: f32) -> (Model, Vec<f32>, QuantizerId) {
+    let (mut m, w) = layer();
+    let q = m.quantizers.add("x", Scheme::int(8, true));
+    m.quantizers[q].params = Some(Params::tensor(scale, None));
+    let x = m.graph.inputs[0];
+    let reader = m.graph.nodes().find(|(_, n)| n.op == Op::MatMul).unwrap().0;
+    let xq = typed(&mut m, "xq", &[1, ROWS, N]);
+    m.graph.insert_node(0, Node::fake_quant(q, "fx"), &[Some(x)], &[Some(xq)]);
+    m.graph.set_input(reader, 0, Some(xq));
+    (m, w, q)
+}
+
+/// Of inputs that are 0 or beyond all codes, LSQ's gradient is that of the loss itself.
+#[test]
+fn gradients_of_a_unit_by_a_scale_are_those_of_differences() {
+    let dir = tempfile::tempdir().unwrap();
+    let x: Vec<f32> = rows(COUNT * ROWS, 7).iter().map(|v| if *v > 0.0 { v + 1.0 } else { 0.0 }).collect();
+    let data = open(dir.path(), &x, &[COUNT, ROWS, N]);
+    let (m, w, q) = layer_behind(0.002);
+    let mut units = layers(&m);
+    units[0].input = m.graph.inputs[0];
+    let all: Vec<usize> = (0..COUNT).collect();
+    let mut asked = 0;
+    visit(&m, &units, (&visits(1, 2), false), (&data, &all), (&mut Notes::of("round"), &Silent), |_, mut task| {
+        let (scale, _) = Moving::scales(&m, q, &[]).unwrap();
+        task.scales = vec![scale];
+        task.places = vec![(m.graph.find_value("wq").unwrap(), vec![N, N])];
+        let w = Arc::new(w.clone());
+        let at = |s: f32| vec![w.clone(), Arc::new(vec![s])];
+        let held = task.held.clone();
+        let by_tape = task.gradients(&at(0.002), &held).unwrap()[1][0] as f64 / held.len() as f64;
+        let (a, b) = (0.0022f32, 0.0018f32);
+        let by_differences = (task.judge(&at(a)).unwrap() - task.judge(&at(b)).unwrap()) / (a as f64 - b as f64);
+        assert!((by_tape / by_differences - 1.0).abs() < 1e-3 && by_tape.abs() > 1.0, "{by_tape} {by_differences}");
+        asked += 1;
+        Ok(Learnt { before: 0.0, after: 0.0, outputs: None })
+    })
+    .unwrap();
+    assert_eq!(asked, 1);
+}
+
+#[test]
+fn a_block_mends_the_scale_of_an_activation_that_is_cut_off_and_a_layer_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = open(dir.path(), &rows(COUNT * ROWS, 7), &[COUNT, ROWS, N]);
+    let all: Vec<usize> = (0..COUNT).collect();
+    let (m, _, q) = layer_behind(1.2 / 127.0);
+    let learnt = |blocks: bool, threads: usize| {
+        let mut m = m.clone();
+        let notes = reconstruct(&mut m, &Reconstruct { blocks, ..how(300, threads) }, Some((&data, &all)), &Silent).unwrap();
+        assert_eq!(notes.list().iter().any(|n| n.text.contains("and 1 scales of activations learnt")), blocks, "{notes:?}");
+        m
+    };
+    let (mended, again, layer) = (learnt(true, 1), learnt(true, 2), learnt(false, 1));
+    assert!(mended == again, "the result depends on the number of threads");
+    let scale = |m: &Model| m.quantizers[q].params.as_ref().unwrap().scale[0];
+    assert_eq!(scale(&layer), scale(&m));
+    assert!(scale(&mended) > 1.1 * scale(&m), "{} {}", scale(&m), scale(&mended));
+}
+
+#[test]
+fn scales_of_blocks_stay_that_are_given_powers_of_two_felt_outside_or_barely_hold_a_bias_and_biases_follow_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = samples(dir.path(), 64, false);
+    let all: Vec<usize> = (0..64).collect();
+    let (_, mut m, triples) = open_model();
+    let (x, w, b) = triples[1];
+    // What is read is cut off.
+    m.quantizers[x].params.as_mut().unwrap().scale[0] /= 8.0;
+    m.quantizers[b].params.as_mut().unwrap().scale.iter_mut().for_each(|s| *s /= 8.0);
+    let run = |mut m: Model| {
+        reconstruct(&mut m, &Reconstruct { blocks: true, ..how(40, 1) }, Some((&data, &all)), &Silent).unwrap();
+        m
+    };
+    let scale = |m: &Model, q: QuantizerId| m.quantizers[q].params.clone().unwrap().scale;
+    let moved = |before: Model| scale(&run(before.clone()), x) != scale(&before, x);
+    let after = run(m.clone());
+    assert_ne!(scale(&after, x), scale(&m, x));
+    assert_eq!(scale(&after, w), scale(&m, w));
+    assert_eq!(scale(&after, b), scale(&after, w).iter().map(|s| s * scale(&after, x)[0]).collect::<Vec<f32>>());
+    let with = |change: &dyn Fn(&mut Model)| {
+        let mut m = m.clone();
+        change(&mut m);
+        m
+    };
+    assert!(!moved(with(&|m| m.quantizers[x].params.as_mut().unwrap().origin = Origin::Fixed)));
+    assert!(!moved(with(&|m| m.quantizers[x].scheme.scale = ScaleKind::Pow2(DType::F32))));
+    assert!(!moved(with(&|m| m.quantizers[b].params.as_mut().unwrap().scale.iter_mut().for_each(|s| *s = 1e-9))));
+    // Another place, and another reader.
+    let place = m.graph.nodes().find(|(_, n)| n.op == Op::FakeQuant && n.quantizer() == Some(x)).unwrap().0;
+    assert!(!moved(with(&|m| {
+        let (v, y) = (m.graph.node(place).input(0), m.graph.add_value("again"));
+        let at = m.graph.position(place);
+        m.graph.insert_node(at, Node::fake_quant(x, "again"), &[v], &[Some(y)]);
+    })));
+    assert!(!moved(with(&|m| {
+        let v = m.graph.node(place).output(0).unwrap();
+        m.graph.outputs.push(v);
+    })));
 }

@@ -3,7 +3,7 @@
 use crate::data::tests::npy;
 use crate::data::{Dataset, InputInfo};
 use crate::graph::{Dim, Model, Node, NodeId, Op, Site, Type};
-use crate::quant::{Blocks, Origin, Params, Scheme, fit};
+use crate::quant::{Blocks, Origin, Params, QuantizerId, Scheme, fit};
 use crate::tensor::{DType, Tensor};
 use std::path::Path;
 
@@ -62,6 +62,18 @@ pub fn models_before(blocks: &Blocks, last: Option<Node>) -> (Model, Model) {
     }
     super::round_nearest(&mut m).unwrap();
     (float, m)
+}
+
+/// The model with one scale a channel, as it was and without codes; by layer, its quantizers of input, weight and bias.
+pub fn open_model() -> (Model, Model, Vec<(QuantizerId, QuantizerId, QuantizerId)>) {
+    let (float, mut m) = models(&Blocks::channel(0));
+    m.codes.clear();
+    let found = m.quantizers.ids().filter_map(|b| match m.quantizers[b].params.as_ref()?.origin {
+        Origin::Product(x, w) => Some((x, w, b)),
+        _ => None,
+    });
+    let found = found.collect();
+    (float, m, found)
 }
 
 /// Samples of it; every fourth is nothing but zeros if so wished, so that biases alone decide, and what serves the others does not serve it.

@@ -27,8 +27,9 @@ pub struct AdaQuant {
     pub visits: Visits,
 }
 
-/// Length of a first step: of weights, in steps between codes; of biases, in steps between codes times the input's deviation.
+/// Length of a first step: of weights, in steps between codes; of scales, as a share of them; of biases, in steps between codes times the input's deviation.
 const WEIGHT: f32 = 0.005;
+const SCALE: f32 = 1e-3;
 const BIAS: f32 = 1e-2;
 /// Times that held-out samples judge; without a gain in the first half of the steps, the others are not run.
 const LOOKS: usize = 8;
@@ -153,7 +154,7 @@ impl Layout {
             moving.push(Moving::new(bias, units, BIAS));
         }
         for (id, stays) in self.scales.iter().map(|s| (self.weight, s.clone())).chain(self.input.map(|id| (id, Vec::new()))) {
-            let (scale, moves) = Moving::scales(model, id, &stays)?;
+            let (scale, moves) = Moving::scales(model, id, &stays, SCALE)?;
             task.scales.push(scale);
             moving.push(moves);
         }

@@ -33,9 +33,11 @@ pub struct Reconstruct {
 /// The exponent of the regulariser, from the first to the last step that has one; and the share of steps before.
 const BETA: (f64, f64) = (20.0, 2.0);
 const WARM: f64 = 0.2;
-/// How far a weight's V may go in all steps, and in one.
+/// How far a weight's V may go in all steps, and in one; the same of a scale, as shares of it (in all steps half as far, since they grow shorter).
 const TRAVEL: f64 = 20.0;
 const LONGEST: f64 = 0.03;
+const STRETCH: f64 = 1.0;
+const WIDEST: f64 = 0.01;
 /// Times that held-out samples judge.
 const LOOKS: usize = 8;
 /// Weights of a block at most.
@@ -58,7 +60,8 @@ pub fn reconstruct(model: &mut Model, how: &Reconstruct, data: Option<(&Dataset,
         let (softs, places) = softs.into_iter().unzip();
         task.places = places;
         let channels = unit.weights.last().and_then(|(_, n)| Linear::of(&model.graph, *n)).map_or(1, |l| l.out_channels(&model.graph));
-        let opened = scales.get(at).into_iter().flatten().map(|id| Moving::scales(model, *id, &[])).collect::<Result<Vec<_>>>()?;
+        let pace = (STRETCH / task.steps as f64).min(WIDEST) as f32;
+        let opened = scales.get(at).into_iter().flatten().map(|id| Moving::scales(model, *id, &[], pace)).collect::<Result<Vec<_>>>()?;
         let (of, moving) = opened.into_iter().unzip();
         task.scales = of;
         let (before, after, best) = learn(&task, (softs, moving), channels as f64, how)?;

@@ -177,7 +177,7 @@ fn gradients_of_a_unit_by_a_scale_are_those_of_differences() {
     let all: Vec<usize> = (0..COUNT).collect();
     let mut asked = 0;
     visit(&m, &units, (&visits(1, 2), false), (&data, &all), (&mut Notes::of("round"), &Silent), |_, mut task| {
-        let (scale, _) = Moving::scales(&m, q, &[]).unwrap();
+        let (scale, _) = Moving::scales(&m, q, &[], 1.0).unwrap();
         task.scales = vec![scale];
         task.places = vec![(m.graph.find_value("wq").unwrap(), vec![N, N])];
         let w = Arc::new(w.clone());

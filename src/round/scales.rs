@@ -10,8 +10,6 @@ use crate::quant::{Origin, Params, Quantizer, QuantizerId, ScaleKind, Timing, Ze
 use crate::tensor::DType;
 use std::collections::BTreeSet;
 
-/// Length of a first step of scales, as a share of them.
-const SCALE: f32 = 1e-3;
 /// How far scales go, as shares of what they were.
 const REACH: (f32, f32) = (-0.5, 1.0);
 /// Biases whose codes are beyond this share of their highest hold their scales.
@@ -35,11 +33,11 @@ impl Moving {
         Moving { start, unit, t: vec![0.0; n], adam: Adam::new(n), rate, stored: None }
     }
 
-    /// The scales of a quantizer, but for those that stay; and what a task overrides.
+    /// The scales of a quantizer, but for those that stay, by `rate` of themselves in a first step; and what a task overrides.
     ///
     /// # Errors
     /// A quantizer whose scales are not free.
-    pub fn scales(model: &Model, id: QuantizerId, stays: &[bool]) -> Result<(Scale, Moving)> {
+    pub fn scales(model: &Model, id: QuantizerId, stays: &[bool], rate: f32) -> Result<(Scale, Moving)> {
         let row = &model.quantizers[id];
         let (Some(params), ScaleKind::Exact(stored)) = (&row.params, &row.scheme.scale) else { return Err(Error::failed("has no scale")) };
         let zero = match &params.zero {
@@ -48,7 +46,7 @@ impl Moving {
             Zeros::Real(z) => Some(z.clone()),
         };
         let unit = params.scale.iter().enumerate().map(|(i, s)| if stays.get(i) == Some(&true) { 0.0 } else { *s }).collect();
-        Ok(((id, zero), Moving { stored: Some(*stored), ..Moving::new(params.scale.clone(), unit, SCALE) }))
+        Ok(((id, zero), Moving { stored: Some(*stored), ..Moving::new(params.scale.clone(), unit, rate) }))
     }
 
     pub fn value(&self) -> Vec<f32> {

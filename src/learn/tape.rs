@@ -44,6 +44,11 @@ impl Tape {
         self.leaf(values.into(), shape, false)
     }
 
+    /// The same of a copy.
+    pub fn copied(&mut self, values: &[f32], shape: &[usize]) -> Var {
+        self.constant(buffers::copy(values), shape)
+    }
+
     /// A tensor whose gradient is wanted.
     pub fn parameter(&mut self, values: impl Into<Arc<Vec<f32>>>, shape: &[usize]) -> Var {
         self.leaf(values.into(), shape, true)

@@ -16,7 +16,7 @@ use crate::graph::{Linear, Model, NodeId, Site};
 use crate::learn::SoftRound;
 use crate::note::Notes;
 use crate::pass::Progress;
-use crate::quant::{self, QuantizerId};
+use crate::quant::{self, Quantizer, QuantizerId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -33,11 +33,12 @@ pub struct Reconstruct {
 /// The exponent of the regulariser, from the first to the last step that has one; and the share of steps before.
 const BETA: (f64, f64) = (20.0, 2.0);
 const WARM: f64 = 0.2;
-/// How far a weight's V may go in all steps, and in one; the same of a scale, as shares of it (in all steps half as far, since they grow shorter).
+/// How far a weight's V may go in all steps, and in one. The same of the number that the outermost code of an activation stands for, in steps between codes
+/// (in all steps half as far, since they grow shorter): LSQ's share that falls with the number of codes, without which 8 bits lose more than they gain.
 const TRAVEL: f64 = 20.0;
 const LONGEST: f64 = 0.03;
-const STRETCH: f64 = 1.0;
-const WIDEST: f64 = 0.01;
+const STRETCH: f64 = 30.0;
+const WIDEST: f64 = 0.1;
 /// Times that held-out samples judge.
 const LOOKS: usize = 8;
 /// Weights of a block at most.
@@ -61,7 +62,12 @@ pub fn reconstruct(model: &mut Model, how: &Reconstruct, data: Option<(&Dataset,
         task.places = places;
         let channels = unit.weights.last().and_then(|(_, n)| Linear::of(&model.graph, *n)).map_or(1, |l| l.out_channels(&model.graph));
         let pace = (STRETCH / task.steps as f64).min(WIDEST) as f32;
-        let opened = scales.get(at).into_iter().flatten().map(|id| Moving::scales(model, *id, &[], pace)).collect::<Result<Vec<_>>>()?;
+        let opened = scales
+            .get(at)
+            .into_iter()
+            .flatten()
+            .map(|id| Moving::scales(model, *id, &[], pace / outermost(&model.quantizers[*id])))
+            .collect::<Result<Vec<_>>>()?;
         let (of, moving) = opened.into_iter().unzip();
         task.scales = of;
         let (before, after, best) = learn(&task, (softs, moving), channels as f64, how)?;
@@ -86,6 +92,13 @@ pub fn reconstruct(model: &mut Model, how: &Reconstruct, data: Option<(&Dataset,
     let told = format!("{weights} weights of {gained} {what} rounded{with} by {steps} steps over {samples} samples; {kept} keep nearest codes");
     notes.changed("", told);
     Ok(notes)
+}
+
+/// How far from zero the outermost code of the first block lies, in steps between codes.
+fn outermost(row: &Quantizer) -> f32 {
+    let zero = row.params.as_ref().map_or(0.0, |p| p.zero_at(0));
+    let (lo, hi) = row.scheme.format.code_range().map_or((0.0, row.scheme.format.max_value()), |(lo, hi)| (lo as f32, hi as f32));
+    (zero - lo).max(hi - zero).max(1.0)
 }
 
 /// The weight of a FakeQuant on its way, and what the FakeQuant gives, with its shape.

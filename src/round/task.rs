@@ -172,7 +172,7 @@ pub fn steps(macs: u64, batch: usize, iterations: Iterations) -> usize {
 impl Task {
     /// What the unit gives under these values for sample `i`, and the values on the tape.
     fn run(&self, tape: &mut Tape, values: &Values, i: usize, learn: bool) -> Result<(Var, Vec<Var>)> {
-        let x = tape.constant(self.input[i].to_f32()?.into_owned(), self.input[i].shape());
+        let x = tape.copied(&self.input[i].to_f32()?, self.input[i].shape());
         let put = |tape: &mut Tape, w: &Arc<Vec<f32>>, s: &[usize]| if learn { tape.parameter(w.clone(), s) } else { tape.constant(w.clone(), s) };
         let (places, scales) = values.split_at(self.places.len());
         let mut vars: Vec<Var> = places.iter().zip(&self.places).map(|(w, (_, shape))| put(tape, w, shape)).collect();
@@ -192,7 +192,7 @@ impl Task {
     fn loss(&self, values: &Values, i: usize, learn: bool) -> Result<(f64, Vec<Vec<f32>>)> {
         let mut tape = Tape::new();
         let (y, vars) = self.run(&mut tape, values, i, learn)?;
-        let wanted = tape.constant(self.wanted[i].to_f32()?.into_owned(), self.wanted[i].shape());
+        let wanted = tape.copied(&self.wanted[i].to_f32()?, self.wanted[i].shape());
         let loss = tape.mean_square(y, wanted);
         let value = tape.scalar(loss) as f64;
         if !value.is_finite() {

@@ -159,7 +159,7 @@ static ROUND: &[Key] = &[
     Key::new(
         "method",
         Shape::OneOf(&["nearest", "gptq", "adaround", "block", "adaquant", "hqq", "k-quant"]),
-        "nearest: the code closest to each weight; gptq: each weight makes up for what those before it lost; adaround: up or down, learnt layer by layer; block: the same over residual and attention blocks; adaquant: weights that may end at any code, biases and scales, learnt layer by layer; hqq: zero points that make little of outliers, and nearest codes; k-quant: scales and zero points by weighted least squares, and nearest codes",
+        "nearest: the code closest to each weight; gptq: each weight makes up for what those before it lost; adaround: up or down, learnt layer by layer; block: the same over residual and attention blocks, with the scales of activations in them; adaquant: weights that may end at any code, biases and scales, learnt layer by layer; hqq: zero points that make little of outliers, and nearest codes; k-quant: scales and zero points by weighted least squares, and nearest codes",
     ),
     Key::new(
         "damping",

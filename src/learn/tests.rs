@@ -122,7 +122,7 @@ fn convolutions_with_groups_strides_dilations_and_pads_of_every_side() {
     let mut n = Numbers(11);
     // (image, maps, kernel, groups, strides, dilations, begin, end)
     type Case = (&'static [usize], usize, &'static [usize], usize, &'static [usize], &'static [usize], &'static [usize], &'static [usize]);
-    let cases: [Case; 11] = [
+    let cases: [Case; 13] = [
         (&[2, 3, 9], 2, &[3, 3], 2, &[1, 1], &[1, 1], &[1, 1], &[1, 1]),
         (&[2, 2, 12], 4, &[2, 3], 2, &[1, 1], &[1, 2], &[0, 3], &[1, 1]),
         (&[3, 5, 4], 4, &[3, 3], 1, &[1, 1], &[1, 1], &[1, 1], &[1, 1]),
@@ -134,6 +134,8 @@ fn convolutions_with_groups_strides_dilations_and_pads_of_every_side() {
         (&[4, 5, 5], 2, &[1, 1], 2, &[2, 2], &[1, 1], &[0, 0], &[0, 0]),
         (&[3, 9], 2, &[4], 1, &[2], &[1], &[3], &[0]),
         (&[2, 3, 4, 3], 2, &[2, 2, 2], 1, &[1, 2, 1], &[1, 1, 1], &[0, 1, 1], &[1, 0, 0]),
+        (&[2, 3, 4, 3], 2, &[2, 2, 2], 2, &[1, 2, 1], &[1, 1, 2], &[0, 1, 1], &[1, 0, 0]),
+        (&[2, 7, 6], 2, &[3, 2], 2, &[2, 3], &[3, 2], &[2, 1], &[1, 3]),
     ];
     for (image, maps, kernel, groups, strides, dilations, begin, end) in cases {
         let window = Window { kernel: kernel.to_vec(), strides: strides.to_vec(), dilations: dilations.to_vec(), begin: begin.to_vec(), end: end.to_vec() };
@@ -173,6 +175,34 @@ fn convolutions_with_groups_strides_dilations_and_pads_of_every_side() {
         check(&format!("transposed {what}"), &[map, w, n.tensor(&[image[0]], -1.0, 1.0)], |t, v| {
             t.conv_transpose(v[0], v[1], Some(v[2]), &window, groups, &image[1..])
         });
+    }
+}
+
+/// A convolution is linear in the image and in the weight: `⟨g, y⟩ = ⟨∂x, x⟩ = ⟨∂w, w⟩` on images of more than one piece of any loop.
+#[test]
+fn large_depthwise_convolutions_pass_back_what_they_are() {
+    for (kernel, stride, dilation) in [(3, 1, 1), (5, 1, 1), (5, 2, 1), (3, 2, 3)] {
+        let mut n = Numbers(5);
+        let pads = vec![kernel / 2; 2];
+        let window = Window { strides: vec![stride; 2], dilations: vec![dilation; 2], begin: pads.clone(), end: pads, ..Window::of(&[kernel, kernel]) };
+        let (x, w) = (n.tensor(&[1, 3, 90, 71], -1.0, 1.0), n.tensor(&[3, 1, kernel, kernel], -1.0, 1.0));
+        let mut tape = Tape::new();
+        let vars = [&x, &w].map(|(v, s)| tape.parameter(v.clone(), s));
+        let y = tape.conv(vars[0], vars[1], None, &window, 3);
+        // The same with the channels as groups of two of which one is empty: by products of patches.
+        let wide: Vec<f32> = x.0.chunks(90 * 71).flat_map(|c| [c, &vec![0.0; c.len()][..]].concat()).collect();
+        let twice: Vec<f32> = w.0.chunks(kernel * kernel).flat_map(|c| [c, c].concat()).collect();
+        let wide = [tape.constant(wide, &[1, 6, 90, 71]), tape.constant(twice, &[3, 2, kernel, kernel])];
+        let same = tape.conv(wide[0], wide[1], None, &window, 3);
+        assert!(tape.value(y).iter().zip(tape.value(same)).all(|(a, b)| (a - b).abs() < 1e-5), "{kernel} {stride} {dilation}");
+        let g = n.tensor(&tape.shape(y).to_vec(), -1.0, 1.0).0;
+        let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum::<f64>();
+        let whole = product(&g, tape.value(y));
+        let grads = tape.backward_from(vec![(y, g)]);
+        for (v, (values, _)) in vars.iter().zip([&x, &w]) {
+            let back = product(grads.of(*v).unwrap(), values);
+            assert!((back - whole).abs() < 1e-4 * (1.0 + whole.abs()), "{kernel} {stride} {dilation}: {back} {whole}");
+        }
     }
 }
 

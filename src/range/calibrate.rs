@@ -159,12 +159,15 @@ fn watched_values(model: &Model) -> Vec<(ValueId, QuantizerId)> {
     list
 }
 
+/// What a pass over the samples looks at: values under quantizers, values whose first samples are kept, and what others want to see.
+type Watched<'a> = (&'a [(ValueId, QuantizerId)], &'a [ValueId], Option<&'a dyn Beside>);
+
 /// Runs the float model over the samples and watches the values. Per-tensor quantizers are watched as the method needs, per-channel ones by extremes.
 /// With what was seen come the values `probed`, of each of the first samples; what is looked at beside keeps what it saw.
 fn watch(
     model: &Model,
     how: &Calibrate,
-    (watched, probed, beside): (&[(ValueId, QuantizerId)], &[ValueId], Option<&dyn Beside>),
+    (watched, probed, beside): Watched,
     masks: &Masks,
     (data, samples): (&Dataset, &[usize]),
     progress: &dyn Progress,

@@ -26,7 +26,7 @@ pub(super) struct Reading {
 impl Reading {
     /// What it reads of a tensor, of which there are `samples`.
     fn columns(&self, t: &Tensor, samples: usize) -> Result<(Vec<Vec<f32>>, usize)> {
-        Ok(self.patches.columns(&*t.to_f32()?, t.shape(), self.places.div_ceil(samples.max(1)).max(1)))
+        Ok(self.patches.columns(&t.to_f32()?, t.shape(), self.places.div_ceil(samples.max(1)).max(1)))
     }
 }
 

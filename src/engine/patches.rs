@@ -16,6 +16,9 @@ pub struct Patches {
     ins: usize,
 }
 
+/// An offset beyond every tensor, where nothing but zero lies.
+const OUTSIDE: usize = usize::MAX;
+
 impl Patches {
     /// Of a layer whose weight has this shape; `None` where rows of the input do not meet rows of the weight.
     pub fn of(node: &Node, linear: &Linear, weight: &[usize]) -> Option<Patches> {
@@ -50,7 +53,7 @@ impl Patches {
         let n = self.kernel.len();
         if n == 0 {
             let chosen = spread(x.len() / self.ins, most);
-            let offsets: Vec<Option<usize>> = chosen.iter().map(|r| Some(r * self.ins)).collect();
+            let offsets: Vec<usize> = chosen.iter().map(|r| r * self.ins).collect();
             return (vec![self.gather(x, &offsets, 1)], chosen.len());
         }
         if shape.len() != n + 2 || shape[1] != self.ins * self.groups {
@@ -61,7 +64,7 @@ impl Patches {
         let places: usize = axes.iter().map(|(out, _)| out).product();
         let plane: usize = sides.iter().product();
         let chosen = spread(shape[0] * places, most);
-        // Of an element of the kernel, what it reads of the first channel; nothing where the input is padded with zeros.
+        // Where an element of the kernel reads in the first channel; `None` where the input is padded with zeros.
         let offset = |element: usize, chosen: usize| {
             let (sample, mut place, mut k) = (chosen / places, chosen % places, element);
             let (mut at, mut stride) = (sample * shape[1] * plane, 1);
@@ -74,16 +77,17 @@ impl Patches {
             Some(at)
         };
         let elements: usize = self.kernel.iter().product();
-        let offsets: Vec<Option<usize>> = (0..elements).flat_map(|e| chosen.iter().map(move |c| (e, *c))).map(|(e, c)| offset(e, c)).collect();
+        let offsets: Vec<usize> = (0..elements).flat_map(|e| chosen.iter().map(move |c| (e, *c))).map(|(e, c)| offset(e, c).unwrap_or(OUTSIDE)).collect();
         let group = |g: usize| self.gather(&x[(g * self.ins * plane).min(x.len())..], &offsets, plane);
         ((0..self.groups).map(group).collect(), chosen.len())
     }
 
     /// By channel, `plane` apart, what lies at the offsets.
-    fn gather(&self, x: &[f32], offsets: &[Option<usize>], plane: usize) -> Vec<f32> {
+    fn gather(&self, x: &[f32], offsets: &[usize], plane: usize) -> Vec<f32> {
         let mut columns = Vec::with_capacity(self.ins * offsets.len());
         for c in 0..self.ins {
-            columns.extend(offsets.iter().map(|at| at.map_or(0.0, |at| x[c * plane + at])));
+            let x = &x[(c * plane).min(x.len())..];
+            columns.extend(offsets.iter().map(|at| x.get(*at).copied().unwrap_or(0.0)));
         }
         columns
     }

@@ -91,13 +91,16 @@ pub fn reaches_down(model: &Model, node: &Node, q: QuantizerId) -> bool {
     quant::ends(&row.scheme, p).0 >= least - p.scale_at(0) * 1e-3
 }
 
-/// Whether a quantizer cuts all that a Relu or Clip before it cuts.
+/// Whether a quantizer cuts all that a Relu or Clip before it cuts: the ends of all codes are what the bounds are rounded to. Compilers tell it of a Clip that has
+/// both bounds, or cuts at the top alone; of one that cuts at the bottom alone the lowest code must not lie below.
 fn is_dropped(model: &Model, node: &Node, q: QuantizerId) -> bool {
     let row = &model.quantizers[q];
-    let (Some(_), Some(p)) = (row.scheme.format.code_range(), &row.params) else { return false };
+    let (Some((low, high)), Some(p)) = (row.scheme.format.code_range(), &row.params) else { return false };
     if !matches!(node.op, Op::Relu | Op::Clip) {
         return true;
     }
-    let (near, (lo, hi)) = (p.scale_at(0) * 1e-3, quant::ends(&row.scheme, p));
-    bounds(&model.graph, node).is_some_and(|(least, most)| lo >= least - near && hi <= most + near)
+    let code = |x: f32| (x / p.scale_at(0)).round_ties_even() + p.zero_at(0);
+    let fits = |least: f32, most: f32| code(least) <= low as f32 && code(most) >= high as f32;
+    let exact = |least: f32, most: f32| most.is_finite() || least.is_infinite() || quant::ends(&row.scheme, p).0 >= least - f32::EPSILON;
+    bounds(&model.graph, node).is_some_and(|(least, most)| fits(least, most) && exact(least, most))
 }

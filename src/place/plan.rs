@@ -245,7 +245,9 @@ impl Planner<'_> {
             }
             let follower = g.node(port.node).op;
             let floor = || {
-                g.node(port.node).output(0).zip(self.rules.activations).is_some_and(|(y, base)| has_floor(g, &self.plan.kinds, y, &self.wishes.value(y, base)))
+                let (kinds, profile) = (&self.plan.kinds, self.rules.profile);
+                let made = g.node(port.node).output(0).zip(self.rules.activations);
+                made.is_some_and(|(y, base)| has_floor(self.model, profile, kinds, y, &self.wishes.value(y, base)))
             };
             let fits = |f: &Fuse| suits::fits(f, node.op, follower) && !(f.last && before.contains(&v)) && (!f.floor || floor());
             if self.rules.profile.fuse.iter().any(fits) && self.operands(g.node(port.node)).len() == 1 {

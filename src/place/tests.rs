@@ -471,6 +471,36 @@ fn a_floor_must_be_a_code() {
     }
 }
 
+/// Conv → Clip → y: together where codes end at what it cuts at, whatever the samples show; Conv → Relu → Max(x): the result shares its range.
+#[test]
+fn a_floor_is_one_for_all_samples() {
+    let (low, high) = (f32::NEG_INFINITY, f32::INFINITY);
+    let together = |least: f32, most: f32, max: bool| {
+        let mut b = Built::new();
+        let (x, w) = (b.input("x"), b.weight("w", &[2, 2, 1, 1]));
+        let bound = |b: &mut Built, name: &str, at: f32| at.is_finite().then(|| b.g().add_constant(name, Tensor::scalar(at)));
+        let (least, most) = (bound(&mut b, "least", least), bound(&mut b, "most", most));
+        let (c, r) = (b.node(Op::Conv, &[x, w], "c"), b.value("r"));
+        b.g().add_node(Node::new(Op::Clip, "clip"), &[Some(c), least, most], &[Some(r)]);
+        let y = if max { b.node(Op::Max, &[r, x], "y") } else { r };
+        let mut m = b.output(y);
+        let mut asked = Asked::new();
+        asked.profile.quantize.push(Op::Max);
+        asked.profile.join = vec![Op::Max];
+        asked.profile.fuse[0].floor = true;
+        asked.activations = Some(SchemeKeys { symmetric: Some(false), ..keys("uint8") });
+        asked.place(&mut m).unwrap();
+        !m.quantizers.ids().any(|q| m.quantizers[q].name == "c")
+    };
+    for (least, most) in [(0.0, 6.0), (0.0, high), (-1.1, 0.7), (low, 0.5)] {
+        assert!(together(least, most, false), "{least} {most}");
+    }
+    for (least, most) in [(0.25, 2.0), (-3.0, -1.0), (-0.5, high)] {
+        assert!(!together(least, most, false), "{least} {most}");
+    }
+    assert!(!together(0.0, high, true));
+}
+
 /// x → LayerNormalization(scale, offset) → y: the scale by the target's own scheme, the offset a bias of both.
 #[test]
 fn normalizations_are_scaled_on_codes_where_the_target_says_how() {

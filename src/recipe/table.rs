@@ -458,6 +458,7 @@ static LIMIT: &[Key] = &[
     Key::new("at_most", Shape::Int(i64::MIN, i64::MAX), "a number"),
     Key::new("rank", COUNT, "most dimensions of operands and results"),
     Key::new("constant", Shape::Int(0, 16), "the slot of an input that must be constant"),
+    Key::new("unpadded", Shape::Int(0, 16), "the axis before which a Pad must put nothing; `fuse` writes what does as a Concat"),
     Key::new("weights", Shape::List(&Shape::Format), "formats that their weights may have"),
     Key::new("activations", Shape::List(&Shape::Format), "formats that their operands and results may have"),
     Key::new("granularity", Shape::List(&GRANULARITY), "which elements of the weight may share a scale; obeyed by `place`"),

@@ -175,6 +175,7 @@ fn limit(l: &Limit) -> String {
         Must::AtMost { name, most } => format!(" with {name} above {most}"),
         Must::Rank(n) => format!(" of more than {n} dimensions"),
         Must::Constant(slot) => format!(" unless input {slot} is constant"),
+        Must::Unpadded(axis) => format!(" that puts something before axis {axis}"),
         Must::Weights(list) => format!(" unless weights are {}", list.join(" or ")),
         Must::Activations(list) => format!(" unless activations are {}", list.join(" or ")),
         Must::Granularity(list) => format!(" unless scales are one a {}", list.iter().map(|g| read::granularity_name(*g)).collect::<Vec<_>>().join(" or a ")),

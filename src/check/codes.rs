@@ -86,21 +86,13 @@ pub fn same(table: &Table, a: QuantizerId, b: QuantizerId) -> bool {
 /// Whether the lowest code of an op's result stands for the least that the op makes: the bound of a Relu or Clip, 0 of the others.
 pub fn reaches_down(model: &Model, node: &Node, q: QuantizerId) -> bool {
     let row = &model.quantizers[q];
-    let (Some(_), Some(p)) = (row.scheme.format.code_range(), &row.params) else { return true };
     let least = bounds(&model.graph, node).map_or(0.0, |(least, _)| least);
-    quant::ends(&row.scheme, p).0 >= least - p.scale_at(0) * 1e-3
+    row.params.as_ref().is_none_or(|p| !quant::goes_below(&row.scheme, p, least))
 }
 
-/// Whether a quantizer cuts all that a Relu or Clip before it cuts: the ends of all codes are what the bounds are rounded to. Compilers tell it of a Clip that has
-/// both bounds, or cuts at the top alone; of one that cuts at the bottom alone the lowest code must not lie below.
+/// Whether a quantizer cuts all that a Relu or Clip before it cuts.
 fn is_dropped(model: &Model, node: &Node, q: QuantizerId) -> bool {
     let row = &model.quantizers[q];
-    let (Some((low, high)), Some(p)) = (row.scheme.format.code_range(), &row.params) else { return false };
-    if !matches!(node.op, Op::Relu | Op::Clip) {
-        return true;
-    }
-    let code = |x: f32| (x / p.scale_at(0)).round_ties_even() + p.zero_at(0);
-    let fits = |least: f32, most: f32| code(least) <= low as f32 && code(most) >= high as f32;
-    let exact = |least: f32, most: f32| most.is_finite() || least.is_infinite() || quant::ends(&row.scheme, p).0 >= least - f32::EPSILON;
-    bounds(&model.graph, node).is_some_and(|(least, most)| fits(least, most) && exact(least, most))
+    let Some(p) = row.params.as_ref().filter(|_| row.scheme.format.code_range().is_some()) else { return false };
+    !matches!(node.op, Op::Relu | Op::Clip) || bounds(&model.graph, node).is_some_and(|b| quant::swallows(&row.scheme, p, b))
 }

@@ -1,6 +1,7 @@
 //! Small graphs under a small profile, and where quantizers stand in them.
 
 mod dynamic;
+mod floors;
 
 use super::{Rules, place};
 use crate::graph::{Dim, Graph, Model, Node, Op, Type, ValueId};
@@ -451,54 +452,6 @@ fn zero_points_vanish_for_those_who_want_none() {
     asked.place(&mut b.0).unwrap();
     let scheme = |name: &str| b.0.quantizers.ids().map(|id| &b.0.quantizers[id]).find(|q| q.name == name).unwrap().scheme.clone();
     assert_eq!((scheme("q"), scheme("x"), scheme("y")), (Scheme::int(8, true), Scheme::int(8, false), Scheme::int(8, false)));
-}
-
-/// Conv → Relu → y: together where the lowest code is the floor; apart where zero lies in the middle.
-#[test]
-fn a_floor_must_be_a_code() {
-    for (symmetric, quantizers) in [(false, 4), (true, 5)] {
-        let mut b = Built::new();
-        let (x, w) = (b.input("x"), b.weight("w", &[2, 2, 1, 1]));
-        let (c, y) = (b.value("c"), b.value("y"));
-        b.g().add_node(Node::new(Op::Conv, "conv"), &[Some(x), Some(w)], &[Some(c)]);
-        b.g().add_node(Node::new(Op::Relu, "relu"), &[Some(c)], &[Some(y)]);
-        b.g().outputs.push(y);
-        let mut asked = Asked::new();
-        asked.profile.fuse[0].floor = true;
-        asked.activations = Some(SchemeKeys { symmetric: Some(symmetric), ..keys("int8") });
-        asked.place(&mut b.0).unwrap();
-        assert_eq!(b.0.quantizers.len() + 1, quantizers, "symmetric: {symmetric}");
-    }
-}
-
-/// Conv → Clip → y: together where codes end at what it cuts at, whatever the samples show; Conv → Relu → Max(x): the result shares its range.
-#[test]
-fn a_floor_is_one_for_all_samples() {
-    let (low, high) = (f32::NEG_INFINITY, f32::INFINITY);
-    let together = |least: f32, most: f32, max: bool| {
-        let mut b = Built::new();
-        let (x, w) = (b.input("x"), b.weight("w", &[2, 2, 1, 1]));
-        let bound = |b: &mut Built, name: &str, at: f32| at.is_finite().then(|| b.g().add_constant(name, Tensor::scalar(at)));
-        let (least, most) = (bound(&mut b, "least", least), bound(&mut b, "most", most));
-        let (c, r) = (b.node(Op::Conv, &[x, w], "c"), b.value("r"));
-        b.g().add_node(Node::new(Op::Clip, "clip"), &[Some(c), least, most], &[Some(r)]);
-        let y = if max { b.node(Op::Max, &[r, x], "y") } else { r };
-        let mut m = b.output(y);
-        let mut asked = Asked::new();
-        asked.profile.quantize.push(Op::Max);
-        asked.profile.join = vec![Op::Max];
-        asked.profile.fuse[0].floor = true;
-        asked.activations = Some(SchemeKeys { symmetric: Some(false), ..keys("uint8") });
-        asked.place(&mut m).unwrap();
-        !m.quantizers.ids().any(|q| m.quantizers[q].name == "c")
-    };
-    for (least, most) in [(0.0, 6.0), (0.0, high), (-1.1, 0.7), (low, 0.5)] {
-        assert!(together(least, most, false), "{least} {most}");
-    }
-    for (least, most) in [(0.25, 2.0), (-3.0, -1.0), (-0.5, high)] {
-        assert!(!together(least, most, false), "{least} {most}");
-    }
-    assert!(!together(0.0, high, true));
 }
 
 /// x → LayerNormalization(scale, offset) → y: the scale by the target's own scheme, the offset a bias of both.

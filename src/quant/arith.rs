@@ -110,6 +110,20 @@ pub fn ends(scheme: &Scheme, params: &Params) -> (f32, f32) {
     ((first - zero) * scale, (last - zero) * scale)
 }
 
+/// Whether a quantizer cuts all that is cut at these bounds before it: the ends of all codes are what the bounds are rounded to. Compilers tell it of two
+/// bounds, or of one at the top; the lowest code must not lie below a lone bound at the bottom.
+pub fn swallows(scheme: &Scheme, params: &Params, (least, most): (f32, f32)) -> bool {
+    let Some((low, high)) = scheme.format.code_range() else { return false };
+    let code = |x: f32| (x / params.scale_at(0)).round_ties_even() + params.zero_at(0);
+    let exact = || most.is_finite() || least.is_infinite() || ends(scheme, params).0 >= least - f32::EPSILON;
+    code(least) <= low as f32 && code(most) >= high as f32 && exact()
+}
+
+/// Whether the lowest code stands for less than `least`.
+pub fn goes_below(scheme: &Scheme, params: &Params, least: f32) -> bool {
+    scheme.format.code_range().is_some() && ends(scheme, params).0 < least - params.scale_at(0) * 1e-3
+}
+
 /// The lowest and the highest number that codes stand for, before zero and scale. Fails where curve and format do not go together.
 pub fn span(scheme: &Scheme, params: &Params) -> Result<(f32, f32)> {
     Ok(Coder::new(scheme, params)?.span())

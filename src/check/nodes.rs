@@ -1,6 +1,6 @@
 //! One verdict a node: by the profile's lists and limits, then by what stands around it.
 
-use super::codes::{Codes, reaches_down, same};
+use super::codes::{Codes, is_cut_evenly, same};
 use super::{Row, Verdict};
 use crate::graph::{Flow, Graph, Inferred, InputShapes, Linear, Model, Node, NodeId, Op, Recurrent, Role, ValueId, constant_behind, infer};
 use crate::quant::QuantizerId;
@@ -256,9 +256,9 @@ impl Judge<'_> {
     fn limited(&self, id: NodeId, q: QuantizerId, kind: Slot, v: ValueId, result: bool) -> Option<Word> {
         let row = &self.model.quantizers[q];
         let once = !result && self.is_read_once(v);
-        let below = || result && kind == Slot::Activations && !reaches_down(self.model, self.model.graph.node(id), q);
+        let below = || result && kind == Slot::Activations && !is_cut_evenly(self.model, self.model.graph.node(id), q);
         let refuses = |l: &Limit| match l.must {
-            Must::Floor => below().then(|| format!("has codes below what it can be: {}", l.why)),
+            Must::Floor => below().then(|| format!("has codes that it cannot make: {}", l.why)),
             Must::Alike => if result && kind == Slot::Activations { self.unlike(id, q) } else { None }.map(|other| format!("{other}: {}", l.why)),
             _ => l.refuses(kind, &row.scheme, row.params.as_ref(), result, once),
         };

@@ -10,7 +10,7 @@ fn profile() -> Profile {
         name: "test".into(),
         quantize: vec![Op::Conv, Op::MatMul, Op::Add, Op::Relu, Op::Mul],
         moves: vec![Op::Reshape, Op::MaxPool, Op::Concat],
-        fuse: vec![Fuse { producers: vec![Op::Conv], followers: vec![Op::Relu], last: false, floor: false }],
+        fuse: vec![Fuse { producers: vec![Op::Conv], followers: vec![Op::Relu], last: false, floor: false, exact: false }],
         ..Profile::default()
     }
 }

@@ -6,13 +6,22 @@ use crate::graph::{Flow, Form, Port, ValueId};
 use crate::target::Fuse;
 use std::collections::BTreeSet;
 
-/// What becomes of them.
+/// A Relu or Clip that vanishes into the quantizer behind it: what it reads, and what it makes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Floor {
+    pub before: ValueId,
+    pub behind: ValueId,
+    /// Whether its bounds must not lie within the codes.
+    pub exact: bool,
+}
+
+/// What becomes of values between a node and what is computed with it.
 #[derive(Debug, Default)]
 pub struct Fused {
     /// Never codes.
     pub inner: BTreeSet<ValueId>,
-    /// Of these, those before a Relu or Clip that vanishes into the quantizer behind it, and its result.
-    pub floors: Vec<(ValueId, ValueId)>,
+    /// Of these, those before a Relu or Clip that vanishes into the quantizer behind it.
+    pub floors: Vec<Floor>,
     /// Before one that does not vanish, and its result. Under one quantizer the first rounding changes nothing: to cut what is rounded, and to round again, is to
     /// round what is cut.
     pub cut: Vec<(ValueId, ValueId)>,
@@ -48,14 +57,14 @@ impl Planner<'_> {
             let (Some(y), Some(base), 1, false) = (follower.output(0), self.rules.activations, self.operands(follower).len(), rows.is_empty()) else {
                 continue;
             };
-            let asks = rows.iter().all(|f| f.floor);
-            if asks && !has_floor(self.model, self.rules.profile, &self.plan.kinds, y, &self.wishes.value(y, base)) {
+            let (asks, exact) = (rows.iter().all(|f| f.floor), rows.iter().all(|f| f.exact));
+            if asks && !has_floor(self.model, self.rules.profile, &self.plan.kinds, y, &self.wishes.value(y, base), exact) {
                 fused.cut.push((v, y));
                 continue;
             }
             fused.inner.insert(v);
             if asks {
-                fused.floors.push((v, y));
+                fused.floors.push(Floor { before: v, behind: y, exact });
             }
         }
         fused

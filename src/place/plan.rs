@@ -2,6 +2,7 @@
 
 use super::Rules;
 use super::exact::exact_ports;
+use super::fused::Floor;
 use super::heads::keep_heads_apart;
 use super::kind::{Kind, is_real, kind_of, table_axis};
 use super::suits::{self, granular, without_zero};
@@ -42,8 +43,8 @@ pub struct Plan {
     pub read: BTreeMap<ValueId, usize>,
     /// Ports that read a value under a quantizer of their own: weights, biases, constants, conversions.
     pub ports: BTreeMap<(NodeId, usize), PortPlan>,
-    /// Values between a layer and a function that vanishes into the quantizer behind it, and the function's result.
-    pub floors: Vec<(ValueId, ValueId)>,
+    /// What vanishes into the quantizer behind it.
+    pub floors: Vec<Floor>,
     /// Ports that read a value as it is, whatever becomes of it for others.
     pub exact: BTreeSet<(NodeId, usize)>,
     pub decisions: Vec<Decision>,

@@ -3,6 +3,7 @@
 //! target's scheme stands, over the range that the file's quantizer covered, or, with samples, over what these show.
 //! Needs: a plan of the float graph, and what was taken off it. Declines: quantizers where the target wants none.
 
+use super::fused::Floor;
 use super::plan::{Plan, Planned, PortPlan};
 use super::standing::{Standing, ends};
 use super::wishes::Wishes;
@@ -120,11 +121,11 @@ impl Mover<'_> {
     fn part(&mut self, plan: &mut Plan) {
         let g = &self.model.graph;
         let mut parted = Vec::new();
-        for &(v, y) in &plan.floors {
+        for &Floor { before: v, behind: y, exact } in &plan.floors {
             let Some(&q) = plan.stored.get(&y) else { continue };
             let (row, cut) = (&plan.quantizers[q], g.value(y).producer().and_then(|(n, _)| bounds(g, g.node(n))));
             if let (Some(p), Some(cut)) = (&row.params, cut)
-                && !quant::swallows(&row.scheme, p, cut)
+                && !quant::swallows(&row.scheme, p, cut, exact)
             {
                 plan.stored.insert(v, q);
                 parted.push(g.value(v).name.clone());
@@ -242,11 +243,11 @@ impl Mover<'_> {
                 return Err("the target knows its range".into());
             }
         }
-        // Of what flows the target's own sign comes first, so that all around a node are alike.
-        let flows = !uses.values.is_empty() || uses.ports.iter().any(|p| !self.is_constant(*p));
+        // But for weights of layers, the target's own sign comes first, so that all around a node are alike.
+        let weight = uses.ports.iter().any(|(node, slot)| Linear::of(&self.model.graph, *node).is_some_and(|l| l.constant && l.weight_slot == *slot));
         let turned = turned(&own);
         let mut forms: Vec<&Form> = std::iter::once(&own).chain(&turned).collect();
-        if turned.as_ref().is_some_and(|t| flows && t.scheme.format == planned.scheme.format) {
+        if turned.as_ref().is_some_and(|t| !weight && t.scheme.format == planned.scheme.format) {
             forms.reverse();
         }
         match forms.into_iter().find(|form| self.refused(planned, uses, form).is_none()) {
@@ -293,7 +294,7 @@ impl Mover<'_> {
                 return Some("the target has one scale a tensor".into());
             }
             let readers = g.value(v).uses().iter().find_map(|p| limits(p.node, Slot::Activations, false));
-            let maker = g.value(v).producer().and_then(|(n, _)| limits(n, Slot::Activations, true).or_else(|| self.below(n, form)));
+            let maker = g.value(v).producer().and_then(|(n, _)| limits(n, Slot::Activations, true).or_else(|| self.uneven(n, form)));
             let why = profile.legal.refuses(Slot::Activations, scheme, params).or(readers).or(maker).or_else(|| opset(None));
             if why.is_some() {
                 return why;
@@ -323,11 +324,13 @@ impl Mover<'_> {
         None
     }
 
-    /// Why a node may not make such codes: they begin below the least that it makes.
-    fn below(&self, node: NodeId, form: &Form) -> Option<String> {
+    /// Why a node may not make such codes: it cannot make all of them. A Clip that the highest code makes a Relu is written as one.
+    fn uneven(&self, node: NodeId, form: &Form) -> Option<String> {
         let limit = self.bound.get(&node)?.iter().find(|l| l.must == Must::Floor)?;
-        let least = bounds(&self.model.graph, self.model.graph.node(node)).map_or(0.0, |(least, _)| least);
-        quant::goes_below(&form.scheme, &form.params, least).then(|| format!("has codes below what it can be: {}", limit.why))
+        let bounds = bounds(&self.model.graph, self.model.graph.node(node));
+        let relu = bounds.is_some_and(|(least, most)| least == 0.0 && quant::ends(&form.scheme, &form.params).1 <= most);
+        let fine = relu || quant::cuts_evenly(&form.scheme, &form.params, bounds);
+        (!fine).then(|| format!("has codes that it cannot make: {}", limit.why))
     }
 
     /// Why scales of a constant do not lie as the target has them.
@@ -445,7 +448,7 @@ fn drop_cuts(model: &mut Model, standing: &Standing) {
     for &id in &standing.cuts {
         let g = &model.graph;
         let Some(node) = g.get_node(id).filter(|n| n.op == Op::Clip) else { continue };
-        let (Some(y), Some((_, most))) = (node.output(0), bounds(g, node)) else { continue };
+        let (Some(x), Some(y), Some((_, most))) = (node.input(0), node.output(0), bounds(g, node)) else { continue };
         let behind = |p: &crate::graph::Port| {
             let row = &model.quantizers[model.quantizers.root(g.get_node(p.node)?.quantizer()?)];
             ends(&row.scheme, row.params.as_ref())
@@ -455,21 +458,17 @@ fn drop_cuts(model: &mut Model, standing: &Standing) {
         if all.iter().any(|(_, hi)| *hi > most) {
             continue;
         }
-        if all.iter().any(|(lo, _)| *lo < 0.0) {
-            let (x, name) = (node.input(0), node.name.clone());
-            let bounds: Vec<ValueId> = node.inputs()[1..].iter().flatten().copied().collect();
-            let at = g.position(id);
-            let g = &mut model.graph;
-            g.remove_node(id);
-            g.insert_node(at, Node::new(Op::Relu, name), &[x], &[Some(y)]);
-            bounds.into_iter().for_each(|v| g.remove_idle(v));
-            continue;
-        }
-        let (Some(x), name) = (node.input(0), g.value(y).name.clone()) else { continue };
+        let (name, at) = (node.name.clone(), g.position(id));
         let bounds: Vec<ValueId> = node.inputs()[1..].iter().flatten().copied().collect();
         let g = &mut model.graph;
-        if g.bypass(id) && !g.is_output(x) {
-            g.rename_value(x, &name);
+        if all.iter().any(|(lo, _)| *lo < 0.0) {
+            g.remove_node(id);
+            g.insert_node(at, Node::new(Op::Relu, name), &[Some(x)], &[Some(y)]);
+        } else {
+            let name = g.value(y).name.clone();
+            if g.bypass(id) && !g.is_output(x) {
+                g.rename_value(x, &name);
+            }
         }
         bounds.into_iter().for_each(|v| g.remove_idle(v));
     }

@@ -38,12 +38,13 @@ pub fn without_zero(keys: &SchemeKeys) -> SchemeKeys {
 
 /// Whether the lowest and highest codes of a value under these keys can stand for what its producer cuts at: not if zero lies in the middle, nor if it is cut
 /// away, nor if the value shares its range with others. Where one bound alone is cut at, and that is not 0, whether a code stands for it is luck.
-pub fn has_floor(model: &Model, profile: &Profile, kinds: &BTreeMap<NodeId, Kind>, v: ValueId, keys: &SchemeKeys) -> bool {
+/// `exact`: the bound is 0.
+pub fn has_floor(model: &Model, profile: &Profile, kinds: &BTreeMap<NodeId, Kind>, v: ValueId, keys: &SchemeKeys, exact: bool) -> bool {
     let g = &model.graph;
     let unsigned = matches!(keys.format.as_deref().and_then(format_of), Some(Format::Int { signed: false, .. }));
     let middle = keys.symmetric.unwrap_or(!unsigned) || keys.zero_point == Some(ZeroKey::None);
     let cut = g.value(v).producer().and_then(|(maker, _)| bounds(g, g.node(maker)));
-    let reached = cut.is_some_and(|(least, most)| least <= 0.0 && most >= 0.0 && (least == 0.0 || least.is_infinite() || most.is_finite()));
+    let reached = cut.is_some_and(|(least, most)| least <= 0.0 && most >= 0.0 && (least == 0.0 || !exact && (least.is_infinite() || most.is_finite())));
     !middle && reached && !is_joined(g, profile, kinds, v)
 }
 

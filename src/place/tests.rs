@@ -20,7 +20,7 @@ fn profile() -> Profile {
         quantize: vec![Op::Conv, Op::MatMul, Op::Gemm, Op::Add, Op::Relu, Op::Clip, Op::Softmax, Op::Sigmoid, Op::Concat, Op::GlobalAveragePool],
         moves: vec![Op::Reshape, Op::MaxPool, Op::Gather, Op::Resize, Op::Transpose],
         join: vec![Op::Concat],
-        fuse: vec![Fuse { producers: vec![Op::Conv, Op::Add], followers: vec![Op::Relu, Op::Clip], last: false, floor: false }],
+        fuse: vec![Fuse { producers: vec![Op::Conv, Op::Add], followers: vec![Op::Relu, Op::Clip], last: false, floor: false, exact: false }],
         fixed: vec![Fixed {
             ops: vec![Op::Softmax, Op::Sigmoid],
             output: SchemeKeys { scale: Some(ScaleKey::Fixed(1.0 / 256.0)), zero_point: Some(ZeroKey::Fixed(0)), ..keys("uint8") },
@@ -433,7 +433,7 @@ fn the_last_product_is_rounded_with_its_bias() {
     let y = b.node(Op::Add, &[c, q], "y");
     let mut m = b.output(y);
     let mut asked = Asked::new();
-    asked.profile.fuse.push(Fuse { producers: vec![Op::MatMul], followers: vec![Op::Add], last: true, floor: false });
+    asked.profile.fuse.push(Fuse { producers: vec![Op::MatMul], followers: vec![Op::Add], last: true, floor: false, exact: false });
     asked.place(&mut m).unwrap();
     assert_eq!([quantizer_between(&m, "p", "s"), quantizer_between(&m, "q", "y")], [Some("p"), None]);
 }

@@ -144,6 +144,7 @@ fn typed(file: &File, t: &Tree) -> Result<Profile, Wrong> {
                 followers: read::ops(f.get("followers")),
                 last: f.get("last").and_then(Tree::flag).unwrap_or(false),
                 floor: f.get("floor").and_then(Tree::flag).unwrap_or(false),
+                exact: f.get("exact").and_then(Tree::flag).unwrap_or(false),
             })
             .collect(),
         fixed: list("fixed").iter().map(|f| Fixed { ops: read::ops(f.get("ops")), output: f.get("output").map(read::scheme).unwrap_or_default() }).collect(),

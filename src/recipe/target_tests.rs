@@ -181,7 +181,7 @@ fn limit(l: &Limit) -> String {
         Must::Granularity(list) => format!(" unless scales are one a {}", list.iter().map(|g| read::granularity_name(*g)).collect::<Vec<_>>().join(" or a ")),
         Must::Unsigned => " unless operands are unsigned, or signed and read once".to_string(),
         Must::Zeroless => " unless zero points are 0".to_string(),
-        Must::Floor => " unless the lowest code of the result stands for its least".to_string(),
+        Must::Floor => " unless the codes of the result end where it does, or are cut at both ends".to_string(),
         Must::Alike => " unless operands and results have one format, and one scale each".to_string(),
         Must::Codes => " unless on codes".to_string(),
     };

@@ -43,7 +43,7 @@ pub enum Must {
     Zeroless,
     /// Operands are unsigned, or signed, flowing and read by nobody else.
     Unsigned,
-    /// The lowest code of the result stands for the least that the op makes.
+    /// The codes of the result end at the least and the most that the op makes, or are cut at both ends.
     Floor,
     /// Operands, constants that must be codes included, and results have one format, and one scale each.
     Alike,

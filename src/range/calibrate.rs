@@ -363,6 +363,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_cut_before_it_is_rounded_again_sets_no_range() {
+        let (mut m, [first, ..]) = placed();
+        let watched = |m: &Model| watched_values(m).iter().map(|(v, _)| m.graph.value(*v).name.clone()).collect::<Vec<_>>();
+        assert_eq!(watched(&m), ["x", "r"], "under a quantizer each");
+        let (last, y) = m.graph.nodes().find(|(_, n)| n.name == "fy").map(|(id, n)| (id, n.output(0))).unwrap();
+        let r = m.graph.remove_node(last).input(0);
+        m.graph.add_node(Node::fake_quant(first, "fy"), &[r], &[y]);
+        assert_eq!(watched(&m), ["r"]);
+        m.graph.outputs.push(r.unwrap());
+        assert_eq!(watched(&m), ["x", "r"], "somebody else reads it");
+    }
+
+    #[test]
     fn ranges_become_scales_the_same_on_any_number_of_threads() {
         let dir = tempfile::tempdir().unwrap();
         let data = data(dir.path(), 200);

@@ -32,8 +32,8 @@ impl Codes {
             let Some(v) = node.output(0) else { continue };
             let ([port], false) = (g.value(v).uses(), g.is_output(v) || codes.of.contains_key(&v)) else { continue };
             let Some(follower) = g.get_node(port.node) else { continue };
-            let floor = || follower.output(0).is_some_and(|y| codes.taken(model, y).all(|(_, q)| is_dropped(model, follower, q)));
-            if profile.fuse.iter().any(|f| f.producers.contains(&node.op) && f.followers.contains(&follower.op) && (!f.floor || floor())) {
+            let floor = |exact: bool| follower.output(0).is_some_and(|y| codes.taken(model, y).all(|(_, q)| is_dropped(model, follower, q, exact)));
+            if profile.fuse.iter().any(|f| f.producers.contains(&node.op) && f.followers.contains(&follower.op) && (!f.floor || floor(f.exact))) {
                 codes.inner.insert(v);
             }
         }
@@ -83,21 +83,16 @@ pub fn same(table: &Table, a: QuantizerId, b: QuantizerId) -> bool {
     a == b || table[a].scheme.format == table[b].scheme.format && parts(a) == parts(b)
 }
 
-/// Whether the lowest code of an op's result stands for the least that the op makes: the bound of a Relu or Clip, 0 of the others.
-pub fn reaches_down(model: &Model, node: &Node, q: QuantizerId) -> bool {
+/// Whether the codes of an op's result end at the least and the most that it makes, or are cut at both ends: the bounds of a Relu or Clip; of the others, the
+/// least is 0.
+pub fn is_cut_evenly(model: &Model, node: &Node, q: QuantizerId) -> bool {
     let row = &model.quantizers[q];
-    let (Some(_), Some(p)) = (row.scheme.format.code_range(), &row.params) else { return true };
-    let least = bounds(&model.graph, node).map_or(0.0, |(least, _)| least);
-    quant::ends(&row.scheme, p).0 >= least - p.scale_at(0) * 1e-3
+    row.params.as_ref().is_none_or(|p| quant::cuts_evenly(&row.scheme, p, bounds(&model.graph, node)))
 }
 
 /// Whether a quantizer cuts all that a Relu or Clip before it cuts.
-fn is_dropped(model: &Model, node: &Node, q: QuantizerId) -> bool {
+fn is_dropped(model: &Model, node: &Node, q: QuantizerId, exact: bool) -> bool {
     let row = &model.quantizers[q];
-    let (Some(_), Some(p)) = (row.scheme.format.code_range(), &row.params) else { return false };
-    if !matches!(node.op, Op::Relu | Op::Clip) {
-        return true;
-    }
-    let (near, (lo, hi)) = (p.scale_at(0) * 1e-3, quant::ends(&row.scheme, p));
-    bounds(&model.graph, node).is_some_and(|(least, most)| lo >= least - near && hi <= most + near)
+    let Some(p) = row.params.as_ref().filter(|_| row.scheme.format.code_range().is_some()) else { return false };
+    !matches!(node.op, Op::Relu | Op::Clip) || bounds(&model.graph, node).is_some_and(|b| quant::swallows(&row.scheme, p, b, exact))
 }

@@ -1,6 +1,6 @@
 //! One verdict a node: by the profile's lists and limits, then by what stands around it.
 
-use super::codes::{Codes, reaches_down, same};
+use super::codes::{Codes, is_cut_evenly, same};
 use super::{Row, Verdict};
 use crate::graph::{Flow, Graph, Inferred, InputShapes, Linear, Model, Node, NodeId, Op, Recurrent, Role, ValueId, constant_behind, infer};
 use crate::quant::QuantizerId;
@@ -188,16 +188,24 @@ impl Judge<'_> {
     /// A result that somebody takes as float.
     fn result(&self, node: &Node) -> Option<Word> {
         let g = &self.model.graph;
-        if self.profile.float_results.contains(&node.op) || node.op.flow() == Flow::Recurrent {
+        let v = node.outputs().iter().flatten().copied().find(|v| !g.value(*v).uses().is_empty() || g.is_output(*v))?;
+        if self.profile.float_results.contains(&node.op) && !self.is_cut(node, v) || node.op.flow() == Flow::Recurrent {
             return None;
         }
-        let v = node.outputs().iter().flatten().copied().find(|v| !g.value(*v).uses().is_empty() || g.is_output(*v))?;
         let fine = self.codes.is_inner(v) || self.codes.is_stored(g, v) || self.codes.get(v).is_some() && !g.is_output(v);
         if fine {
             return None;
         }
         let who = if g.is_output(v) { "leaves the model".to_string() } else { "is read".to_string() };
         Some(Word::new(Verdict::Float, "results", format!("its result {} {who} as float", self.name(v)), CONVERT))
+    }
+
+    /// Whether what would vanish into the quantizer behind it cuts more of a result than that does.
+    fn is_cut(&self, node: &Node, v: ValueId) -> bool {
+        let g = &self.model.graph;
+        let [port] = g.value(v).uses() else { return false };
+        let mut vanishing = self.profile.fuse.iter().filter(|f| f.floor && f.producers.contains(&node.op));
+        !self.codes.is_inner(v) && g.get_node(port.node).is_some_and(|n| vanishing.any(|f| f.followers.contains(&n.op)))
     }
 
     /// Codes that the target does not hold at one of the node's slots.
@@ -219,7 +227,10 @@ impl Judge<'_> {
                 None if kind == Slot::Bias => self.profile.legal.refuses_format(Slot::Bias, "none").map(|why| self.illegal_word(v, why)),
                 None => None,
             };
-            let granular = || linear.as_ref().filter(|_| is_weight).and_then(|l| self.granular(id, l, self.codes.get(v)?));
+            let granular = || match &linear {
+                Some(l) => self.granular(id, l, self.codes.get(v).filter(|_| is_weight)?),
+                None => self.one_scale(id, v, self.codes.get(v)?),
+            };
             if let Some(word) = word.or_else(of_codes).or_else(granular) {
                 return Some(word);
             }
@@ -245,9 +256,9 @@ impl Judge<'_> {
     fn limited(&self, id: NodeId, q: QuantizerId, kind: Slot, v: ValueId, result: bool) -> Option<Word> {
         let row = &self.model.quantizers[q];
         let once = !result && self.is_read_once(v);
-        let below = || result && kind == Slot::Activations && !reaches_down(self.model, self.model.graph.node(id), q);
+        let below = || result && kind == Slot::Activations && !is_cut_evenly(self.model, self.model.graph.node(id), q);
         let refuses = |l: &Limit| match l.must {
-            Must::Floor => below().then(|| format!("has codes below what it can be: {}", l.why)),
+            Must::Floor => below().then(|| format!("has codes that it cannot make: {}", l.why)),
             Must::Alike => if result && kind == Slot::Activations { self.unlike(id, q) } else { None }.map(|other| format!("{other}: {}", l.why)),
             _ => l.refuses(kind, &row.scheme, row.params.as_ref(), result, once),
         };
@@ -325,6 +336,13 @@ impl Judge<'_> {
         bad.then(|| Word::new(otherwise, if limit.is_some() { "limits" } else { "legal" }, format!("{name} has {word}{why}"), remedy))
     }
 
+    /// A constant of more than one scale, where a limit asks for one.
+    fn one_scale(&self, id: NodeId, v: ValueId, q: QuantizerId) -> Option<Word> {
+        let (held, limit) = self.profile.granularities(self.bound.get(&id)?);
+        let limit = limit.filter(|_| !self.model.quantizers[q].scheme.blocks.is_tensor() && held == [Granularity::Tensor])?;
+        Some(Word::new(limit.then, "limits", format!("{} has more than one scale: {}", self.name(v), limit.why), limit.remedy.clone()))
+    }
+
     /// Whether what is moved or joined keeps its quantizer.
     fn shared(&self, node: &Node) -> Word {
         let moves = self.profile.moves.contains(&node.op) && node.op.flow() == Flow::Move;
@@ -349,13 +367,16 @@ impl Judge<'_> {
         Word::fine(Verdict::Integer, if moves { "moves" } else { "quantize" })
     }
 
-    /// A follower that does not run on codes takes its producer with it: together they are one.
+    /// A follower that does not run on codes takes its producer with it: together they are one. Of a producer whose result may be float only one does that
+    /// brings codes of its own.
     fn unfuse(&self, words: &mut BTreeMap<NodeId, Word>) {
         let g = &self.model.graph;
         for (id, node) in g.nodes().rev() {
             let Some(v) = node.output(0).filter(|v| self.codes.is_inner(*v)) else { continue };
-            let follower = g.value(v).uses().first().and_then(|p| words.get(&p.node));
-            let Some(f) = follower.filter(|f| f.verdict > Verdict::Requantizes && !self.profile.float_results.contains(&node.op)) else { continue };
+            let Some(port) = g.value(v).uses().first() else { continue };
+            let coded = || g.node(port.node).inputs().iter().flatten().any(|x| self.codes.get(*x).is_some());
+            let bound = |f: &&Word| f.verdict > Verdict::Requantizes && (!self.profile.float_results.contains(&node.op) || coded());
+            let Some(f) = words.get(&port.node).filter(bound) else { continue };
             if words.get(&id).is_some_and(|w| w.verdict == Verdict::Integer) {
                 let word = Word::new(Verdict::Float, f.rule, format!("what is computed with it is not on codes: {}", f.reason), f.remedy.clone());
                 words.insert(id, word);

@@ -10,7 +10,7 @@ fn profile() -> Profile {
         name: "test".into(),
         quantize: vec![Op::Conv, Op::MatMul, Op::Add, Op::Relu, Op::Mul],
         moves: vec![Op::Reshape, Op::MaxPool, Op::Concat],
-        fuse: vec![Fuse { producers: vec![Op::Conv], followers: vec![Op::Relu], last: false, floor: false }],
+        fuse: vec![Fuse { producers: vec![Op::Conv], followers: vec![Op::Relu], last: false, floor: false, exact: false }],
         ..Profile::default()
     }
 }
@@ -373,6 +373,49 @@ fn a_follower_is_dropped_where_the_quantizer_cuts_as_it_does() {
     assert!(all_integer(&file(&Spelled { activations: (DType::U8, 0), ..GOOD }), &p));
     assert!(all_integer(&file(&Spelled { activations: (DType::I8, -128), ..GOOD }), &p));
     assert_eq!(check(&file(&Spelled { activations: (DType::I8, 0), ..GOOD }), &p).float, 2);
+}
+
+/// Codes from −1.5 on, a half apart.
+#[test]
+fn a_clip_is_dropped_where_its_bounds_are_rounded_to_the_ends_of_all_codes() {
+    let mut p = profile();
+    (p.fuse[0].floor, p.fuse[0].followers) = (true, vec![Op::Clip]);
+    p.quantize.push(Op::Clip);
+    let dropped = |least: Option<f32>, most: Option<f32>| {
+        let mut m = file(&GOOD);
+        let relu = m.graph.nodes().find(|(_, n)| n.op == Op::Relu).unwrap().0;
+        let (x, y) = (m.graph.node(relu).input(0), m.graph.node(relu).output(0));
+        let bounds = [("least", least), ("most", most)].map(|(name, at)| at.map(|at| m.graph.add_constant(name, Tensor::scalar(at))));
+        let at = m.graph.position(relu);
+        m.graph.remove_node(relu);
+        m.graph.insert_node(at, Node::new(Op::Clip, "clip"), &[x, bounds[0], bounds[1]], &[y]);
+        all_integer(&m, &p)
+    };
+    for (least, most) in [(Some(-1.7), Some(200.0)), (Some(-1.3), Some(125.8)), (None, Some(125.8)), (None, None), (Some(-1.5), None)] {
+        assert!(dropped(least, most), "{least:?} {most:?}");
+    }
+    for (least, most) in [(Some(-1.2), Some(200.0)), (Some(-1.7), Some(125.7)), (None, Some(100.0)), (Some(-1.49), None), (Some(0.0), None)] {
+        assert!(!dropped(least, most), "{least:?} {most:?}");
+    }
+}
+
+#[test]
+fn a_result_may_be_float_unless_something_cuts_it() {
+    let mut p = Profile { float_results: vec![Op::Conv], ..profile() };
+    p.fuse[0].floor = true;
+    let conv = |p: &Profile| verdicts(&file(&GOOD), p)[0].1;
+    assert_eq!(conv(&p), Verdict::Float, "the Relu cuts more than the codes, which begin at −1.5");
+    p.fuse.clear();
+    assert_eq!(conv(&p), Verdict::Integer, "it is a node of its own");
+}
+
+#[test]
+fn a_constant_has_one_scale_where_a_limit_asks_for_one() {
+    let limit = Limit { ops: vec![Op::Add], must: Must::Granularity(vec![Granularity::Tensor]), then: Fate::Refused, why: "why".into(), ..Limit::default() };
+    let p = Profile { limits: vec![limit], ..profile() };
+    assert!(check(&sum((DType::U8, 0), None), &p).refused == 0);
+    let c = check(&sum((DType::U8, 0), Some(0)), &p);
+    assert!(c.refused == 1 && c.nodes[0].rule == "limits" && c.nodes[0].reason.ends_with("has more than one scale: why"), "{c:?}");
 }
 
 #[test]

@@ -163,6 +163,15 @@ pub fn bounds(g: &Graph, node: &Node) -> Option<(f32, f32)> {
     }
 }
 
+/// What a Pad puts before and behind each axis, all befores first; `None`: it is computed, or speaks of some axes alone.
+pub fn pads(g: &Graph, node: &Node) -> Option<Vec<i64>> {
+    match node.input(1) {
+        Some(v) if node.input(3).is_none() => g.constant(v)?.tensor.to_i64().ok(),
+        Some(_) => None,
+        None => node.ints("pads").map(<[i64]>::to_vec),
+    }
+}
+
 /// The constant that a value is, or moves from, behind FakeQuant, Identity, Cast and Narrow.
 pub fn constant_behind(g: &Graph, mut v: ValueId) -> Option<ValueId> {
     loop {

@@ -11,6 +11,7 @@ mod moves;
 mod packed;
 mod qdq;
 mod qoperator;
+mod relus;
 mod shield;
 mod spelled;
 
@@ -21,6 +22,7 @@ pub use io::integer_interface;
 pub use mct::{OPSET as MCT_OPSET, mct_quantizers};
 pub use qdq::{lower_qdq, qdq_opset};
 pub use qoperator::qoperator;
+pub use relus::relus;
 pub use shield::shield;
 
 use crate::error::{Error, Result};

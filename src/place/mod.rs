@@ -3,6 +3,7 @@
 
 mod dynamic;
 mod exact;
+mod fused;
 mod heads;
 mod insert;
 mod kind;

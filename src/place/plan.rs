@@ -2,15 +2,16 @@
 
 use super::Rules;
 use super::exact::exact_ports;
+use super::fused::Floor;
 use super::heads::keep_heads_apart;
 use super::kind::{Kind, is_real, kind_of, table_axis};
-use super::suits::{self, granular, has_floor, without_zero};
+use super::suits::{self, granular, without_zero};
 use super::wishes::Wishes;
 use crate::error::{At, Result};
-use crate::graph::{self, Flow, Form, Inferred, InputShapes, Linear, Model, Node, NodeId, Port, Recurrent, Role, Sets, ValueId};
+use crate::graph::{self, Flow, Form, Inferred, InputShapes, Linear, Model, Node, NodeId, Recurrent, Role, Sets, ValueId};
 use crate::note::Notes;
 use crate::quant::{Blocks, Params, Scheme};
-use crate::target::{Fuse, Granularity, Limit, SchemeKeys};
+use crate::target::{Granularity, Limit, SchemeKeys};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One decision about a node or value, and the rule behind it.
@@ -42,6 +43,8 @@ pub struct Plan {
     pub read: BTreeMap<ValueId, usize>,
     /// Ports that read a value under a quantizer of their own: weights, biases, constants, conversions.
     pub ports: BTreeMap<(NodeId, usize), PortPlan>,
+    /// What vanishes into the quantizer behind it.
+    pub floors: Vec<Floor>,
     /// Ports that read a value as it is, whatever becomes of it for others.
     pub exact: BTreeSet<(NodeId, usize)>,
     pub decisions: Vec<Decision>,
@@ -88,9 +91,10 @@ pub fn plan(model: &Model, rules: &Rules) -> Result<Plan> {
     if dynamic {
         p.dynamic_inputs()?;
     } else if rules.activations.is_some() {
-        let inner = p.inner_values();
-        let coded = p.coded_values(&inner);
-        p.activations(&coded)?;
+        let fused = p.fused();
+        let coded = p.coded_values(&fused.inner);
+        p.activations(&coded, &fused.cut)?;
+        p.plan.floors = fused.floors;
         p.biases()?;
     }
     p.explain();
@@ -103,7 +107,7 @@ pub(super) struct Planner<'a> {
     inferred: &'a Inferred,
     pub(super) wishes: &'a Wishes<'a>,
     /// Functions that stand spelled out, and that the target computes as one.
-    groups: Vec<Form>,
+    pub(super) groups: Vec<Form>,
     /// What the target's limits ask of codes.
     bound: BTreeMap<NodeId, Vec<&'a Limit>>,
     /// Values whose zero point must be 0.
@@ -125,12 +129,12 @@ struct Coded {
 }
 
 impl Planner<'_> {
-    fn is_quantized(&self, id: NodeId) -> bool {
+    pub(super) fn is_quantized(&self, id: NodeId) -> bool {
         self.plan.kinds[&id] == Kind::Quantized
     }
 
     /// Slots of a quantized or moving node that read real values that flow, with those values.
-    fn operands(&self, node: &Node) -> Vec<(usize, ValueId)> {
+    pub(super) fn operands(&self, node: &Node) -> Vec<(usize, ValueId)> {
         let flows = |slot: usize, v: ValueId| node.flows(slot) && self.model.graph.constant(v).is_none() && is_real(self.inferred, v);
         node.inputs().iter().enumerate().filter_map(|(slot, v)| v.filter(|v| flows(slot, *v)).map(|v| (slot, v))).collect()
     }
@@ -219,42 +223,6 @@ impl Planner<'_> {
         self.plan.quantizers.len() - 1
     }
 
-    /// Values that multiply-adds are made of, at whatever distance.
-    fn before_multiply_adds(&self) -> BTreeSet<ValueId> {
-        let mut before = BTreeSet::new();
-        for (_, node) in self.model.graph.nodes().rev() {
-            let multiplies = matches!(node.op.flow(), Flow::Linear | Flow::Recurrent | Flow::Control);
-            if multiplies || node.outputs().iter().flatten().any(|v| before.contains(v)) {
-                before.extend(node.inputs().iter().flatten().chain(node.captures()).copied());
-            }
-        }
-        before
-    }
-
-    /// Values between a node and what is computed with it: never codes.
-    fn inner_values(&self) -> BTreeSet<ValueId> {
-        let g = &self.model.graph;
-        let before = self.before_multiply_adds();
-        let within = |f: &Form| f.nodes.iter().flat_map(|n| g.node(*n).outputs()).flatten().copied().filter(|v| *v != f.output).collect::<Vec<_>>();
-        let mut inner: BTreeSet<ValueId> = self.groups.iter().flat_map(within).collect();
-        for (id, node) in g.nodes() {
-            let Some(v) = node.output(0) else { continue };
-            let [port] = g.value(v).uses() else { continue };
-            if g.is_output(v) || port.slot == Port::CAPTURE || !self.is_quantized(id) || !self.is_quantized(port.node) {
-                continue;
-            }
-            let follower = g.node(port.node).op;
-            let floor = || {
-                g.node(port.node).output(0).zip(self.rules.activations).is_some_and(|(y, base)| has_floor(g, &self.plan.kinds, y, &self.wishes.value(y, base)))
-            };
-            let fits = |f: &Fuse| suits::fits(f, node.op, follower) && !(f.last && before.contains(&v)) && (!f.floor || floor());
-            if self.rules.profile.fuse.iter().any(fits) && self.operands(g.node(port.node)).len() == 1 {
-                inner.insert(v);
-            }
-        }
-        inner
-    }
-
     /// Which values become codes: what quantized nodes make, what they read, and what lies between through moves.
     fn coded_values(&self, inner: &BTreeSet<ValueId>) -> Coded {
         let g = &self.model.graph;
@@ -292,10 +260,11 @@ impl Planner<'_> {
     }
 
     /// Quantizers for the coded values, one for each set that shares, and conversions where a reader wants another scheme.
-    fn activations(&mut self, coded: &Coded) -> Result<()> {
+    fn activations(&mut self, coded: &Coded, cut: &[(ValueId, ValueId)]) -> Result<()> {
         let base = self.rules.activations.expect("asked before");
         let g = &self.model.graph;
         let mut sets = Sets::default();
+        cut.iter().filter(|(v, y)| self.wishes.value(*v, base) == self.wishes.value(*y, base)).for_each(|(v, y)| sets.join(*v, *y));
         for (id, node) in g.nodes() {
             let moves = self.plan.kinds[&id] == Kind::Moves;
             let joins = self.rules.profile.join.contains(&node.op);

@@ -3,6 +3,7 @@
 //! target's scheme stands, over the range that the file's quantizer covered, or, with samples, over what these show.
 //! Needs: a plan of the float graph, and what was taken off it. Declines: quantizers where the target wants none.
 
+use super::fused::Floor;
 use super::plan::{Plan, Planned, PortPlan};
 use super::standing::{Standing, ends};
 use super::wishes::Wishes;
@@ -11,7 +12,7 @@ use crate::error::{At, Error, Result};
 use crate::graph::{Linear, Model, Node, NodeId, Op, Recurrent, Role, Site, ValueId, bounds};
 use crate::note::Notes;
 use crate::quant::{self, Codes, Format, Origin, Params, Quantizer, QuantizerId, ScaleKind, Scheme, Timing, Zero, Zeros};
-use crate::target::{Granularity, Limit, Slot, spelling};
+use crate::target::{Granularity, Limit, Must, Slot, spelling};
 use crate::tensor::{Tensor, pack};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,6 +42,7 @@ pub fn retarget(model: &mut Model, rules: &Rules, standing: &Standing, how: Reta
         let mut m = Mover { model, rules, wishes, bound: rules.profile.bound(model), standing, how, notes: Notes::of("place"), kept: BTreeMap::new() };
         m.conversions(&mut plan);
         let codes = m.adopt(&mut plan)?;
+        m.part(&mut plan);
         m.tell_removed(&plan);
         notes.append(m.notes);
         codes
@@ -90,6 +92,7 @@ fn uses(plan: &Plan) -> Vec<Uses> {
 }
 
 /// One way to hold a quantizer: its scheme, its parameters, and what is added to every code.
+#[derive(Clone)]
 struct Form {
     scheme: Scheme,
     params: Params,
@@ -111,6 +114,29 @@ impl Mover<'_> {
                 plan.quantizers.push(planned);
                 plan.ports.insert((node, slot), PortPlan::Own(plan.quantizers.len() - 1));
             }
+        }
+    }
+
+    /// Puts the quantizer behind a Relu or Clip before it too, where the codes that were kept do not end where it cuts. That changes no number.
+    fn part(&mut self, plan: &mut Plan) {
+        let g = &self.model.graph;
+        let mut parted = Vec::new();
+        for &Floor { before: v, behind: y, exact } in &plan.floors {
+            let Some(&q) = plan.stored.get(&y) else { continue };
+            let (row, cut) = (&plan.quantizers[q], g.value(y).producer().and_then(|(n, _)| bounds(g, g.node(n))));
+            if let (Some(p), Some(cut)) = (&row.params, cut)
+                && !quant::swallows(&row.scheme, p, cut, exact)
+            {
+                plan.stored.insert(v, q);
+                parted.push(g.value(v).name.clone());
+            }
+        }
+        if let Some(first) = parted.first() {
+            let more = if parted.len() > 1 { format!(" (and {} more)", parted.len() - 1) } else { String::new() };
+            self.notes.changed(
+                first,
+                format!("has the codes of what a Relu or Clip makes of it{more}, which changes no number: codes that were kept go beyond what it cuts"),
+            );
         }
     }
 
@@ -164,7 +190,7 @@ impl Mover<'_> {
                     if planned.params.is_some() {
                         fixed += 1;
                     } else if flows && !self.how.data {
-                        plan.quantizers[i].params = self.over(&olds, &plan.quantizers[i])?;
+                        plan.quantizers[i].params = self.over(&olds, uses, &plan.quantizers[i])?;
                     }
                     if plan.quantizers[i].params.is_none() && flows && !self.how.data {
                         open.push(plan.quantizers[i].name.clone());
@@ -217,11 +243,17 @@ impl Mover<'_> {
                 return Err("the target knows its range".into());
             }
         }
-        let why = match self.refused(planned, uses, &own) {
-            None => return Ok(self.as_planned(own, planned)),
-            Some(why) => why,
-        };
-        turned(&own).filter(|form| self.refused(planned, uses, form).is_none()).map(|form| self.as_planned(form, planned)).ok_or(why)
+        // But for weights of layers, the target's own sign comes first, so that all around a node are alike.
+        let weight = uses.ports.iter().any(|(node, slot)| Linear::of(&self.model.graph, *node).is_some_and(|l| l.constant && l.weight_slot == *slot));
+        let turned = turned(&own);
+        let mut forms: Vec<&Form> = std::iter::once(&own).chain(&turned).collect();
+        if turned.as_ref().is_some_and(|t| !weight && t.scheme.format == planned.scheme.format) {
+            forms.reverse();
+        }
+        match forms.into_iter().find(|form| self.refused(planned, uses, form).is_none()) {
+            Some(form) => Ok(self.as_planned(form.clone(), planned)),
+            None => Err(self.refused(planned, uses, &own).unwrap_or_default()),
+        }
     }
 
     /// Words of the scheme that say the same of these parameters are the plan's, by which later steps go.
@@ -262,7 +294,7 @@ impl Mover<'_> {
                 return Some("the target has one scale a tensor".into());
             }
             let readers = g.value(v).uses().iter().find_map(|p| limits(p.node, Slot::Activations, false));
-            let maker = g.value(v).producer().and_then(|(n, _)| limits(n, Slot::Activations, true));
+            let maker = g.value(v).producer().and_then(|(n, _)| limits(n, Slot::Activations, true).or_else(|| self.uneven(n, form)));
             let why = profile.legal.refuses(Slot::Activations, scheme, params).or(readers).or(maker).or_else(|| opset(None));
             if why.is_some() {
                 return why;
@@ -290,6 +322,15 @@ impl Mover<'_> {
             }
         }
         None
+    }
+
+    /// Why a node may not make such codes: it cannot make all of them. A Clip that the highest code makes a Relu is written as one.
+    fn uneven(&self, node: NodeId, form: &Form) -> Option<String> {
+        let limit = self.bound.get(&node)?.iter().find(|l| l.must == Must::Floor)?;
+        let bounds = bounds(&self.model.graph, self.model.graph.node(node));
+        let relu = bounds.is_some_and(|(least, most)| least == 0.0 && quant::ends(&form.scheme, &form.params).1 <= most);
+        let fine = relu || quant::cuts_evenly(&form.scheme, &form.params, bounds);
+        (!fine).then(|| format!("has codes that it cannot make: {}", limit.why))
     }
 
     /// Why scales of a constant do not lie as the target has them.
@@ -332,14 +373,18 @@ impl Mover<'_> {
         Ok(Some(Codes(Tensor::new(storage, codes.0.shape().to_vec(), pack::pack(&moved, storage).into())?)))
     }
 
-    /// Parameters of a planned quantizer that cover what the file's did.
-    fn over(&self, olds: &[QuantizerId], planned: &Planned) -> Result<Option<Params>> {
+    /// Parameters of a planned quantizer that cover what the file's did, as far as a Relu or Clip lets values go.
+    fn over(&self, olds: &[QuantizerId], uses: &Uses, planned: &Planned) -> Result<Option<Params>> {
         let rows = olds.iter().map(|q| &self.standing.table[*q]);
         let ranges: Vec<(f32, f32)> = rows.filter_map(|r| ends(&r.scheme, r.params.as_ref())).collect();
         if ranges.len() < olds.len() || planned.scheme.timing == Timing::Dynamic || !planned.scheme.blocks.is_tensor() {
             return Ok(None);
         }
         let (lo, hi) = ranges.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), (lo, hi)| (a.min(*lo), b.max(*hi)));
+        let g = &self.model.graph;
+        let cut = |v: &ValueId| g.value(*v).producer().and_then(|(n, _)| bounds(g, g.node(n))).unwrap_or((f32::NEG_INFINITY, f32::INFINITY));
+        let all = uses.values.iter().map(cut).reduce(|(a, b), (lo, hi)| (a.min(lo), b.max(hi)));
+        let (lo, hi) = all.map_or((lo, hi), |(least, most)| (lo.max(least.min(hi)), hi.min(most.max(lo))));
         quant::fit_range(&planned.scheme, &[lo], &[hi]).at(|| &planned.name).map(Some)
     }
 
@@ -403,7 +448,7 @@ fn drop_cuts(model: &mut Model, standing: &Standing) {
     for &id in &standing.cuts {
         let g = &model.graph;
         let Some(node) = g.get_node(id).filter(|n| n.op == Op::Clip) else { continue };
-        let (Some(y), Some((_, most))) = (node.output(0), bounds(g, node)) else { continue };
+        let (Some(x), Some(y), Some((_, most))) = (node.input(0), node.output(0), bounds(g, node)) else { continue };
         let behind = |p: &crate::graph::Port| {
             let row = &model.quantizers[model.quantizers.root(g.get_node(p.node)?.quantizer()?)];
             ends(&row.scheme, row.params.as_ref())
@@ -413,21 +458,17 @@ fn drop_cuts(model: &mut Model, standing: &Standing) {
         if all.iter().any(|(_, hi)| *hi > most) {
             continue;
         }
-        if all.iter().any(|(lo, _)| *lo < 0.0) {
-            let (x, name) = (node.input(0), node.name.clone());
-            let bounds: Vec<ValueId> = node.inputs()[1..].iter().flatten().copied().collect();
-            let at = g.position(id);
-            let g = &mut model.graph;
-            g.remove_node(id);
-            g.insert_node(at, Node::new(Op::Relu, name), &[x], &[Some(y)]);
-            bounds.into_iter().for_each(|v| g.remove_idle(v));
-            continue;
-        }
-        let (Some(x), name) = (node.input(0), g.value(y).name.clone()) else { continue };
+        let (name, at) = (node.name.clone(), g.position(id));
         let bounds: Vec<ValueId> = node.inputs()[1..].iter().flatten().copied().collect();
         let g = &mut model.graph;
-        if g.bypass(id) && !g.is_output(x) {
-            g.rename_value(x, &name);
+        if all.iter().any(|(lo, _)| *lo < 0.0) {
+            g.remove_node(id);
+            g.insert_node(at, Node::new(Op::Relu, name), &[Some(x)], &[Some(y)]);
+        } else {
+            let name = g.value(y).name.clone();
+            if g.bypass(id) && !g.is_output(x) {
+                g.rename_value(x, &name);
+            }
         }
         bounds.into_iter().for_each(|v| g.remove_idle(v));
     }

@@ -173,10 +173,14 @@ pub fn ends(scheme: &Scheme, params: Option<&Params>) -> Option<(f32, f32)> {
     Some(quant::ends(scheme, p))
 }
 
-/// Whether a layer or sum makes the value, which may be negative. Shares never are.
+/// Whether a layer or sum makes the value, which may be negative. Shares never are, nor is what ends at −1 and is lifted by 1, as within a Gelu.
 fn goes_below_zero(g: &Graph, v: ValueId) -> bool {
     let may = |op: Op| matches!(op.flow(), Flow::Linear | Flow::Arithmetic | Flow::Normalize) && !matches!(op, Op::Softmax | Op::Hardmax);
-    g.value(v).producer().is_some_and(|(n, _)| may(g.node(n).op))
+    let maker = |v: ValueId| g.value(v).producer().map(|(n, _)| g.node(n));
+    let swings = |v: ValueId| maker(v).is_some_and(|n| matches!(n.op, Op::Erf | Op::Tanh));
+    let one = |v: ValueId| g.constant(v).and_then(|c| c.tensor.to_f32().ok().map(|t| t.iter().all(|x| *x >= 1.0))) == Some(true);
+    let lifted = |n: &Node| n.op == Op::Add && (0..2).any(|i| n.input(i).is_some_and(swings) && n.other(i).is_some_and(one));
+    maker(v).is_some_and(|n| may(n.op) && !lifted(n))
 }
 
 /// Puts a Clip behind the node that makes `v`; `v` is its result.

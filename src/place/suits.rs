@@ -1,7 +1,7 @@
 //! What the target asks of schemes at single places.
 
 use super::kind::Kind;
-use crate::graph::{Graph, Model, NodeId, Op, ValueId};
+use crate::graph::{Graph, Model, NodeId, Op, ValueId, bounds};
 use crate::quant::Format;
 use crate::target::{Fuse, Granularity, Limit, Must, Profile, ScaleKey, SchemeKeys, ZeroKey, format_of, name_of};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,21 +36,25 @@ pub fn without_zero(keys: &SchemeKeys) -> SchemeKeys {
     }
 }
 
-/// Whether the lowest code of a value under these keys can stand for what its producer cuts at: not if zero lies in the middle, nor if the value shares
-/// its range with others in a Concat.
-pub fn has_floor(g: &Graph, kinds: &BTreeMap<NodeId, Kind>, v: ValueId, keys: &SchemeKeys) -> bool {
+/// Whether the lowest and highest codes of a value under these keys can stand for what its producer cuts at: not if zero lies in the middle, nor if it is cut
+/// away, nor if the value shares its range with others. Where one bound alone is cut at, and that is not 0, whether a code stands for it is luck.
+/// `exact`: the bound is 0.
+pub fn has_floor(model: &Model, profile: &Profile, kinds: &BTreeMap<NodeId, Kind>, v: ValueId, keys: &SchemeKeys, exact: bool) -> bool {
+    let g = &model.graph;
     let unsigned = matches!(keys.format.as_deref().and_then(format_of), Some(Format::Int { signed: false, .. }));
     let middle = keys.symmetric.unwrap_or(!unsigned) || keys.zero_point == Some(ZeroKey::None);
-    !middle && !is_joined(g, kinds, v)
+    let cut = g.value(v).producer().and_then(|(maker, _)| bounds(g, g.node(maker)));
+    let reached = cut.is_some_and(|(least, most)| least <= 0.0 && most >= 0.0 && (least == 0.0 || !exact && (least.is_infinite() || most.is_finite())));
+    !middle && reached && !is_joined(g, profile, kinds, v)
 }
 
-fn is_joined(g: &Graph, kinds: &BTreeMap<NodeId, Kind>, v: ValueId) -> bool {
-    let moves = |p: &&crate::graph::Port| kinds.get(&p.node) == Some(&Kind::Moves);
-    g.value(v)
-        .uses()
-        .iter()
-        .filter(moves)
-        .any(|p| g.node(p.node).op == Op::Concat || g.node(p.node).outputs().iter().flatten().any(|y| is_joined(g, kinds, *y)))
+/// Whether a value, or what is moved of it, shares its range with other values.
+fn is_joined(g: &Graph, profile: &Profile, kinds: &BTreeMap<NodeId, Kind>, v: ValueId) -> bool {
+    g.value(v).uses().iter().filter_map(|p| g.get_node(p.node).map(|n| (p.node, n))).any(|(id, n)| match kinds.get(&id) {
+        Some(Kind::Moves) => n.op == Op::Concat || n.outputs().iter().flatten().any(|y| is_joined(g, profile, kinds, *y)),
+        Some(Kind::Quantized) => profile.join.contains(&n.op),
+        _ => false,
+    })
 }
 
 /// Whether a target computes a follower together with its producer.

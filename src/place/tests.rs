@@ -1,6 +1,7 @@
 //! Small graphs under a small profile, and where quantizers stand in them.
 
 mod dynamic;
+mod floors;
 
 use super::{Rules, place};
 use crate::graph::{Dim, Graph, Model, Node, Op, Type, ValueId};
@@ -19,7 +20,7 @@ fn profile() -> Profile {
         quantize: vec![Op::Conv, Op::MatMul, Op::Gemm, Op::Add, Op::Relu, Op::Clip, Op::Softmax, Op::Sigmoid, Op::Concat, Op::GlobalAveragePool],
         moves: vec![Op::Reshape, Op::MaxPool, Op::Gather, Op::Resize, Op::Transpose],
         join: vec![Op::Concat],
-        fuse: vec![Fuse { producers: vec![Op::Conv, Op::Add], followers: vec![Op::Relu, Op::Clip], last: false, floor: false }],
+        fuse: vec![Fuse { producers: vec![Op::Conv, Op::Add], followers: vec![Op::Relu, Op::Clip], last: false, floor: false, exact: false }],
         fixed: vec![Fixed {
             ops: vec![Op::Softmax, Op::Sigmoid],
             output: SchemeKeys { scale: Some(ScaleKey::Fixed(1.0 / 256.0)), zero_point: Some(ZeroKey::Fixed(0)), ..keys("uint8") },
@@ -432,7 +433,7 @@ fn the_last_product_is_rounded_with_its_bias() {
     let y = b.node(Op::Add, &[c, q], "y");
     let mut m = b.output(y);
     let mut asked = Asked::new();
-    asked.profile.fuse.push(Fuse { producers: vec![Op::MatMul], followers: vec![Op::Add], last: true, floor: false });
+    asked.profile.fuse.push(Fuse { producers: vec![Op::MatMul], followers: vec![Op::Add], last: true, floor: false, exact: false });
     asked.place(&mut m).unwrap();
     assert_eq!([quantizer_between(&m, "p", "s"), quantizer_between(&m, "q", "y")], [Some("p"), None]);
 }
@@ -451,24 +452,6 @@ fn zero_points_vanish_for_those_who_want_none() {
     asked.place(&mut b.0).unwrap();
     let scheme = |name: &str| b.0.quantizers.ids().map(|id| &b.0.quantizers[id]).find(|q| q.name == name).unwrap().scheme.clone();
     assert_eq!((scheme("q"), scheme("x"), scheme("y")), (Scheme::int(8, true), Scheme::int(8, false), Scheme::int(8, false)));
-}
-
-/// Conv → Relu → y: together where the lowest code is the floor; apart where zero lies in the middle.
-#[test]
-fn a_floor_must_be_a_code() {
-    for (symmetric, quantizers) in [(false, 4), (true, 5)] {
-        let mut b = Built::new();
-        let (x, w) = (b.input("x"), b.weight("w", &[2, 2, 1, 1]));
-        let (c, y) = (b.value("c"), b.value("y"));
-        b.g().add_node(Node::new(Op::Conv, "conv"), &[Some(x), Some(w)], &[Some(c)]);
-        b.g().add_node(Node::new(Op::Relu, "relu"), &[Some(c)], &[Some(y)]);
-        b.g().outputs.push(y);
-        let mut asked = Asked::new();
-        asked.profile.fuse[0].floor = true;
-        asked.activations = Some(SchemeKeys { symmetric: Some(symmetric), ..keys("int8") });
-        asked.place(&mut b.0).unwrap();
-        assert_eq!(b.0.quantizers.len() + 1, quantizers, "symmetric: {symmetric}");
-    }
 }
 
 /// x → LayerNormalization(scale, offset) → y: the scale by the target's own scheme, the offset a bias of both.

@@ -110,6 +110,30 @@ pub fn ends(scheme: &Scheme, params: &Params) -> (f32, f32) {
     ((first - zero) * scale, (last - zero) * scale)
 }
 
+/// Whether a quantizer cuts all that is cut at these bounds before it: the bounds are rounded to the ends of all codes, or, `exact`, do not lie within these.
+/// Compilers tell the first of two bounds, and of one at the top; within a lone bound at the bottom no code may lie either way.
+pub fn swallows(scheme: &Scheme, params: &Params, (least, most): (f32, f32), exact: bool) -> bool {
+    let [low, high] = cut_ends(scheme, params, (least, most));
+    let (lo, hi) = ends(scheme, params);
+    let beyond = lo >= least - f32::EPSILON && hi <= most + f32::EPSILON;
+    if exact { beyond } else { !low && !high && (beyond || most.is_finite() || least.is_infinite()) }
+}
+
+/// Whether bounds cut codes off at both ends or at none; without bounds, whether the lowest code does not lie below 0.
+pub fn cuts_evenly(scheme: &Scheme, params: &Params, bounds: Option<(f32, f32)>) -> bool {
+    match bounds.filter(|_| scheme.format.code_range().is_some()) {
+        Some(bounds) => matches!(cut_ends(scheme, params, bounds), [true, true] | [false, false]),
+        None => scheme.format.code_range().is_none() || ends(scheme, params).0 >= -params.scale_at(0) * 1e-3,
+    }
+}
+
+/// Whether bounds cut codes off, at the low end and at the high one. Of no codes: both.
+pub fn cut_ends(scheme: &Scheme, params: &Params, (least, most): (f32, f32)) -> [bool; 2] {
+    let Some((low, high)) = scheme.format.code_range() else { return [true; 2] };
+    let code = |x: f32| (x / params.scale_at(0)).round_ties_even() + params.zero_at(0);
+    [code(least) > low as f32, code(most) < high as f32]
+}
+
 /// The lowest and the highest number that codes stand for, before zero and scale. Fails where curve and format do not go together.
 pub fn span(scheme: &Scheme, params: &Params) -> Result<(f32, f32)> {
     Ok(Coder::new(scheme, params)?.span())

@@ -12,7 +12,7 @@ mod show;
 mod table;
 mod value;
 
-pub use arith::{dequantize, ends, fake_quantize, quantize, span};
+pub use arith::{cut_ends, cuts_evenly, dequantize, ends, fake_quantize, quantize, span, swallows};
 
 pub use blocks::{Blocks, Extent, Layout, View};
 pub use codebook::NF4;

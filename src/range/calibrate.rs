@@ -11,7 +11,7 @@ use super::weights::{Weights, fit_weights};
 use crate::data::Dataset;
 use crate::engine::{Plans, RunnerOptions, Running, Trial, over_samples, shapes_of};
 use crate::error::{At, Error, Result};
-use crate::graph::{Model, ValueId};
+use crate::graph::{Model, Node, ValueId, bounds};
 use crate::note::Notes;
 use crate::observe::{Beside, Extremes, Histogram, Turn};
 use crate::pass::Progress;
@@ -142,16 +142,21 @@ fn chosen_before(saved: Option<&Ranges>) -> Result<Method> {
     known.ok_or_else(|| Error::usage("method `auto` compares methods on samples, and the saved ranges do not say which it chose: give --data"))
 }
 
-/// Values that flow into FakeQuants whose static quantizer has no parameters yet.
+/// Values that flow into FakeQuants whose static quantizer has no parameters yet, but for those that a Relu or Clip cuts before they reach it again.
 fn watched_values(model: &Model) -> Vec<(ValueId, QuantizerId)> {
     let g = &model.graph;
+    let only = |v: ValueId| if let ([p], false) = (g.value(v).uses(), g.is_output(v)) { g.get_node(p.node) } else { None };
+    let cut = |node: &Node, q: QuantizerId| {
+        let y = node.output(0).and_then(only).filter(|n| bounds(g, n).is_some()).and_then(|n| n.output(0));
+        y.and_then(only).and_then(|n| n.quantizer()).is_some_and(|again| model.quantizers.root(again) == q)
+    };
     let mut list: Vec<(ValueId, QuantizerId)> = g
         .nodes()
         .filter_map(|(_, node)| {
             let q = model.quantizers.root(node.quantizer()?);
             let x = node.input(0)?;
             let row = &model.quantizers[q];
-            (row.params.is_none() && row.scheme.timing == Timing::Static && g.constant(x).is_none()).then_some((x, q))
+            (row.params.is_none() && row.scheme.timing == Timing::Static && g.constant(x).is_none() && !cut(node, q)).then_some((x, q))
         })
         .collect();
     list.sort();
@@ -358,6 +363,19 @@ mod tests {
 
     fn how(activations: Method, threads: usize) -> Calibrate<'static> {
         Calibrate { activations, weights: Weights::MinMax, outliers: None, unsigned: false, shifts: &[], threads }
+    }
+
+    #[test]
+    fn what_is_cut_before_it_is_rounded_again_sets_no_range() {
+        let (mut m, [first, ..]) = placed();
+        let watched = |m: &Model| watched_values(m).iter().map(|(v, _)| m.graph.value(*v).name.clone()).collect::<Vec<_>>();
+        assert_eq!(watched(&m), ["x", "r"], "under a quantizer each");
+        let (last, y) = m.graph.nodes().find(|(_, n)| n.name == "fy").map(|(id, n)| (id, n.output(0))).unwrap();
+        let r = m.graph.remove_node(last).input(0);
+        m.graph.add_node(Node::fake_quant(first, "fy"), &[r], &[y]);
+        assert_eq!(watched(&m), ["r"]);
+        m.graph.outputs.push(r.unwrap());
+        assert_eq!(watched(&m), ["x", "r"], "somebody else reads it");
     }
 
     #[test]

@@ -106,19 +106,21 @@ pub fn lower(w: &mut Work, args: &Args) -> Result<Notes> {
         Some(f) => (kept_as_input(w)?, if f.dtype == DType::F16 { peaks(w)? } else { BTreeMap::new() }),
         None => Default::default(),
     };
+    let mut notes = lower::relus(&mut w.model, &recipe.target);
     let settings = lower::Settings { accuracy_level: args.int("accuracy_level") };
     let form = form_of(recipe, args);
     if form == "encodings" {
-        let (text, notes) = lower::encodings(&mut w.model, args.int("version").unwrap_or(1))?;
+        let (text, said) = lower::encodings(&mut w.model, args.int("version").unwrap_or(1))?;
         w.encodings = Some(text);
+        notes.append(said);
         return Ok(notes);
     }
     if form == "mct-quantizers" {
-        let mut notes = onnx::raise_opset(&mut w.model, lower::MCT_OPSET)?;
+        notes.append(onnx::raise_opset(&mut w.model, lower::MCT_OPSET)?);
         notes.append(lower::mct_quantizers(&mut w.model)?);
         return Ok(notes);
     }
-    let mut notes = lower::spell(&mut w.model, form, &settings)?;
+    notes.append(lower::spell(&mut w.model, form, &settings)?);
     let need = lower::qdq_opset(&w.model)?;
     if let Some(limit) = w.recipe.target.opset.filter(|limit| *limit < need) {
         return Err(Error::usage(format!("the formats asked for need opset {need}, and target {} reads at most opset {limit}", w.recipe.target.name)));

@@ -144,6 +144,7 @@ fn typed(file: &File, t: &Tree) -> Result<Profile, Wrong> {
                 followers: read::ops(f.get("followers")),
                 last: f.get("last").and_then(Tree::flag).unwrap_or(false),
                 floor: f.get("floor").and_then(Tree::flag).unwrap_or(false),
+                exact: f.get("exact").and_then(Tree::flag).unwrap_or(false),
             })
             .collect(),
         fixed: list("fixed").iter().map(|f| Fixed { ops: read::ops(f.get("ops")), output: f.get("output").map(read::scheme).unwrap_or_default() }).collect(),
@@ -183,7 +184,8 @@ fn limit(i: usize, t: &Tree) -> Result<Limit, Wrong> {
     let fail = |why: &str| wrong(&[&["limits", &at]], format!("limits[{i}]: {why}"));
     let text = |key: &str| t.get(key).and_then(Tree::text).unwrap_or_default().to_string();
     let name = text("attribute");
-    let conditions = ["values", "at_most", "rank", "constant", "weights", "activations", "granularity", "zeroless", "unsigned", "floor", "alike", "codes"];
+    let conditions =
+        ["values", "at_most", "rank", "constant", "unpadded", "weights", "activations", "granularity", "zeroless", "unsigned", "floor", "alike", "codes"];
     let mut given = conditions.iter().filter_map(|key| Some((*key, t.get(key)?)));
     let must = match given.next() {
         None if t.get("attribute").is_some() => return fail("`attribute` wants `values` or `at_most` beside it"),
@@ -193,6 +195,7 @@ fn limit(i: usize, t: &Tree) -> Result<Limit, Wrong> {
         Some(("at_most", n)) => Must::AtMost { name, most: n.int().unwrap_or(i64::MAX) },
         Some(("rank", n)) => Must::Rank(n.int().unwrap_or(0) as usize),
         Some(("constant", n)) => Must::Constant(n.int().unwrap_or(0) as usize),
+        Some(("unpadded", n)) => Must::Unpadded(n.int().unwrap_or(0) as usize),
         Some(("weights", list)) => Must::Weights(read::texts(Some(list))),
         Some(("activations", list)) => Must::Activations(read::texts(Some(list))),
         Some(("granularity", list)) => Must::Granularity(granularities(Some(list))),
@@ -207,7 +210,7 @@ fn limit(i: usize, t: &Tree) -> Result<Limit, Wrong> {
     }
     let ops = read::ops(t.get("ops"));
     let place = t.get("where").and_then(Tree::text).and_then(read::place);
-    if ops.is_empty() && place.is_none() && matches!(must, Must::Never | Must::Attribute { .. } | Must::AtMost { .. } | Must::Constant(_)) {
+    if ops.is_empty() && place.is_none() && matches!(must, Must::Never | Must::Attribute { .. } | Must::AtMost { .. } | Must::Constant(_) | Must::Unpadded(_)) {
         return fail("it names no `ops`");
     }
     if t.get("then").is_none() || t.get("why").is_none() {

@@ -458,12 +458,13 @@ static LIMIT: &[Key] = &[
     Key::new("at_most", Shape::Int(i64::MIN, i64::MAX), "a number"),
     Key::new("rank", COUNT, "most dimensions of operands and results"),
     Key::new("constant", Shape::Int(0, 16), "the slot of an input that must be constant"),
+    Key::new("unpadded", Shape::Int(0, 16), "the axis before which a Pad must put nothing; `fuse` writes what does as a Concat"),
     Key::new("weights", Shape::List(&Shape::Format), "formats that their weights may have"),
     Key::new("activations", Shape::List(&Shape::Format), "formats that their operands and results may have"),
     Key::new("granularity", Shape::List(&GRANULARITY), "which elements of the weight may share a scale; obeyed by `place`"),
     Key::new("zeroless", FLAG, "true: operands have zero point 0; obeyed by `place`"),
     Key::new("unsigned", FLAG, "true: operands are unsigned, or signed, not constant and read by nobody else"),
-    Key::new("floor", FLAG, "true: the lowest code of the result stands for the least that the operator makes: the bound of Relu and Clip, 0 of others"),
+    Key::new("floor", FLAG, "true: the bounds of Relu and Clip are the ends of all codes of the result, or both lie within; of others, no code is below 0"),
     Key::new("alike", FLAG, "true: operands, constants of `code_constants` among them, and results are codes of one format with one scale each"),
     Key::new("codes", FLAG, "true: it runs on codes; said of nodes that would run in float"),
     Key::new("then", Shape::OneOf(&Fate::WORDS), "what becomes of the nodes of which this does not hold; without a condition, of all"),
@@ -474,6 +475,7 @@ static FUSE: &[Key] = &[
     Key::new("producers", OPS, "what computes"),
     Key::new("followers", OPS, "what is computed with it"),
     Key::new("floor", FLAG, "true: only where the lowest code stands for what Relu or Clip cut at, so that they can be dropped"),
+    Key::new("exact", FLAG, "true: `floor` to the last bit; a Clip that does not cut at 0 stays"),
     Key::new("last", FLAG, "true: only where nothing but outputs of the model is made of the result"),
 ];
 static FIXED: &[Key] = &[Key::new("ops", OPS, "operators"), Key::new("output", Shape::Map(SCHEME), "the scheme of their output")];

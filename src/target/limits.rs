@@ -1,7 +1,7 @@
 //! What a target does not run although its lists name the op: by attribute, place, rank or granularity. Asked before placing, and of finished files.
 
 use super::{Fate, Granularity, Place, Profile, Select};
-use crate::graph::{AttrValue, Flow, Inferred, Model, Node, NodeId, Op};
+use crate::graph::{AttrValue, Flow, Inferred, Model, Node, NodeId, Op, pads};
 use std::collections::BTreeMap;
 
 /// What must hold of some nodes, and what becomes of those of which it does not.
@@ -30,6 +30,8 @@ pub enum Must {
     Rank(usize),
     /// The input at this slot is a constant.
     Constant(usize),
+    /// A Pad puts nothing before this axis.
+    Unpadded(usize),
     // Those below speak of codes. Placing obeys granularity and zeroless by itself.
     /// The weight's format is one of these.
     Weights(Vec<String>),
@@ -41,7 +43,7 @@ pub enum Must {
     Zeroless,
     /// Operands are unsigned, or signed, flowing and read by nobody else.
     Unsigned,
-    /// The lowest code of the result stands for the least that the op makes.
+    /// The codes of the result end at the least and the most that the op makes, or are cut at both ends.
     Floor,
     /// Operands, constants that must be codes included, and results have one format, and one scale each.
     Alike,
@@ -109,6 +111,7 @@ impl Must {
                 let rank = |v: &crate::graph::ValueId| inferred.get(*v).shape.as_ref().map_or(0, Vec::len);
                 node.inputs().iter().chain(node.outputs()).flatten().all(|v| rank(v) <= *most)
             }
+            Must::Unpadded(axis) => pads(&model.graph, node).and_then(|p| p.get(*axis).copied()).is_none_or(|n| n <= 0),
             Must::Constant(slot) => node.input(*slot).is_none_or(|v| crate::graph::constant_behind(&model.graph, v).is_some()),
             _ => true,
         }

@@ -137,6 +137,8 @@ pub struct Fuse {
     pub last: bool,
     /// Only where the lowest code stands for what the follower cuts at: then it is dropped.
     pub floor: bool,
+    /// `floor` to the last bit: the follower's bounds do not lie within the codes; to be sure of that before data, it cuts at 0.
+    pub exact: bool,
 }
 
 /// Ops whose output has this scheme whatever the data.

@@ -3,6 +3,7 @@
 mod awq;
 mod balance;
 mod channels;
+mod concat_pads;
 mod cut_tail;
 mod edit;
 mod equalize;
@@ -18,6 +19,7 @@ mod testing;
 
 pub use awq::{Awq, awq};
 pub use balance::{Balance, Grid, balance};
+pub use concat_pads::concat_pads;
 pub use cut_tail::cut_tail;
 pub use equalize::{Equalize, equalize};
 pub use fold_batch_norm::fold_batch_norm;

@@ -60,7 +60,7 @@ OLD = [*TALL[:3], "effnet_lite0"]
 OTHERS = ["micro_matmul_w_add", "micro_attn", "micro_layernorm", "micro_gelu20", "micro_gelu_erf", "micro_gather_emb", "micro_reshape_tr", "micro_silu_hswish",
           "micro_deconv"]
 GATED = {
-    "onnxruntime": [*SMALL, *OTHERS, "micro_lstm", *TALL],
+    "onnxruntime": [*SMALL, *OTHERS, "micro_lstm", *TALL, "darknet_tiny"],
     "qnn": [*SMALL, *OTHERS, *TALL],
     "openvino": [*SMALL, *OTHERS, "micro_lstm", *TALL],
     "rknn": [*SMALL, *OLD],

@@ -109,6 +109,24 @@ fn codes_stay_from_chip_to_chip_where_they_are_held() {
     }
 }
 
+/// Codes around 0 leave Relu and Clip something to cut, which a chip that drops them would run in float: the same codes stand before them then.
+#[test]
+fn symmetric_codes_run_in_integers_where_relus_vanish_and_compute_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |f: String| -> PathBuf { dir.path().join(f) };
+    models(dir.path());
+    for name in ["conv_bn_relu", "conv_clip6_dw", "residual", "gemm", "concat"] {
+        let npz = at(format!("{name}.npz"));
+        let (q, to) = (at(format!("{name}.q.onnx")), at(format!("{name}.qnn.onnx")));
+        let set = ["activations.format=int8", "activations.symmetric=true"];
+        written(&at(format!("{name}.onnx")), &q, "generic", Some("int8-fast"), &set, Some(&npz)).unwrap();
+        written(&q, &to, "qnn", None, &[], None).unwrap();
+        let found = check(&to, "qnn", None).unwrap();
+        assert_eq!(found.integer, found.nodes.len(), "{name}: {:?}", found.findings().collect::<Vec<_>>());
+        assert_eq!((differ(&q, &to, &npz), codes(&to)), (0.0, codes(&q)), "{name}");
+    }
+}
+
 #[test]
 fn what_the_file_leaves_float_needs_samples_and_says_so() {
     let dir = tempfile::tempdir().unwrap();

@@ -18,6 +18,7 @@ use crate::pass::Progress;
 use crate::quant;
 use crate::tensor::Tensor;
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 /// What the method was asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -60,12 +61,22 @@ pub fn gptq(model: &mut Model, how: &Gptq, data: Option<(&Dataset, &[usize])>, g
     let mut notes = Notes::of("round");
     let (data, samples) = data.ok_or_else(|| Error::usage("gptq weighs errors by sample inputs: give --data"))?;
     let mut layers = Vec::new();
+    let mut refused: BTreeMap<&str, (String, Vec<String>)> = BTreeMap::new();
     for (id, node) in model.graph.nodes().filter(|(_, n)| matches!(n.op, Op::Conv | Op::ConvTranspose | Op::Gemm | Op::MatMul)) {
         match layer(model, id, how.work) {
             Some(Ok(layer)) => layers.push(layer),
-            Some(Err(why)) => notes.declined(&node.name, format!("nearest codes: {why}")),
+            Some(Err(why)) => {
+                let (alike, text) = match why {
+                    Refusal::Form(text) => (text, text.to_string()),
+                    Refusal::Work(text) => ("work", text),
+                };
+                refused.entry(alike).or_insert((text, Vec::new())).1.push(node.name.clone());
+            }
             None => {}
         }
+    }
+    for (text, names) in refused.values() {
+        notes.declined_alike(names, |more| format!("nearest codes{more}: {text}"));
     }
     if layers.is_empty() {
         return Ok(notes);
@@ -121,24 +132,30 @@ pub fn gptq(model: &mut Model, how: &Gptq, data: Option<(&Dataset, &[usize])>, g
     Ok(notes)
 }
 
+/// Why a layer is not taken.
+enum Refusal {
+    Form(&'static str),
+    Work(String),
+}
+
 /// A layer whose weight is one constant under a quantizer that has no codes yet; or why it is not taken.
-fn layer(model: &Model, id: NodeId, work: f64) -> Option<std::result::Result<Layer, String>> {
+fn layer(model: &Model, id: NodeId, work: f64) -> Option<std::result::Result<Layer, Refusal>> {
     let g = &model.graph;
     let (fake, linear) = match chosen(model, id)? {
         Ok(found) => found,
-        Err(why) => return Some(Err(why.into())),
+        Err(why) => return Some(Err(Refusal::Form(why))),
     };
     let outs = g.constant(g.node(fake).input(0)?)?.tensor.shape()[linear.out_axis];
     Some(reading(model, &linear, fake, work)?.map(|reading| Layer { node: id, fake, reading, outs, by_row: linear.out_axis == 0 }))
 }
 
 /// How a layer reads its input, so that all takes at most `work`; or why it is not taken. Its weight is a constant under the FakeQuant.
-fn reading(model: &Model, linear: &Linear, fake: NodeId, work: f64) -> Option<std::result::Result<Reading, String>> {
+fn reading(model: &Model, linear: &Linear, fake: NodeId, work: f64) -> Option<std::result::Result<Reading, Refusal>> {
     let g = &model.graph;
     let (node, shape) = (g.node(linear.node), g.constant(g.node(fake).input(0)?)?.tensor.shape());
-    let Some(patches) = Patches::of(node, linear, shape) else { return Some(Err("its weights do not meet its input row by row".into())) };
+    let Some(patches) = Patches::of(node, linear, shape) else { return Some(Err(Refusal::Form("its weights do not meet its input row by row"))) };
     let x = node.input(linear.input_slot)?;
-    Some(places(patches.width(), patches.groups, shape[linear.out_axis], work).map(|places| Reading { x, patches, places }))
+    Some(places(patches.width(), patches.groups, shape[linear.out_axis], work).map(|places| Reading { x, patches, places }).map_err(Refusal::Work))
 }
 
 /// How all layers read their inputs whose weights may be rounded so.

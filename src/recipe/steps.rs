@@ -347,7 +347,8 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
         }
         Some("gptq") => {
             let data = w.data.map(|d| (d, w.calibration));
-            let notes = round::gptq(&mut w.model, &gptq_of(args, w.threads), data, w.gathered.as_ref(), w.progress)?;
+            let how = gptq_of(args, w);
+            let notes = round::gptq(&mut w.model, &how, data, w.gathered.as_ref(), w.progress)?;
             w.gathered.iter_mut().for_each(Gathered::forget_inputs);
             notes
         }
@@ -367,14 +368,20 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
     Ok(notes)
 }
 
-fn gptq_of(args: &Args, threads: usize) -> Gptq {
-    Gptq { damping: args.number("damping"), samples: args.count("samples", 32), work: args.number("work").unwrap_or(2000.0) * 1e9, threads }
+fn gptq_of(args: &Args, w: &Work) -> Gptq {
+    Gptq {
+        damping: args.number("damping"),
+        samples: args.count("samples", 32),
+        work: args.number("work").unwrap_or(2000.0) * 1e9,
+        memory: w.recipe.memory,
+        threads: w.threads,
+    }
 }
 
 /// What the steps behind want to know of the float model.
 fn gather(w: &Work) -> Gather {
     let args = |name: &str| w.recipe.steps.iter().find(|s| s.name == name).map(|s| &s.args);
-    let gptq = args("round").filter(|args| args.text("method") == Some("gptq")).map(|args| gptq_of(args, w.threads));
+    let gptq = args("round").filter(|args| args.text("method") == Some("gptq")).map(|args| gptq_of(args, w));
     Gather::new(&w.model, gptq.as_ref(), args("correct-bias").map_or(0, corrected), w.calibration)
 }
 

@@ -7,7 +7,7 @@
 use super::biases::fake_of;
 use super::grid::{Grid, chosen};
 use super::inputs::{Gathered, Group, Reading, SecondMoments};
-use super::samples::{same_shapes, walks};
+use super::samples::{same_shapes, walks, within};
 use crate::data::Dataset;
 use crate::engine::{Patches, RunnerOptions};
 use crate::error::{At, Error, Result};
@@ -29,6 +29,8 @@ pub struct Gptq {
     pub samples: usize,
     /// Multiply-adds that a layer may take at most.
     pub work: f64,
+    /// Bytes that the kept tensors of a walk may take.
+    pub memory: u64,
     pub threads: usize,
 }
 
@@ -86,7 +88,8 @@ pub fn gptq(model: &mut Model, how: &Gptq, data: Option<(&Dataset, &[usize])>, g
     let (count, mut walks) = match gathered {
         Some(gathered) => (gathered.samples, Vec::new()),
         None => {
-            let groups = same_shapes(data, &samples[..samples.len().min(how.samples)])?;
+            let stops: Vec<NodeId> = layers.iter().filter_map(|l| model.graph.value(l.reading.x).producer()).map(|(n, _)| n).collect();
+            let groups = within(model, data, same_shapes(data, &samples[..samples.len().min(how.samples)])?, &stops, how.memory)?;
             let options = RunnerOptions { float: true, ..RunnerOptions::default() };
             (groups.iter().map(Vec::len).sum(), walks(model, data, &groups, options, how.threads)?)
         }
@@ -362,7 +365,7 @@ mod tests {
                 let (m, q, data, samples) = model(dir.path(), Scheme { blocks: blocks.clone(), ..Scheme::int(4, signed) });
                 let mut plain = m.clone();
                 round_nearest(&mut plain).unwrap();
-                let how = Gptq { damping: Some(0.01), samples: 40, work: 1e9, threads: 1 };
+                let how = Gptq { damping: Some(0.01), samples: 40, work: 1e9, memory: 1 << 20, threads: 1 };
                 let (mut one, mut two) = (m.clone(), m.clone());
                 let notes = gptq(&mut one, &how, Some((&data, &all)), None, &Silent).unwrap();
                 gptq(&mut two, &Gptq { threads: 3, ..how }, Some((&data, &all)), None, &Silent).unwrap();
@@ -391,8 +394,12 @@ mod tests {
         }
         let input = InputInfo { name: "x".into(), dtype: DType::F32, shape: Some(vec![Dim::Symbol("n".into()), Dim::Known(N)]) };
         let data = Dataset::open(folder.to_str().unwrap(), &[input], &Default::default()).unwrap();
-        let notes = gptq(&mut m, &Gptq { damping: None, samples: 40, work: 1e9, threads: 1 }, Some((&data, &[0, 1, 2, 3])), None, &Silent).unwrap();
-        assert!(notes.list().iter().any(|n| n.text.contains("over 4 samples")), "{notes:?}");
+        // A walk keeps a row as it comes and as it is rounded. There are ten rows, three of them in the fourth sample; and memory for eight.
+        for (memory, over) in [(1 << 20, 4), (8 * 2 * 4 * N as u64, 3)] {
+            let how = Gptq { damping: None, samples: 40, work: 1e9, memory, threads: 1 };
+            let notes = gptq(&mut m.clone(), &how, Some((&data, &[0, 1, 2, 3])), None, &Silent).unwrap();
+            assert!(notes.list().iter().any(|n| n.text.contains(&format!("over {over} samples"))), "{notes:?}");
+        }
     }
 
     /// Sums of products, and means of zero.
@@ -427,7 +434,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut m, q, data, _) = model(dir.path(), Scheme::int(8, true));
         m.quantizers[q].scheme.format = Format::Float { exponent: 4, mantissa: 3, specials: crate::quant::Specials::Fn };
-        let how = Gptq { damping: Some(0.01), samples: 8, work: 1e9, threads: 1 };
+        let how = Gptq { damping: Some(0.01), samples: 8, work: 1e9, memory: 1 << 20, threads: 1 };
         let notes = gptq(&mut m, &how, Some((&data, &[0, 1])), None, &Silent).unwrap();
         assert!(m.codes.is_empty() && notes.list().iter().any(|n| n.about == "gemm" && n.text.contains("no evenly spaced integers")), "{notes:?}");
         assert!(gptq(&mut m, &how, None, None, &Silent).unwrap_err().to_string().contains("--data"));
@@ -443,7 +450,8 @@ mod tests {
         assert_eq!(why, "sums over 1000 inputs take 0.7 billion multiply-adds, and `work` allows 0.7");
         let dir = tempfile::tempdir().unwrap();
         let (mut m, _, data, _) = model(dir.path(), Scheme::int(8, true));
-        let notes = gptq(&mut m, &Gptq { damping: Some(0.01), samples: 8, work: 1.0, threads: 1 }, Some((&data, &[0, 1])), None, &Silent).unwrap();
+        let notes =
+            gptq(&mut m, &Gptq { damping: Some(0.01), samples: 8, work: 1.0, memory: 1 << 20, threads: 1 }, Some((&data, &[0, 1])), None, &Silent).unwrap();
         assert!(m.codes.is_empty() && notes.list().iter().any(|n| n.about == "gemm" && n.text.contains("`work` allows")), "{notes:?}");
     }
 

@@ -194,7 +194,7 @@ mod tests {
         model.codes.clear();
         let data = samples(dir.path(), 40, false);
         let all: Vec<usize> = (0..40).rev().collect();
-        let gptq_of = Gptq { damping: None, samples: 32, work: 1e9, threads: 1 };
+        let gptq_of = Gptq { damping: None, samples: 32, work: 1e9, memory: 1 << 20, threads: 1 };
         for threads in [1, 3] {
             let gather = Gather::new(&model, Some(&gptq_of), 16, &all);
             let plans = Plans::new(&model, gather.values(), RunnerOptions { float: true, ..RunnerOptions::default() });

@@ -126,8 +126,9 @@ impl Toy {
 fn methods_lose_less_than_nearest_codes_in_the_order_that_they_should() {
     let toy = Toy::new();
     let clip = Weights::Clip(Clip { shrink: 0.5, grid: 20, samples: 64 });
-    let by_gptq =
-        |m: &mut Model, data: (&Dataset, &[usize])| gptq(m, &Gptq { damping: None, samples: 64, work: 1e12, threads: 1 }, Some(data), None, &Silent).unwrap();
+    let by_gptq = |m: &mut Model, data: (&Dataset, &[usize])| {
+        gptq(m, &Gptq { damping: None, samples: 64, work: 1e12, memory: 1 << 30, threads: 1 }, Some(data), None, &Silent).unwrap()
+    };
     let none = |_: &mut Model, _: (&Dataset, &[usize])| Notes::of("round");
     for bits in [4, 3, 2] {
         let plain = |weights| toy.error(bits, false, Zero::Integer, weights, none);

@@ -9,11 +9,14 @@ use std::f64::consts::TAU;
 
 /// Size of a symbolic dimension that is not the first.
 const FREE: usize = 16;
+/// The same of an image (rank 4 and more): what halves five times over.
+const SIDE: usize = 64;
 
 fn shape(input: &InputInfo) -> Vec<usize> {
     let of = |(i, d): (usize, &Dim)| match d {
         Dim::Known(n) => *n,
         _ if i == 0 => 1,
+        _ if input.shape.as_ref().is_some_and(|s| s.len() > 3) && i > 1 => SIDE,
         _ => FREE,
     };
     input.shape.iter().flatten().enumerate().map(of).collect()

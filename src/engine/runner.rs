@@ -7,7 +7,7 @@ use super::tensors::{of_tract, to_tract};
 use super::weights::{self, Row, Weight};
 use super::{prepare, support};
 use crate::error::{Error, Result};
-use crate::graph::{Flow, InputShapes, Model, ValueId, specialize};
+use crate::graph::{Flow, InputShapes, Model, Node, ValueId, specialize};
 use crate::quant::{QuantizerId, Table};
 use crate::tensor::{DType, Tensor};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +37,8 @@ enum Output {
     Plan(usize),
     Input(String),
     Constant(Tensor),
+    /// What the plan is given at this place.
+    Given(usize),
 }
 
 /// An optimised plan for fixed input shapes that returns chosen values.
@@ -75,7 +77,7 @@ impl Runner {
     pub fn with(model: &Model, fixed: &InputShapes, outputs: &[ValueId], options: RunnerOptions) -> Result<Runner> {
         let mut model = model.clone();
         model.graph.outputs = dedup(outputs);
-        build(specialize(&model, fixed)?, outputs, options)
+        build(specialize(&model, fixed)?, outputs, options, &flowing(&model))
     }
 
     /// A plan of the nodes between `inputs` and `outputs`, where the values of `inputs` are given at each run under their names.
@@ -83,7 +85,7 @@ impl Runner {
     pub fn segment(model: &Model, inputs: &[Given], outputs: &[ValueId], options: RunnerOptions) -> Result<Runner> {
         let part = cut(model, inputs, &dedup(outputs))?;
         let fixed = inputs.iter().map(|i| (part.graph.value(i.value).name.clone(), i.shape.clone())).collect();
-        build(specialize(&part, &fixed)?, outputs, options)
+        build(specialize(&part, &fixed)?, outputs, options, &flowing(&part))
     }
 
     /// A state for one thread.
@@ -128,6 +130,7 @@ impl Runner {
             .map(|o| match o {
                 Output::Plan(i) => of_tract(made[*i].clone().into_arc_tensor()),
                 Output::Constant(t) => Ok(t.clone()),
+                Output::Given(i) => of_tract(self.sources[*i].value(inputs, table)?.into_arc_tensor()),
                 Output::Input(name) => inputs.get(name).cloned().ok_or_else(|| missing(name)),
             })
             .collect()
@@ -164,8 +167,15 @@ fn dedup(values: &[ValueId]) -> Vec<ValueId> {
     values.iter().copied().filter(|v| seen.insert(*v)).collect()
 }
 
-/// Builds the plan of a specialised model that returns `outputs`.
-fn build(mut model: Model, outputs: &[ValueId], options: RunnerOptions) -> Result<Runner> {
+/// The quantizers of what flows. What is computed from shapes alone flows too, though it is a constant for inputs of fixed shapes.
+fn flowing(model: &Model) -> BTreeSet<QuantizerId> {
+    let g = &model.graph;
+    let flows = |n: &Node| n.input(0).is_some_and(|x| g.constant(x).is_none());
+    g.nodes().filter(|(_, n)| flows(n)).filter_map(|(_, n)| Some(model.quantizers.root(n.quantizer()?))).collect()
+}
+
+/// Builds the plan of a specialised model that returns `outputs`. What constants share with values in `flowing` (a Concat's operands) changes with these.
+fn build(mut model: Model, outputs: &[ValueId], options: RunnerOptions, flowing: &BTreeSet<QuantizerId>) -> Result<Runner> {
     let table = model.quantizers.clone();
     prepare::prepare(&mut model)?;
     let mut baked = weights::bake_bodies(&mut model, options.float)?;
@@ -174,10 +184,7 @@ fn build(mut model: Model, outputs: &[ValueId], options: RunnerOptions) -> Resul
         baked.clear();
         weights::make_float(&mut model)?;
     } else {
-        let taken = weights::take(&mut model);
-        // What constants share with values that flow (a Concat's operands) changes with these.
-        let flowing: BTreeSet<QuantizerId> = model.graph.nodes().filter_map(|(_, n)| Some(table.root(n.quantizer()?))).collect();
-        for w in taken {
+        for w in weights::take(&mut model) {
             if let Some(zeros) = w.zeros(&table)? {
                 model.graph.value_mut(w.value).constant = Some(zeros.into());
             } else if options.live_weights || flowing.contains(&table.root(w.id)) {
@@ -209,8 +216,11 @@ fn build(mut model: Model, outputs: &[ValueId], options: RunnerOptions) -> Resul
             }
             match g.value(v).producer() {
                 None if g.inputs.contains(&v) => Ok(Output::Input(g.value(v).name.clone())),
-                None if !sources.iter().any(|s| s.0 == v) => Err(Error::failed(format!("nothing makes {}", g.value(v).name))),
-                _ => {
+                None => match sources.iter().position(|s| s.0 == v) {
+                    Some(at) => Ok(Output::Given(at)),
+                    None => Err(Error::failed(format!("nothing makes {}", g.value(v).name))),
+                },
+                Some(_) => {
                     let at = wanted.iter().position(|&w| w == v).unwrap_or(wanted.len());
                     if at == wanted.len() {
                         wanted.push(v);

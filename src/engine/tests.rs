@@ -158,6 +158,24 @@ fn a_constant_that_shares_a_quantizer_with_what_flows_changes_with_it() {
     }
 }
 
+/// FakeQuant(Cast(Shape(x))): a constant, once the shape of x is given, and no weight.
+#[test]
+fn what_shapes_give_is_rounded_as_the_table_says() {
+    let mut b = Built::new();
+    let x = b.input("x", &[2, 8]);
+    let dims = b.m.graph.add_value("dims");
+    b.m.graph.add_node(Node::new(Op::Shape, "shape"), &[Some(x)], &[Some(dims)]);
+    let real = b.node(Node::new(Op::Cast, "cast").with("to", 1i64), &[dims], "real", &[2]);
+    let (y, q) = b.fake(real, 1.0, "y", &[2]);
+    let sample = feed("x", Tensor::of_f32(&[2, 8], numbers(16)));
+    let r = Runner::new(&b.m, &shapes_of(&sample), &[y]).unwrap();
+    let mut table = b.m.quantizers.clone();
+    for (scale, expected) in [(1.0, [2.0, 8.0]), (5.0, [0.0, 10.0])] {
+        table[q].params = Some(Params::tensor(scale, None));
+        assert_eq!(r.run(&mut r.spawn(), &sample, &table).unwrap()[0].to_f32().unwrap().to_vec(), expected);
+    }
+}
+
 /// Pad(FakeQuant(x), FakeQuant(0)) under one quantizer.
 #[test]
 fn zeros_that_fill_share_a_quantizer_with_what_flows() {

@@ -3,7 +3,7 @@
 use super::{AttrValue, Constant, Node, Op};
 use crate::tensor::DType;
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Names a node of one graph.
@@ -425,7 +425,7 @@ impl Graph {
         names
     }
 
-    fn rename_captured(&mut self, old: &str, new: &str) {
+    pub(super) fn rename_captured(&mut self, old: &str, new: &str) {
         if let Some(id) = self.find_value(old) {
             let v = self.value(id);
             if v.producer.is_none() && v.constant.is_none() && !self.inputs.contains(&id) {
@@ -441,13 +441,27 @@ impl Graph {
         }
     }
 
+    /// Gives a node whose name an earlier one has a number behind it: runtimes refuse two nodes of one name.
+    pub fn name_nodes_apart(&mut self) {
+        let mut taken: HashSet<String> = self.nodes().map(|(_, n)| n.name.clone()).collect();
+        let mut met = HashSet::new();
+        for id in self.order.clone() {
+            let name = self.node(id).name.clone();
+            if name.is_empty() || met.insert(name.clone()) {
+                continue;
+            }
+            let new = (1..).map(|i| format!("{name}_{i}")).find(|n| taken.insert(n.clone())).expect("numbers do not end");
+            self.node_mut(id).name = new;
+        }
+    }
+
     /// Puts the nodes into an order in which each stands behind what it reads; stable. `Err` names a node on a cycle.
     pub fn sort(&mut self) -> Result<(), String> {
         let mut done = vec![false; self.nodes.len()];
         let mut order = Vec::with_capacity(self.order.len());
         for &root in &self.order {
             let mut stack = vec![(root, false)];
-            let mut open = std::collections::HashSet::new();
+            let mut open = HashSet::new();
             while let Some((id, ready)) = stack.pop() {
                 if done[id.0 as usize] {
                     continue;

@@ -1,9 +1,9 @@
 //! Our intermediate representation: what a model is while requant works on it.
 
-mod append;
 mod attr;
 mod eval;
 mod forms;
+mod graft;
 #[allow(clippy::module_inception)]
 mod graph;
 mod halves;

@@ -3,7 +3,7 @@
 use super::{entropy, pow2};
 use crate::error::Result;
 use crate::observe::{Extremes, Histogram};
-use crate::quant::{self, Params, Scheme};
+use crate::quant::{self, Params, Scheme, Zero};
 
 /// How a range is taken from the values seen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -118,14 +118,20 @@ impl Loss {
     }
 }
 
-/// Searches both ends together in steps of 2 %, then each alone around the best.
+/// Searches both ends together in steps of 2 %, then each alone around the best. Zero is within, but where zero points are real numbers.
 fn least_error(seen: &Histogram, scheme: &Scheme, power: f64) -> Result<Extremes> {
-    let all = seen.extremes;
+    let mut all = seen.extremes;
     if all.is_empty() {
         return Ok(all);
     }
+    if scheme.zero != Zero::Real {
+        all.observe(&[0.0]);
+    }
     let mut errors = Loss::over(seen, power);
-    let mut loss = |a: f32, b: f32| errors.under(scheme, &quant::fit_range(scheme, &[all.lo * a], &[all.hi * b])?);
+    let mut loss = |a: f32, b: f32| match all.lo * a <= all.hi * b {
+        true => errors.under(scheme, &quant::fit_range(scheme, &[all.lo * a], &[all.hi * b])?),
+        false => Ok(f64::INFINITY),
+    };
     let mut best = (loss(1.0, 1.0)?, 1.0f32, 1.0f32);
     let mut consider = |a: f32, b: f32, best: &mut (f64, f32, f32)| -> Result<()> {
         let l = loss(a, b)?;
@@ -231,7 +237,7 @@ impl End {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::{ScaleKind, Zero};
+    use crate::quant::ScaleKind;
     use crate::tensor::DType;
 
     fn bell(outlier: f32) -> Histogram {
@@ -262,6 +268,27 @@ mod tests {
         for method in [Method::Mse, Method::Entropy] {
             let r = method.range(&h, &Scheme::int(8, false)).unwrap();
             assert!(r.hi > 0.75 * h.extremes.hi && r.lo < 0.75 * h.extremes.lo, "{method:?}: {r:?} of {:?}", h.extremes);
+        }
+    }
+
+    #[test]
+    fn values_of_one_sign_have_a_range_that_holds_them() {
+        let pow2 = Scheme { scale: ScaleKind::Pow2(DType::F32), ..Scheme::int(8, true) };
+        let real = Scheme { zero: Zero::Real, ..Scheme::int(8, false) };
+        for values in [vec![8.0f32; 5], vec![-91.4, -70.0, -60.0], (0..3000).map(|i| 5921.0 + 0.7 * i as f32).collect(), vec![1e-30; 3]] {
+            let mut h = Histogram::default();
+            h.observe(&values);
+            for scheme in [Scheme::int(8, false), Scheme::int(8, true), Scheme::int(4, false), pow2.clone(), real.clone()] {
+                for method in [Method::NoClip, Method::Percentile(99.9), Method::Mse, Method::Mae, Method::Lp(2.4), Method::Entropy, Method::Tail] {
+                    let r = method.range(&h, &scheme).unwrap();
+                    let params = quant::fit_range(&scheme, &[r.lo], &[r.hi]).unwrap_or_else(|e| panic!("{method:?} of {:?} under {scheme}: {e}", h.extremes));
+                    let mut y = values.clone();
+                    quant::fake_quantize(&mut y, &[values.len()], &scheme, Some(&params)).unwrap();
+                    let (signal, noise): (f64, f64) =
+                        values.iter().zip(&y).fold((0.0, 0.0), |(s, n), (x, y)| (s + (*x as f64).powi(2), n + (*x as f64 - *y as f64).powi(2)));
+                    assert!(noise <= 0.05 * signal, "{method:?} of {:?} under {scheme}: {r:?}", h.extremes);
+                }
+            }
         }
     }
 

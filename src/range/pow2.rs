@@ -51,5 +51,5 @@ fn within(range: Extremes, scheme: &Scheme, params: &Params) -> Extremes {
         return range;
     }
     let (lo, hi) = quant::ends(scheme, params);
-    Extremes { lo: range.lo.max(lo), hi: range.hi.min(hi) }
+    Extremes { lo: range.lo.clamp(lo, hi), hi: range.hi.clamp(lo, hi) }
 }

@@ -205,6 +205,7 @@ pub fn convert(request: &Request, progress: &dyn Progress) -> Result<Outcome> {
         model.set_metadata("requant.input_sha256", &hash);
         model.set_metadata("requant.recipe", &recipe.name);
         model.set_metadata("requant.recipe_sha256", &onnx::sha256(recipe.resolved.as_bytes()));
+        model.graph.name_nodes_apart();
     }
     if tail.is_some() {
         output::check_destination(&output::tail_of(&output), &request.model, request.force)?;
@@ -362,6 +363,7 @@ fn as_written(model: &Model, state: State) -> Result<Model> {
             lower::lower_qdq(&mut model)?;
         }
     }
+    model.graph.name_nodes_apart();
     Ok(model)
 }
 

@@ -2,19 +2,27 @@
 //! Exact: constants are computed in the type of the model. Needs nothing. Declines: results larger than both 16 Mi elements and every input.
 
 use crate::error::Result;
-use crate::graph::{self, Graph, Inferred, InputShapes, Model, Node, NodeId, Op};
+use crate::graph::{self, Graph, Inferred, InputShapes, Model, Node, NodeId, Op, ValueId};
 use crate::note::Notes;
 
 /// The `fold-constants` step. Symbolic shapes stay symbolic: only what holds for every input is folded.
 pub fn fold_constants(model: &mut Model) -> Result<Notes> {
     let mut notes = Notes::of("fold-constants");
-    let inferred = graph::infer(model, &InputShapes::new());
+    let mut inferred = graph::infer(model, &InputShapes::new());
+    let mut branches = 0;
+    while let n @ 1.. = model.inline_branches(&inferred) {
+        branches += n;
+        inferred = graph::infer(model, &InputShapes::new());
+    }
     let folded = graph::fold(&mut model.graph, &inferred);
     let passed = remove_idle(&mut model.graph);
     let pools = name_global_pools(&mut model.graph, &inferred);
     let dead = model.graph.remove_dead();
     if folded + passed + dead > 0 {
         notes.changed("", format!("{folded} nodes folded into constants, {passed} that only pass their input on and {dead} that nothing reads removed"));
+    }
+    if branches > 0 {
+        notes.changed("", format!("{branches} Ifs whose condition is always the same are the branch that they take"));
     }
     if pools > 0 {
         notes.changed("", format!("{pools} average pools over their whole input are global ones"));
@@ -40,18 +48,31 @@ fn name_global_pools(g: &mut Graph, inferred: &Inferred) -> usize {
     pools.len()
 }
 
-/// Takes out Identity and inference-time Dropout. One that makes a graph output of a graph input stays.
-fn remove_idle(g: &mut Graph) -> usize {
-    let idle = |g: &Graph, id: NodeId| {
-        let n = g.node(id);
-        matches!(n.op, Op::Identity | Op::Dropout)
-            && n.outputs().len() == 1
-            && n.input(2).is_none_or(|v| g.constant(v).is_some_and(|c| c.tensor.bytes().iter().all(|b| *b == 0)))
+/// The input slot that a node passes on as it is, if it does nothing else: Identity, inference-time Dropout, Max with −∞ and Min with +∞.
+fn passed_on(g: &Graph, id: NodeId) -> Option<usize> {
+    let n = g.node(id);
+    let bound = match n.op {
+        Op::Identity | Op::Dropout => {
+            let idle = n.outputs().len() == 1 && n.input(2).is_none_or(|v| g.constant(v).is_some_and(|c| c.tensor.bytes().iter().all(|b| *b == 0)));
+            return idle.then_some(0);
+        }
+        Op::Max => f32::NEG_INFINITY,
+        Op::Min => f32::INFINITY,
+        _ => return None,
     };
+    let is_bound = |v: ValueId| g.constant(v).is_some_and(|c| c.tensor.rank() == 0 && c.tensor.to_f32().is_ok_and(|x| x[0] == bound));
+    let slot = (0..2).find(|slot| n.other(*slot).is_some_and(is_bound))?;
+    (n.inputs().len() == 2).then_some(slot)
+}
+
+/// Takes out what passes its input on. One that makes a graph output of a graph input stays.
+fn remove_idle(g: &mut Graph) -> usize {
     let mut removed = 0;
     for id in g.order().to_vec() {
-        if !idle(g, id) {
-            continue;
+        let Some(slot) = passed_on(g, id) else { continue };
+        if slot > 0 {
+            let x = g.node(id).input(slot);
+            g.set_input(id, 0, x);
         }
         removed += g.bypass(id) as usize;
     }
@@ -83,5 +104,37 @@ mod tests {
         assert_eq!(g.constant(add.input(1).unwrap()).unwrap().tensor, Tensor::scalar(4.0));
         assert!(g.find_value("a").is_none());
         assert_eq!(notes.list().len(), 1);
+    }
+
+    #[test]
+    fn what_bounds_nothing_goes_and_known_branches_stand_in_the_open() {
+        let mut branch = Graph::default();
+        let [x, r] = ["x", "r"].map(|n| branch.add_value(n));
+        branch.add_node(Node::new(Op::Relu, "relu"), &[Some(x)], &[Some(r)]);
+        branch.outputs.push(r);
+        let mut other = Graph::default();
+        let x = other.add_value("x");
+        other.outputs.push(x);
+
+        let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+        let g = &mut m.graph;
+        let [x, b, h, l, y] = ["x", "b", "h", "l", "y"].map(|n| g.add_value(n));
+        let [yes, low, high, zero] = [
+            ("yes", Tensor::of(crate::tensor::DType::Bool, &[], vec![1u8])),
+            ("low", Tensor::scalar(f32::NEG_INFINITY)),
+            ("high", Tensor::scalar(f32::INFINITY)),
+            ("zero", Tensor::scalar(0.0)),
+        ]
+        .map(|(n, t)| g.add_constant(n, t));
+        (g.inputs, g.outputs) = (vec![x], vec![y]);
+        g.add_node(Node::new(Op::If, "if").with("then_branch", branch).with("else_branch", other), &[Some(yes)], &[Some(b)]);
+        g.add_node(Node::new(Op::Max, "max"), &[Some(low), Some(b)], &[Some(h)]);
+        g.add_node(Node::new(Op::Min, "min"), &[Some(h), Some(high)], &[Some(l)]);
+        g.add_node(Node::new(Op::Min, "cut"), &[Some(l), Some(zero)], &[Some(y)]);
+        fold_constants(&mut m).unwrap();
+        let g = &m.graph;
+        assert_eq!(g.nodes().map(|(_, n)| n.op).collect::<Vec<_>>(), [Op::Relu, Op::Min]);
+        let nodes: Vec<&Node> = g.nodes().map(|(_, n)| n).collect();
+        assert_eq!((nodes[0].input(0), nodes[1].input(0), nodes[1].output(0)), (Some(x), nodes[0].output(0), Some(y)));
     }
 }

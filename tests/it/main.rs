@@ -10,6 +10,7 @@ mod data;
 mod day_one;
 mod dependencies;
 mod engine;
+mod exporters;
 mod foreign;
 mod images;
 mod learn;

@@ -5,6 +5,7 @@ use super::super::{AttrValue, Dim, Op};
 use super::Fact;
 use super::rules::{Inputs, Shape, size};
 use crate::tensor::DType;
+use std::collections::BTreeMap;
 
 impl<'a> Inputs<'a> {
     pub(super) fn reduced(&self, axes: Option<&[i64]>, noop: bool) -> Shape {
@@ -109,6 +110,40 @@ impl<'a> Inputs<'a> {
                 })
                 .collect(),
         )
+    }
+
+    /// Every letter of the equation has one size; `...` stands for axes that broadcast. Without `->`, letters that occur once come out in alphabetical order.
+    pub(super) fn einsum(&self) -> Shape {
+        let equation: String = self.node.str("equation")?.chars().filter(|c| !c.is_whitespace()).collect();
+        let (terms, result) = equation.split_once("->").map_or((&*equation, None), |(terms, result)| (terms, Some(result)));
+        let terms: Vec<&str> = terms.split(',').collect();
+        let mut sizes: BTreeMap<char, Dim> = BTreeMap::new();
+        let mut spread: Vec<Fact> = Vec::new();
+        for (slot, term) in terms.iter().enumerate() {
+            let x = self.shape(slot)?;
+            let (before, behind) = term.split_once("...").unwrap_or((term, ""));
+            let between = x.len().checked_sub(before.chars().count() + behind.chars().count()).filter(|n| *n == 0 || term.contains("..."))?;
+            let (front, back) = (before.chars().count(), before.chars().count() + between);
+            spread.push(Fact::of(None, Some(x[front..back].to_vec())));
+            for (letter, d) in before.chars().zip(&x[..front]).chain(behind.chars().zip(&x[back..])) {
+                let known = sizes.entry(letter).or_insert_with(|| d.clone());
+                if *known == Dim::Known(1) || matches!(d, Dim::Known(n) if *n != 1) {
+                    *known = d.clone();
+                }
+            }
+        }
+        let spread = spread.iter().map(Some).collect::<Vec<_>>();
+        let mut rest = spread[0]?.shape.clone()?;
+        for next in &spread[1..] {
+            let so_far = Fact::of(None, Some(rest));
+            rest = Inputs { node: self.node, inputs: &[Some(&so_far), *next] }.join_two()?;
+        }
+        let once = |c: &&char| terms.iter().flat_map(|t| t.chars()).filter(|x| x == *c).count() == 1;
+        let result = result.map_or_else(|| format!("...{}", sizes.keys().filter(once).collect::<String>()), str::to_string);
+        let (before, behind) = result.split_once("...").unwrap_or((&result, ""));
+        let of = |part: &str| part.chars().map(|c| sizes.get(&c).cloned()).collect::<Shape>();
+        let rest = if result.contains("...") { rest } else { Vec::new() };
+        Some([of(before)?, rest, of(behind)?].concat())
     }
 
     pub(super) fn replace_last(&self, n: Option<i64>) -> Shape {

@@ -6,7 +6,7 @@ mod partial;
 mod rules;
 mod windows;
 
-use super::{AttrValue, Dim, Graph, Model, Op, Type, ValueId, eval};
+use super::{AttrValue, Dim, Graph, Model, Node, Op, Type, ValueId, eval};
 use crate::tensor::{DType, Tensor};
 use std::collections::BTreeMap;
 
@@ -40,6 +40,19 @@ impl Inferred {
     /// The shape, where every dimension is a number.
     pub fn shape(&self, v: ValueId) -> Option<Vec<usize>> {
         self.get(v).known()
+    }
+
+    /// The branch that an If always takes, where its condition is known: the name of its attribute.
+    pub fn taken_branch(&self, node: &Node) -> Option<&'static str> {
+        let condition = self.get(node.input(0).filter(|_| node.op == Op::If)?).constant.as_ref()?;
+        Some(if condition.bytes().iter().any(|b| *b != 0) { "then_branch" } else { "else_branch" })
+    }
+
+    /// What a body knows of the values around it, by name.
+    fn around(&self, g: &Graph, node: &Node, outer: &BTreeMap<String, Fact>) -> BTreeMap<String, Fact> {
+        let mut scope = outer.clone();
+        scope.extend(node.captures().iter().map(|v| (g.value(*v).name.clone(), self.get(*v).clone())));
+        scope
     }
 
     fn set(&mut self, v: ValueId, fact: Fact) {
@@ -174,7 +187,7 @@ fn infer_graph(g: &Graph, fixed: &InputShapes, declared: bool, outer: &BTreeMap<
 }
 
 /// The node's outputs as constants: because its inputs are, or because it only asks for a shape that is known.
-fn evaluated(node: &super::Node, inputs: &[Option<&Fact>], constants: &[Option<&Tensor>], all: bool) -> Option<Vec<Tensor>> {
+fn evaluated(node: &Node, inputs: &[Option<&Fact>], constants: &[Option<&Tensor>], all: bool) -> Option<Vec<Tensor>> {
     if matches!(node.op, Op::Shape | Op::Size) {
         let dims = inputs.first().copied().flatten()?.known()?;
         if node.op == Op::Size {
@@ -188,15 +201,12 @@ fn evaluated(node: &super::Node, inputs: &[Option<&Fact>], constants: &[Option<&
 }
 
 /// Facts that both branches of an If agree on; of loops, types only.
-fn bodies(g: &Graph, node: &super::Node, known: &Inferred, outer: &BTreeMap<String, Fact>) -> Vec<Fact> {
-    let mut scope = outer.clone();
-    for v in node.captures() {
-        scope.insert(g.value(*v).name.clone(), known.get(*v).clone());
-    }
+fn bodies(g: &Graph, node: &Node, known: &Inferred, outer: &BTreeMap<String, Fact>) -> Vec<Fact> {
+    let scope = known.around(g, node, outer);
     let mut joined: Option<Vec<Fact>> = None;
     // Of an If whose condition is known only one branch is ever taken.
-    let taken = node.input(0).filter(|_| node.op == Op::If).and_then(|v| known.get(v).constant.as_ref()).map(|t| t.bytes().iter().any(|b| *b != 0));
-    let is_taken = |name: &str| taken.is_none_or(|yes| name == if yes { "then_branch" } else { "else_branch" });
+    let taken = known.taken_branch(node);
+    let is_taken = |name: &str| taken.is_none_or(|branch| name == branch);
     for (_, body) in node.bodies().filter(|(name, _)| is_taken(name)) {
         let inner = infer_graph(body, &InputShapes::new(), true, &scope);
         let skip = if node.op == Op::Loop { 1 } else { 0 };
@@ -223,8 +233,8 @@ fn join(a: Fact, b: Fact) -> Fact {
     Fact::of(dtype, shape)
 }
 
-/// The model for inputs of fixed shapes: what became constant is folded, dead nodes and constants are gone, declared shapes are those inferred.
-/// Ids and names of what survives are unchanged.
+/// The model for inputs of fixed shapes: what became constant is folded, in bodies too, branches that are always taken stand in the place of their Ifs,
+/// dead nodes and constants are gone, declared shapes are those inferred. Ids and names of what survives are unchanged.
 pub fn specialize(model: &Model, fixed: &InputShapes) -> crate::Result<Model> {
     let mut m = model.clone();
     for (name, shape) in fixed {
@@ -233,7 +243,13 @@ pub fn specialize(model: &Model, fixed: &InputShapes) -> crate::Result<Model> {
         let dtype = m.graph.value(id).dtype();
         m.graph.value_mut(id).ty = Type::Tensor { dtype, shape: Some(shape.iter().map(|d| Dim::Known(*d)).collect()) };
     }
-    let inferred = infer(&m, fixed);
+    let mut inferred = infer(&m, fixed);
+    // What an inlined branch holds may make the condition of another If a constant.
+    while m.inline_branches(&inferred) > 0 {
+        inferred = infer(&m, fixed);
+    }
+    let whole = m.codes.keys().all(|site| site.path.len() < 2);
+    fold_bodies(&mut m.graph, &inferred, &BTreeMap::new(), whole);
     fold_also(&mut m.graph, &inferred, true);
     m.graph.remove_dead();
     m.graph.value_info.clear();
@@ -246,6 +262,38 @@ pub fn specialize(model: &Model, fixed: &InputShapes) -> crate::Result<Model> {
         }
     }
     Ok(m)
+}
+
+/// Folds what is constant within the bodies of a graph; what is constant around a body and read there becomes a constant of its own. `inline`: bodies
+/// of bodies store no codes, whose sites would change, so that branches may take the place of Ifs.
+fn fold_bodies(g: &mut Graph, inferred: &Inferred, outer: &BTreeMap<String, Fact>, inline: bool) {
+    for id in g.order().to_vec() {
+        if g.node(id).bodies().next().is_none() {
+            continue;
+        }
+        let scope = inferred.around(g, g.node(id), outer);
+        for body in g.node_mut(id).bodies_mut() {
+            let mut inner = infer_body(body, &scope);
+            while inline && !body.inline_taken(&inner).is_empty() {
+                inner = infer_body(body, &scope);
+            }
+            fold_bodies(body, &inner, &scope, inline);
+            let given: Vec<ValueId> = body
+                .values()
+                .filter(|(v, x)| x.producer().is_none() && x.constant.is_none() && !body.inputs.contains(v) && !body.is_output(*v))
+                .map(|(v, _)| v)
+                .collect();
+            for v in given {
+                if let Some(t) = &inner.get(v).constant {
+                    body.value_mut(v).constant = Some(t.clone().into());
+                    body.initializers.push(v);
+                }
+            }
+            fold(body, &inner);
+            body.remove_dead();
+        }
+        g.refresh_captures(id);
+    }
 }
 
 /// Replaces nodes whose outputs are all constants, and none the graph's, by initializers. Returns how many went.
@@ -305,7 +353,6 @@ impl Graph {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::Node;
 
     /// x[N,3,4,4] → Shape → Gather(1…) → Concat(-1) → Reshape(x)
     fn chain() -> (Model, ValueId) {
@@ -343,5 +390,65 @@ mod tests {
         let ops: Vec<Op> = s.graph.nodes().map(|(_, n)| n.op).collect();
         assert_eq!(ops, [Op::Reshape]);
         assert!(specialize(&m, &InputShapes::from([("z".to_string(), vec![])])).is_err());
+    }
+
+    #[test]
+    fn einsum_has_the_sizes_of_its_letters() {
+        let shape = |equation: &str, inputs: &[&[usize]]| {
+            let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+            let g = &mut m.graph;
+            let y = g.add_value("y");
+            let mut fixed = InputShapes::new();
+            for (i, s) in inputs.iter().enumerate() {
+                let x = g.add_value(&format!("x{i}"));
+                g.value_mut(x).ty = Type::Tensor { dtype: Some(DType::F32), shape: None };
+                g.inputs.push(x);
+                fixed.insert(format!("x{i}"), s.to_vec());
+            }
+            let inputs: Vec<_> = g.inputs.iter().copied().map(Some).collect();
+            g.outputs.push(y);
+            g.add_node(Node::new(Op::Einsum, "e").with("equation", equation), &inputs, &[Some(y)]);
+            infer(&m, &fixed).shape(y)
+        };
+        assert_eq!(shape("i, j -> i j", &[&[3], &[4]]), Some(vec![3, 4]));
+        assert_eq!(shape("bhid,bhjd->bhij", &[&[2, 8, 5, 16], &[2, 8, 7, 16]]), Some(vec![2, 8, 5, 7]));
+        assert_eq!(shape("...ij,...jk->...ik", &[&[6, 1, 2, 3], &[5, 3, 4]]), Some(vec![6, 5, 2, 4]));
+        assert_eq!(shape("ij,jk", &[&[2, 3], &[3, 4]]), Some(vec![2, 4]));
+        assert_eq!(shape("b...,b...->...", &[&[2, 3], &[2, 3]]), Some(vec![3]));
+        assert_eq!(shape("ii->i", &[&[4, 4]]), Some(vec![4]));
+        assert_eq!(shape("ij->", &[&[4, 4]]), Some(vec![]));
+        // Too few axes, or a letter from nowhere: nothing is said.
+        assert_eq!(shape("ijk->i", &[&[4, 4]]), None);
+        assert_eq!(shape("ij->k", &[&[4, 4]]), None);
+    }
+
+    #[test]
+    fn bodies_fold_by_what_is_known_around_them() {
+        let mut then = Graph::default();
+        let [x, dims, y, size] = ["x", "dims", "y", "size"].map(|n| then.add_value(n));
+        let [c, z] = ["c", "z"].map(|n| then.add_value(n));
+        then.add_node(Node::new(Op::Shape, "shape"), &[Some(x)], &[Some(dims)]);
+        then.add_node(Node::new(Op::Mul, "mul"), &[Some(dims), Some(c)], &[Some(size)]);
+        then.add_node(Node::new(Op::ConstantOfShape, "zeros"), &[Some(size)], &[Some(z)]);
+        then.add_node(Node::new(Op::Concat, "concat").with("axis", 0i64), &[Some(x), Some(z)], &[Some(y)]);
+        then.outputs.push(y);
+        let mut other = Graph::default();
+        let x = other.add_value("x");
+        other.outputs.push(x);
+        let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+        let g = &mut m.graph;
+        let [x, which, y] = ["x", "which", "y"].map(|n| g.add_value(n));
+        g.add_constant("c", Tensor::of_i64(&[1], vec![2]));
+        g.value_mut(x).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(vec![Dim::Unknown]) };
+        g.value_mut(which).ty = Type::Tensor { dtype: Some(DType::Bool), shape: Some(vec![]) };
+        (g.inputs, g.outputs) = (vec![x, which], vec![y]);
+        g.add_node(Node::new(Op::If, "if").with("then_branch", then).with("else_branch", other), &[Some(which)], &[Some(y)]);
+        let s = specialize(&m, &InputShapes::from([("x".to_string(), vec![3]), ("which".to_string(), vec![])])).unwrap();
+        let (_, node) = s.graph.nodes().next().unwrap();
+        let (_, body) = node.bodies().next().unwrap();
+        assert_eq!(body.nodes().map(|(_, n)| n.op).collect::<Vec<_>>(), [Op::Concat]);
+        let zeros = body.nodes().next().unwrap().1.input(1).unwrap();
+        assert_eq!(body.constant(zeros).unwrap().tensor.shape(), [6]);
+        assert_eq!(node.captures(), [x]);
     }
 }

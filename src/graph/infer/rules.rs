@@ -100,7 +100,7 @@ pub fn outputs(node: &Node, inputs: &[Option<&Fact>]) -> Vec<Fact> {
         | Op::BitwiseAnd
         | Op::BitwiseOr
         | Op::BitwiseXor => one(dtype, n.broadcast(&(0..inputs.len()).collect::<Vec<_>>())),
-        Op::Einsum => one(dtype, None),
+        Op::Einsum => one(dtype, n.einsum()),
         _ if matches!(node.op.flow(), Flow::Pointwise | Flow::Clamp | Flow::Normalize) => one(dtype, shape),
         Op::Identity
         | Op::FakeQuant

@@ -5,6 +5,7 @@ use super::groups::{Layer, bound};
 use crate::data::Dataset;
 use crate::error::Result;
 use crate::graph::{Graph, Model, Op, ValueId};
+use crate::math::wide;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 
@@ -32,31 +33,24 @@ impl Stats {
         let (shape, x) = (t.shape(), t.to_f32()?);
         let Some(&channels) = shape.get(1).filter(|c| **c > 0 && !x.is_empty()) else { return Ok(None) };
         let inner: usize = shape[2..].iter().product();
-        let zeros = vec![0.0; channels];
         let places = (x.len() / channels) as f64;
-        let mut s = Stats {
+        let mut rows = vec![Row::default(); channels];
+        match inner {
+            // Channels lie side by side.
+            1 => x.chunks_exact(channels).for_each(|x| rows.iter_mut().zip(x).for_each(|(row, x)| row.see(*x))),
+            _ => x.chunks_exact(inner).enumerate().for_each(|(i, x)| rows[i % channels].merge(&Row::of(x))),
+        }
+        let each = |f: &dyn Fn(&Row) -> f64| rows.iter().map(f).collect::<Vec<_>>();
+        Ok(Some(Stats {
             places,
             samples: 1.0,
-            sum: zeros.clone(),
-            squares: zeros.clone(),
-            active: zeros.clone(),
-            tops: zeros.clone(),
-            highest: vec![f64::NEG_INFINITY; channels],
-            lowest: 0.0,
-        };
-        for (row, values) in x.chunks_exact(inner).enumerate() {
-            let c = row % channels;
-            for v in values.iter().map(|v| *v as f64) {
-                s.sum[c] += v;
-                s.squares[c] += v * v;
-                s.active[c] += (v > 0.0) as u32 as f64;
-                s.tops[c] = s.tops[c].max(v.abs());
-                s.highest[c] = s.highest[c].max(v);
-                s.lowest = s.lowest.min(v);
-            }
-        }
-        [&mut s.sum, &mut s.squares, &mut s.active].into_iter().flatten().for_each(|v| *v /= places);
-        Ok(Some(s))
+            sum: each(&|r| r.sum / places),
+            squares: each(&|r| r.squares / places),
+            active: each(&|r| r.active as f64 / places),
+            tops: each(&|r| r.high.max(-r.low) as f64),
+            highest: each(&|r| r.high as f64),
+            lowest: rows.iter().fold(0.0, |low, r| low.min(r.low as f64)),
+        }))
     }
 
     fn merge(&mut self, o: &Stats) {
@@ -85,6 +79,72 @@ impl Stats {
 
     fn active(&self, c: usize) -> f64 {
         self.active[c] / self.samples
+    }
+}
+
+/// Sums over some numbers of a channel, how many are above zero, and their extremes.
+#[derive(Clone, Copy)]
+struct Row {
+    sum: f64,
+    squares: f64,
+    active: u32,
+    high: f32,
+    low: f32,
+}
+
+impl Default for Row {
+    fn default() -> Self {
+        Row { sum: 0.0, squares: 0.0, active: 0, high: f32::NEG_INFINITY, low: f32::INFINITY }
+    }
+}
+
+impl Row {
+    #[inline(always)]
+    fn see(&mut self, x: f32) {
+        let wide = x as f64;
+        self.sum += wide;
+        self.squares += wide * wide;
+        self.active += (x > 0.0) as u32;
+        self.high = if x > self.high { x } else { self.high };
+        self.low = if x < self.low { x } else { self.low };
+    }
+
+    #[inline(always)]
+    fn merge(&mut self, o: &Row) {
+        self.sum += o.sum;
+        self.squares += o.squares;
+        self.active += o.active;
+        self.high = self.high.max(o.high);
+        self.low = self.low.min(o.low);
+    }
+
+    fn of(x: &[f32]) -> Row {
+        const LANES: usize = 16;
+        wide(
+            #[inline(always)]
+            || {
+                let (mut sum, mut squares, mut active) = ([0f64; LANES], [0f64; LANES], [0u32; LANES]);
+                let (mut high, mut low) = ([f32::NEG_INFINITY; LANES], [f32::INFINITY; LANES]);
+                let pieces = x.chunks_exact(LANES);
+                let rest = pieces.remainder();
+                for x in pieces {
+                    for i in 0..LANES {
+                        let w = x[i] as f64;
+                        sum[i] += w;
+                        squares[i] += w * w;
+                        active[i] += (x[i] > 0.0) as u32;
+                        high[i] = if x[i] > high[i] { x[i] } else { high[i] };
+                        low[i] = if x[i] < low[i] { x[i] } else { low[i] };
+                    }
+                }
+                let mut row = Row::default();
+                for i in 0..LANES {
+                    row.merge(&Row { sum: sum[i], squares: squares[i], active: active[i], high: high[i], low: low[i] });
+                }
+                rest.iter().for_each(|x| row.see(*x));
+                row
+            },
+        )
     }
 }
 

@@ -1,0 +1,214 @@
+"""exporters.py make|judge FOLDER: forms that exporters write and small test models seldom have, as found in models that packages ship.
+
+make:  NAME.onnx and NAME.npz (40 samples, the first axis counts them) for each.
+judge: {name: [SQNR in dB of NAME.int8.onnx against NAME.onnx in ONNX Runtime, nodes of the outermost graph that are Ifs]}
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+RNG = np.random.default_rng(7)
+FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
+node = helper.make_node
+
+
+def info(name, shape, dtype=FLOAT):
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def weight(*shape):
+    return (RNG.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+
+def model(nodes, inputs, outputs, constants, opset=17):
+    initializers = [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def body(nodes, outputs):
+    return helper.make_graph(nodes, "body", [], [helper.make_empty_tensor_value_info(o) for o in outputs])
+
+
+def shared_weight():
+    """One filter bank over three octaves of a signal (a constant-Q transform): several nodes read one weight, and one bias."""
+    nodes, x = [], "x"
+    for i in range(3):
+        nodes += [
+            node("Conv", [x, "bank", "level"], [f"c{i}"], name=f"conv_{i}", pads=[3, 3], strides=[2**(2 - i)]),
+            node("AveragePool", [x], [f"x{i}"], name=f"pool_{i}", kernel_shape=[2], strides=[2]),
+        ]
+        x = f"x{i}"
+    nodes.append(node("Concat", ["c0", "c1", "c2"], ["y"], name="concat", axis=1))
+    return model(nodes, [info("x", [1, 1, 64])], [info("y", [1, 12, 16])], {"bank": weight(4, 1, 7), "level": weight(4)}), {"x": RNG.standard_normal((40, 1, 1, 64))}
+
+
+def shared_constant():
+    """A constant that two nodes read, each in the codes of its other operand."""
+    nodes = [
+        node("Max", ["x", "c"], ["a"], name="first"),
+        node("MatMul", ["a", "w"], ["m"], name="product"),
+        node("Max", ["m", "c"], ["b"], name="second"),
+        node("Mul", ["b", "a"], ["y"], name="gate"),
+    ]
+    return model(nodes, [info("x", [1, 4, 8])], [info("y", [1, 4, 8])], {"c": weight(4, 8) - np.float32(0.5), "w": weight(8, 8)}), {"x": RNG.standard_normal((40, 1, 4, 8))}
+
+
+def bounded_softmax():
+    """A softmax spelled out by jax: the largest number, and −∞ where there is none, is taken off."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["m"], name="product"),
+        node("ReduceMax", ["m"], ["top"], name="largest", axes=[-1], keepdims=1),
+        node("Max", ["least", "top"], ["most"], name="bounded"),
+        node("Sub", ["m", "most"], ["d"], name="difference"),
+        node("Exp", ["d"], ["e"], name="exp"),
+        node("ReduceSum", ["e", "last"], ["s"], name="sum", keepdims=1),
+        node("Div", ["e", "s"], ["y"], name="share"),
+    ]
+    constants = {"w": weight(8, 8), "least": np.float32(-np.inf), "last": np.array([-1])}
+    return model(nodes, [info("x", [1, 4, 8])], [info("y", [1, 4, 8])], constants), {"x": RNG.standard_normal((40, 1, 4, 8))}
+
+
+def anchors():
+    """A detector's boxes. Grid and strides are made from the shape of what is decoded: above zero, and constant once shapes are."""
+    nodes = [
+        node("Conv", ["x", "w"], ["f"], name="head", strides=[8, 8]),
+        node("Shape", ["f"], ["dims"], name="shape"),
+        node("Gather", ["dims", "three"], ["width"], name="width"),
+        node("Range", ["zero", "width", "one"], ["steps"], name="range"),
+        node("Cast", ["steps"], ["grid"], name="cast", to=FLOAT),
+        node("Add", ["grid", "half"], ["centre"], name="centre"),
+        node("Expand", ["stride", "dims"], ["strides"], name="strides"),
+        node("Mul", ["f", "steep"], ["tall"], name="tall"),
+        node("Exp", ["tall"], ["size"], name="size"),
+        node("Mul", ["size", "strides"], ["sized"], name="sized"),
+        node("Add", ["sized", "centre"], ["y"], name="placed"),
+    ]
+    constants = {
+        "w": weight(4, 3, 8, 8) * 0.1, "three": np.array(3), "zero": np.array(0), "one": np.array(1), "half": np.float32(0.5),
+        "stride": np.full((1, 1, 1, 1), 8, np.float32), "steep": np.float32(10),
+    }
+    return model(nodes, [info("x", [1, 3, "h", "w"])], [info("y", [1, 4, "a", "b"])], constants), {"x": RNG.standard_normal((40, 1, 3, 64, 64))}
+
+
+def above_zero():
+    """Activations far from zero, of either sign."""
+    nodes = [
+        node("Conv", ["x", "w"], ["f"], name="conv", pads=[1, 1, 1, 1]),
+        node("Sigmoid", ["f"], ["g"], name="sigmoid"),
+        node("Add", ["g", "up"], ["high"], name="high"),
+        node("Mul", ["high", "down"], ["low"], name="low"),
+        node("GlobalAveragePool", ["low"], ["p"], name="pool"),
+        node("Sub", ["low", "p"], ["y"], name="rest"),
+    ]
+    constants = {"w": weight(4, 3, 3, 3) * 4, "up": np.float32(2), "down": np.float32(-1.5)}
+    return model(nodes, [info("x", [1, 3, 8, 8])], [info("y", [1, 4, 8, 8])], constants), {"x": RNG.standard_normal((40, 1, 3, 8, 8))}
+
+
+def squeeze_if():
+    """torch.squeeze, exported: the axis goes where it is one long, which shapes tell."""
+    squeeze = body([node("Constant", [], ["axes"], name="axes", value_ints=[2]), node("Squeeze", ["f", "axes"], ["s"], name="squeeze")], ["s"])
+    keep = body([node("Identity", ["f"], ["k"], name="keep")], ["k"])
+    nodes = [
+        node("Conv", ["x", "w"], ["f"], name="conv"),
+        node("Shape", ["f"], ["dims"], name="shape"),
+        node("Gather", ["dims", "two"], ["length"], name="length"),
+        node("Equal", ["length", "one"], ["single"], name="single"),
+        node("If", ["single"], ["r"], name="if", then_branch=squeeze, else_branch=keep),
+        node("MatMul", ["r", "v"], ["y"], name="product"),
+    ]
+    constants = {"w": weight(8, 4, 8), "two": np.array(2), "one": np.array(1), "v": weight(8, 6)}
+    return model(nodes, [info("x", [1, 4, "n"])], [info("y", ["a", "b"])], constants), {"x": RNG.standard_normal((40, 1, 4, 8))}
+
+
+def known_if():
+    """The same with sizes that the file declares: the condition is a constant, and the branch, which holds a layer, can be quantized."""
+    made, data = squeeze_if()
+    branch = body([node("Squeeze", ["f", "two_"], ["s_"], name="squeeze"), node("MatMul", ["s_", "u"], ["s"], name="inner")], ["s"])
+    made.graph.node[4].attribute[0].g.CopyFrom(branch)
+    made.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 8
+    made.graph.initializer.extend([numpy_helper.from_array(np.array([2]), "two_"), numpy_helper.from_array(weight(8, 8), "u")])
+    return made, data
+
+
+def rate_if():
+    """A model for two sampling rates: which branch is taken is an input, and the branches read constants from around them."""
+    def branch(i):
+        nodes = [node("Pad", ["x", "pads"], [f"p{i}"], name=f"pad{i}"), node("Conv", [f"p{i}", f"w{i}"], [f"b{i}"], name=f"conv{i}", strides=[2])]
+        return body(nodes, [f"b{i}"])
+    nodes = [
+        node("Equal", ["rate", "fast"], ["is_fast"], name="compare"),
+        node("If", ["is_fast"], ["f"], name="if", then_branch=branch(0), else_branch=branch(1)),
+        node("Conv", ["f", "w"], ["y"], name="conv"),
+    ]
+    constants = {"fast": np.array(16000), "pads": np.array([0, 0, 0, 0, 0, 2]), "w0": weight(4, 1, 4), "w1": weight(4, 1, 4), "w": weight(6, 4, 1)}
+    inputs = [info("x", [1, 1, 32]), info("rate", [], INT)]
+    return model(nodes, inputs, [info("y", [1, 6, "n"])], constants), {"x": RNG.standard_normal((40, 1, 1, 32)), "rate": np.full(40, 16000)}
+
+
+def positions():
+    """Rotary and sinusoidal positions: an outer product by Einsum, whose shape later Reshapes ask for."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["m"], name="product"),
+        node("Shape", ["x"], ["dims"], name="shape"),
+        node("Gather", ["dims", "one"], ["length"], name="length"),
+        node("Range", ["zero", "length", "one_"], ["steps"], name="range"),
+        node("Cast", ["steps"], ["at"], name="cast", to=FLOAT),
+        node("Einsum", ["at", "rates"], ["angles"], name="angles", equation="i, j -> i j"),
+        node("Sin", ["angles"], ["sin"], name="sin"),
+        node("Cos", ["angles"], ["cos"], name="cos"),
+        node("Concat", ["sin", "cos"], ["places"], name="places", axis=-1),
+        node("Add", ["m", "places"], ["a"], name="placed"),
+        node("Shape", ["a"], ["dims_"], name="shape_"),
+        node("Gather", ["dims_", "one"], ["length_"], name="length_"),
+        node("Unsqueeze", ["length_", "zero_"], ["length__"], name="length__"),
+        node("Concat", ["minus", "length__", "heads"], ["to"], name="to", axis=0),
+        node("Reshape", ["a", "to"], ["r"], name="reshape"),
+        node("Transpose", ["r"], ["y"], name="transpose", perm=[0, 2, 1, 3]),
+    ]
+    constants = {
+        "w": weight(8, 8), "one": np.array(1), "zero": np.array(0), "one_": np.array(1), "zero_": np.array([0]), "minus": np.array([-1]),
+        "heads": np.array([2, 4]), "rates": np.array([1, 0.1, 0.01, 0.001], np.float32),
+    }
+    return model(nodes, [info("x", [1, "n", 8])], [info("y", [1, 2, "n", 4])], constants), {"x": RNG.standard_normal((40, 1, 10, 8))}
+
+
+FORMS = [shared_weight, shared_constant, bounded_softmax, anchors, above_zero, squeeze_if, known_if, rate_if, positions]
+
+
+def make(folder):
+    for form in FORMS:
+        made, data = form()
+        onnx.checker.check_model(made)
+        onnx.save(made, folder / f"{form.__name__}.onnx")
+        np.savez(folder / f"{form.__name__}.npz", **{k: v.astype(np.float32 if v.dtype == np.float64 else v.dtype) for k, v in data.items()})
+
+
+def judge(folder):
+    told = {}
+    for form in FORMS:
+        name = form.__name__
+        data = np.load(folder / f"{name}.npz")
+        for level in (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL):
+            options = ort.SessionOptions()
+            options.graph_optimization_level = level
+            options.log_severity_level = 3
+            float_, int8 = (ort.InferenceSession(str(folder / f"{name}{end}"), options, providers=["CPUExecutionProvider"]) for end in (".onnx", ".int8.onnx"))
+            signal = noise = 0.0
+            for i in range(40):
+                feed = {k: np.asarray(v[i]) for k, v in data.items()}
+                [x], [y] = float_.run(None, feed), int8.run(None, feed)
+                signal, noise = signal + float((x.astype(float) ** 2).sum()), noise + float(((x - y).astype(float) ** 2).sum())
+            db = 10 * np.log10(signal / max(noise, 1e-30 * signal))
+            told[name] = min(db, told.get(name, (np.inf,))[0]), sum(n.op_type == "If" for n in onnx.load(folder / f"{name}.int8.onnx").graph.node)
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    {"make": make, "judge": judge}[sys.argv[1]](Path(sys.argv[2]))

@@ -2,12 +2,18 @@
 
 use super::reverse;
 use crate::error::Result;
-use crate::graph::{Constant, Graph, Model, Node, NodeId, Op, ValueId};
+use crate::graph::{Constant, Graph, Model, Node, NodeId, Op, Site, ValueId};
+use crate::quant;
 use crate::tensor::{DType, Tensor};
 
 /// Rewrites a specialised model, bodies included.
 pub fn prepare(model: &mut Model) -> Result<()> {
     let opset = model.opset("").unwrap_or(0);
+    for id in model.graph.order().to_vec() {
+        if model.graph.node(id).op == Op::Pad && rounded_filler(model, id)?.is_some_and(|number| number != 0.0) {
+            fill_by_mask(&mut model.graph, id);
+        }
+    }
     prepare_graph(&mut model.graph, opset);
     Ok(())
 }
@@ -147,6 +153,57 @@ fn scalar_filler(g: &mut Graph, id: NodeId) -> Option<()> {
     let filler = g.constant(g.node(id).input(2)?).filter(|c| c.tensor.rank() > 0)?.tensor.reshaped(vec![]).ok()?;
     let filler = g.add_constant("", filler);
     g.set_input(id, 2, Some(filler));
+    Some(())
+}
+
+/// The number that a Pad pads with, if that is rounded.
+fn rounded_filler(model: &Model, pad: NodeId) -> Result<Option<f32>> {
+    let g = &model.graph;
+    let Some((fake, _)) = g.node(pad).input(2).and_then(|v| g.value(v).producer()) else { return Ok(None) };
+    let Some(q) = g.node(fake).quantizer() else { return Ok(None) };
+    let row = &model.quantizers[model.quantizers.root(q)];
+    Ok(match (model.codes.get(&Site::of(fake)), &row.params, g.node(fake).input(0).and_then(|x| g.constant(x))) {
+        (Some(codes), Some(params), _) => quant::dequantize(codes, &row.scheme, params)?.first().copied(),
+        (_, _, Some(c)) => c.tensor.to_f32()?.first().copied(),
+        _ => None,
+    })
+}
+
+/// tract's Pad wants its filler when it plans. One that comes later, as what is rounded with what flows does, is put where zeros were padded.
+fn fill_by_mask(g: &mut Graph, id: NodeId) -> Option<()> {
+    let n = g.node(id);
+    let (x, y, filler) = (n.input(0)?, n.output(0)?, n.input(2)?);
+    if n.str("mode").unwrap_or("constant") != "constant" {
+        return None;
+    }
+    let (from, to) = (g.value(x).known_shape()?, g.value(y).known_shape()?);
+    let pads = match n.input(1) {
+        Some(v) => g.constant(v)?.tensor.to_i64().ok()?,
+        None => n.ints("pads")?.to_vec(),
+    };
+    if pads.len() != 2 * from.len() || to.len() != from.len() || n.input(3).is_some() {
+        return None;
+    }
+    // Axes that are not padded stay one long.
+    let shape: Vec<usize> = (0..to.len()).map(|i| if from[i] == to[i] { 1 } else { to[i] }).collect();
+    let inside = |place: usize| {
+        let mut rest = place;
+        (0..shape.len()).rev().all(|i| {
+            let at = (rest % shape[i]) as i64 - pads[i];
+            rest /= shape[i];
+            shape[i] == 1 && from[i] == to[i] || at >= 0 && at < from[i] as i64
+        })
+    };
+    let mask: Vec<u8> = (0..shape.iter().product()).map(|place| inside(place) as u8).collect();
+    let mask = g.add_constant("", Tensor::of(DType::Bool, &shape, mask));
+    g.set_input(id, 2, None);
+    g.truncate_inputs(id, 2);
+    let inner = g.add_value(&format!("{}_inner", g.value(y).name));
+    g.value_mut(inner).ty = g.value(y).ty.clone();
+    g.set_output(id, 0, inner);
+    let mut fill = Node::new(Op::Where, "");
+    fill.name = g.node(id).name.clone();
+    g.insert_node(g.position(id) + 1, fill, &[Some(mask), Some(inner), Some(filler)], &[Some(y)]);
     Some(())
 }
 

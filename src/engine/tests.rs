@@ -196,6 +196,37 @@ fn zeros_that_fill_share_a_quantizer_with_what_flows() {
     }
 }
 
+/// Pad(FakeQuant(x), FakeQuant(c)) under one quantizer, c not zero: from a shift of what flows, whose padding is shifted too. As a number and as a code.
+#[test]
+fn what_fills_is_rounded_with_what_flows() {
+    for as_code in [false, true] {
+        let mut b = Built::new();
+        let x = b.input("x", &[2, 2, 3]);
+        let c = b.m.graph.add_constant("c", Tensor::scalar(0.3));
+        let pads = b.m.graph.add_constant("pads", Tensor::of_i64(&[6], vec![0, 0, 1, 0, 0, 2]));
+        let (xq, q) = b.fake(x, 0.1, "xq", &[2, 2, 3]);
+        let cq = b.node(Node::fake_quant(q, "cq"), if as_code { &[] } else { std::slice::from_ref(&c) }, "cq", &[]);
+        if as_code {
+            let (fake, _) = b.m.graph.value(cq).producer().unwrap();
+            b.m.codes.insert(Site::of(fake), Codes(Tensor::new(DType::I8, vec![], vec![3].into()).unwrap()));
+        }
+        let y = b.node(Node::new(Op::Pad, "pad"), &[xq, pads, cq], "y", &[2, 2, 6]);
+        let sample = feed("x", Tensor::of_f32(&[2, 2, 3], vec![1.0; 12]));
+        check_supported(&b.m).unwrap();
+        let r = Runner::new(&b.m, &shapes_of(&sample), &[y]).unwrap();
+        let mut table = b.m.quantizers.clone();
+        for (scale, filler) in [(0.1, 0.3), (0.2, if as_code { 0.6 } else { 0.4 })] {
+            table[q].params = Some(Params::tensor(scale, None));
+            let y = r.run(&mut r.spawn(), &sample, &table).unwrap();
+            let y = y[0].to_f32().unwrap();
+            for row in y.chunks(6) {
+                let expected = [filler, 1.0, 1.0, 1.0, filler, filler];
+                assert!(row.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{as_code} {scale} {row:?}");
+            }
+        }
+    }
+}
+
 /// Pad of a lifted file: what it pads with is a FakeQuant that has only codes.
 #[test]
 fn what_pads_may_stand_as_codes() {

@@ -109,7 +109,8 @@ impl Trial {
                     let columns = w.shape().last().copied().unwrap_or(1);
                     if p.scores && columns > 1 {
                         let rows = w32.chunks_exact(columns).zip(g32.chunks_exact(columns));
-                        return Ok((Sums::default(), rows.map(|(w, g)| divergence(w, g)).sum(), (w.len() / columns) as f64));
+                        let sums = Sums::of(&centred(&w32, columns), &centred(&g32, columns));
+                        return Ok((sums, rows.map(|(w, g)| divergence(w, g)).sum(), (w.len() / columns) as f64));
                     }
                     Ok((Sums::of(&w32, &g32), 0.0, 0.0))
                 };
@@ -124,7 +125,11 @@ impl Trial {
     }
 }
 
-/// What samples lost, by probe: noise and signal, or divergences and rows.
+/// Rows of scores fewer than these are told apart by their noise: where a model is certain a divergence is next to nothing, and the few rows in which it
+/// is not would decide alone.
+const FEW_ROWS: f64 = 256.0;
+
+/// What samples lost, by probe: noise and signal, and of scores, whose rows are centred for these, divergences and rows.
 #[derive(Debug, Clone)]
 pub struct Lost(Vec<(Sums, f64, f64)>);
 
@@ -143,7 +148,16 @@ impl Lost {
     /// # Errors
     /// None of them holds real numbers.
     pub fn mean(&self) -> Result<f64> {
-        let of = |(s, divergence, rows): &(Sums, f64, f64)| match (s.pairs(), *rows > 0.0) {
+        self.mean_with(1.0)
+    }
+
+    /// The same to compare candidates by: of few rows of scores, noise over signal.
+    pub fn compared(&self) -> Result<f64> {
+        self.mean_with(FEW_ROWS)
+    }
+
+    fn mean_with(&self, rows_needed: f64) -> Result<f64> {
+        let of = |(s, divergence, rows): &(Sums, f64, f64)| match (s.pairs(), *rows >= rows_needed) {
             (_, true) => Some(divergence / rows),
             (0, false) => None,
             _ => Some(10f64.powf(-s.sqnr().0 / 10.0)),
@@ -155,6 +169,15 @@ impl Lost {
         let mean = losses.iter().sum::<f64>() / losses.len() as f64;
         Ok(if mean.is_nan() { f64::INFINITY } else { mean })
     }
+}
+
+/// Rows of scores less their means, which Softmax does not see.
+fn centred(x: &[f32], columns: usize) -> Vec<f32> {
+    let row = |row: &[f32]| {
+        let mean = row.iter().map(|v| *v as f64).sum::<f64>() / columns as f64;
+        row.iter().map(|v| (*v as f64 - mean) as f32).collect::<Vec<_>>()
+    };
+    x.chunks_exact(columns).flat_map(row).collect()
 }
 
 /// KL(softmax(p) ‖ softmax(q)) of two rows of scores, in nats.
@@ -271,6 +294,11 @@ mod tests {
             m.quantizers[q].params = Some(Params::tensor(scale, Some(0)));
             trial.loss(&trial.plans(&m), &m.quantizers).unwrap()
         };
+        // Compared by noise, a scale that moves every score alike is no loss.
+        let mut lost = Lost(vec![(Sums::of(&centred(&[1.0, 3.0], 2), &centred(&[6.0, 8.5], 2)), 0.5, 1.0)]);
+        assert!((lost.compared().unwrap() - 0.0625).abs() < 1e-6 && lost.mean().unwrap() == 0.5);
+        lost.0[0].2 = FEW_ROWS;
+        assert_eq!(lost.compared().unwrap(), 0.5 / FEW_ROWS);
         assert!(loss(0.004) < 1e-4 && loss(0.25) > 10.0 * loss(0.01), "{} {} {}", loss(0.004), loss(0.01), loss(0.25));
     }
 }

@@ -62,7 +62,7 @@ pub fn best_of(model: &Model, found: &Found, trial: &Trial, progress: &dyn Progr
     for method in Method::COMPARED {
         let (candidate, notes) = fitted(model, &measured(method, found.samples), found)?;
         let lost = trial.lost(&plans, &candidate.quantizers, 0..half)?;
-        candidates.push((lost.mean()?, lost, method, candidate, notes));
+        candidates.push((lost.compared()?, lost, method, candidate, notes));
         progress.tick(1);
     }
     let within = HOPELESS * candidates.iter().map(|c| c.0).fold(f64::INFINITY, f64::min);
@@ -70,18 +70,19 @@ pub fn best_of(model: &Model, found: &Found, trial: &Trial, progress: &dyn Progr
     let mut figures = Vec::new();
     for (mut loss, mut lost, method, candidate, notes) in candidates {
         let hopeful = loss <= within;
+        let so_far = if hopeful { "" } else { " on half of them" };
         if hopeful {
             lost.merge(&trial.lost(&plans, &candidate.quantizers, half..all)?);
-            loss = lost.mean()?;
+            loss = lost.compared()?;
         }
-        figures.push(format!("{method} {loss:.2e}"));
+        figures.push(format!("{method} {loss:.2e}{so_far}"));
         if hopeful && best.as_ref().is_none_or(|b| loss < b.0) {
             best = Some((loss, method, candidate, notes));
         }
     }
     progress.end();
     let (_, method, model, mut notes) = best.expect("there are methods to compare");
-    notes.changed("", format!("ranges by {method}, which loses least: {}", figures.join(", ")));
+    notes.changed("", format!("ranges by {method}, which loses least on {all} samples: {}", figures.join(", ")));
     Ok((method, model, notes))
 }
 

@@ -20,6 +20,7 @@ mod search;
 mod set;
 mod shape;
 mod start;
+mod step_table;
 mod steps;
 mod table;
 mod tail;
@@ -39,7 +40,7 @@ pub use resolve::resolve;
 pub use schema::schema;
 pub use search::{Found, Minimize, SearchRequest, search};
 pub use start::declared_inputs;
-pub use table::{STEPS, StepRow, step_keys};
+pub use step_table::{STEPS, StepRow, step_keys};
 
 use crate::data::{Fill, Preprocess};
 use crate::graph::Op;

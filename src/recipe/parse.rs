@@ -1,7 +1,7 @@
 //! YAML text → [`Tree`], held against a [`Shape`] while it is read, so that every complaint has its line and column.
 
 use super::shape::{Key, Shape, Tree, unknown};
-use super::table::{STEPS, StepRow};
+use super::step_table::{STEPS, StepRow};
 use crate::error::{Error, Result};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -413,6 +413,6 @@ impl<'de> Visitor<'de> for StepKeys<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Tree, A::Error> {
-        self.seed.map(self.row.keys, super::table::EVERY_STEP, &mut map)
+        self.seed.map(self.row.keys, super::step_table::EVERY_STEP, &mut map)
     }
 }

@@ -3,7 +3,8 @@
 use super::parse::parse;
 use super::profile::profile;
 use super::shape::{Shape, Tree, unknown};
-use super::table::{EVERY_STEP, RECIPE, STEPS};
+use super::step_table::{EVERY_STEP, STEPS};
+use super::table::RECIPE;
 use super::{Args, DataRecipe, Gate, InputRecipe, MAX_LAYERS, Origin, Recipe, Sources, Step, configs, preprocess, read, set};
 use crate::data::Fill;
 use crate::error::{At, Error, Result};

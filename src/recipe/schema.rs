@@ -1,7 +1,8 @@
 //! The JSON schema of recipes, made from the table that parsing reads.
 
 use super::shape::{Key, Shape, format_names};
-use super::table::{EVERY_STEP, RECIPE, STEPS};
+use super::step_table::{EVERY_STEP, STEPS};
+use super::table::RECIPE;
 use crate::graph::Op;
 use serde_json::{Map, Value, json};
 

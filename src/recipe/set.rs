@@ -3,7 +3,8 @@
 use super::parse::parse;
 use super::resolve::Layer;
 use super::shape::{Key, Shape, Tree, unknown};
-use super::table::{EVERY_STEP, RECIPE, STEPS, StepRow};
+use super::step_table::{EVERY_STEP, STEPS, StepRow};
+use super::table::RECIPE;
 use crate::error::{Error, Result};
 
 /// One `--set`, understood.

@@ -129,7 +129,8 @@ pub fn suit(model: &mut Model, target: &Profile) -> Result<Vec<String>> {
         let value = model.graph.value(v);
         let Type::Tensor { shape: Some(shape), .. } = &value.ty else { continue };
         let remedy = match shape.iter().find(|d| !matches!(d, Dim::Known(_))) {
-            Some(Dim::Symbol(s)) => format!("say --fix-dim {s}=N"),
+            // Those of all inputs at once.
+            Some(Dim::Symbol(_)) => format!("say {}", symbols(&model.graph).iter().map(|s| format!("--fix-dim {s}=N")).collect::<Vec<_>>().join(" ")),
             Some(_) => format!("say its `shape` with `fix: true` under inputs.{} of the recipe", value.name),
             None => continue,
         };

@@ -213,6 +213,7 @@ fn balance(w: &mut Work, args: &Args) -> Result<Notes> {
         grid: Grid::of(&scheme(w.recipe.weights.as_ref())?, &scheme(w.recipe.activations.as_ref())?),
         sweeps: args.count("sweeps", 8),
         samples: args.count("samples", 64),
+        bounded: args.flag("bounded").unwrap_or(true),
         threads: w.threads,
     };
     transform::balance(&mut w.model, &how, w.data.map(|d| (d, w.calibration)))
@@ -325,7 +326,7 @@ fn allocate(w: &mut Work, args: &Args) -> Result<Notes> {
 /// Reads times by layer and bits.
 pub fn latencies(path: &std::path::Path) -> Result<Latencies> {
     let bytes = std::fs::read(path).map_err(|e| Error::usage(format!("cannot be read: {e}")))?;
-    let tree = super::parse::parse(&bytes, &super::table::LATENCIES, &path.display().to_string())?;
+    let tree = super::parse::parse(&bytes, &super::step_table::LATENCIES, &path.display().to_string())?;
     let mut all = Latencies::new();
     for (layer, times) in tree.entries() {
         let of_layer = all.entry(layer.clone()).or_default();

@@ -70,8 +70,8 @@ pub struct Group {
     pub cuts: Vec<Cut>,
 }
 
-/// All layers with constant weights, and the groups between them that may be scaled.
-pub fn groups(g: &Graph, inferred: &Inferred) -> (Vec<Layer>, Vec<Group>) {
+/// All layers with constant weights, and the groups between them that may be scaled; where nothing `bounded` may, those that no upper bound cuts.
+pub fn groups(g: &Graph, inferred: &Inferred, bounded: bool) -> (Vec<Layer>, Vec<Group>) {
     let mut sets = Sets::default();
     // Values that cannot be scaled, and whatever is scaled together with them.
     let mut frozen: BTreeSet<ValueId> = g.inputs.iter().chain(&g.outputs).copied().collect();
@@ -93,8 +93,10 @@ pub fn groups(g: &Graph, inferred: &Inferred) -> (Vec<Layer>, Vec<Group>) {
         }
         match (joined(g, inferred, node), read.first()) {
             (Joined::All, Some(&x)) => {
-                if let Some(bound) = bound(g, node) {
-                    cuts.push(Cut { node: id, x, bound });
+                match bound(g, node) {
+                    Some(bound) if bounded => cuts.push(Cut { node: id, x, bound }),
+                    Some(_) => drop(frozen.insert(x)),
+                    None => {}
                 }
                 read.iter().skip(1).chain(&made).for_each(|v| sets.join(x, *v));
             }

@@ -30,6 +30,8 @@ pub struct Balance {
     pub sweeps: usize,
     /// Samples looked at, at most.
     pub samples: usize,
+    /// Whether channels that a Relu6 or Clip cuts are scaled too: inputs larger than any seen are then cut elsewhere.
+    pub bounded: bool,
     pub threads: usize,
 }
 
@@ -38,7 +40,7 @@ pub fn balance(model: &mut Model, how: &Balance, data: Option<(&Dataset, &[usize
     let mut notes = Notes::of("balance");
     let (data, samples) = data.ok_or_else(|| Error::usage("balance measures channels on sample inputs: give --data"))?;
     let inferred = graph::infer(model, &InputShapes::new());
-    let (layers, groups) = groups(&model.graph, &inferred);
+    let (layers, groups) = groups(&model.graph, &inferred, how.bounded);
     let between: usize = groups.iter().map(|g| g.writers.len()).sum();
     let alone = layers.len() - between;
     if groups.is_empty() {

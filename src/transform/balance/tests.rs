@@ -6,7 +6,7 @@ use crate::data::{DataSettings, InputInfo};
 use crate::graph::{Dim, Node, Type};
 
 const GRID: Grid = Grid { weights: 127.0, by_channel: false, signed: 127.0, positive: 127.0, pow2: true };
-const HOW: Balance = Balance { grid: GRID, sweeps: 8, samples: 8, threads: 1 };
+const HOW: Balance = Balance { grid: GRID, sweeps: 8, samples: 8, bounded: true, threads: 1 };
 
 fn value(g: &mut Graph, name: &str, channels: usize) -> ValueId {
     let v = g.add_value(name);
@@ -105,11 +105,23 @@ fn the_result_stays_and_rounding_costs_less() {
 }
 
 #[test]
+fn what_a_bound_cuts_may_be_left_alone() {
+    let before = inverted_residual();
+    let mut after = before.clone();
+    let samples: Vec<usize> = (0..8).collect();
+    let notes = balance(&mut after, &Balance { bounded: false, ..HOW }, Some((&data(), &samples))).unwrap();
+    assert!(notes.list().iter().any(|n| n.text.contains("2 layers scaled in 1 groups")), "{notes:?}");
+    let bounds = |m: &Model| m.graph.nodes().filter_map(|(_, n)| groups::bound(&m.graph, n)).collect::<Vec<_>>();
+    assert_eq!(bounds(&before), bounds(&after));
+    assert!(after.graph.find_value("a_cut").is_some() && after.graph.find_value("sum").is_none());
+}
+
+#[test]
 fn a_channel_that_is_cut_moves_with_the_bound_alone() {
     let mut m = inverted_residual();
     let g = &m.graph;
     let inferred = graph::infer(&m, &InputShapes::new());
-    let (layers, found) = groups(g, &inferred);
+    let (layers, found) = groups(g, &inferred, true);
     assert_eq!((layers.len(), found.len()), (6, 4));
     assert_eq!(found.iter().map(|g| g.cuts.len()).sum::<usize>(), 3);
     // The residual sum joins what two layers make and two read.

@@ -1,18 +1,34 @@
 //! What must not be rounded: values that are compared, cut to whole numbers or used as indices. A code's value is near the number and not the
-//! number, so that `x == 3` fails on it.
+//! number, so that `x == 3` fails on it. And what a Log reads: of numbers that differ by their ratios, evenly spaced codes keep the largest alone.
 
 use super::kind::{Kind, is_real};
-use crate::graph::{Flow, Graph, Inferred, NodeId, Op, Port};
+use crate::graph::{Flow, Graph, Inferred, Node, NodeId, Op, Port};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Ports that read real values and need them as they are. Nodes that serve such ports become [`Kind::Exact`]: those that move values to one, and
-/// those that compute for nothing else.
+/// Why a node stays float that works for a Log.
+const RATIOS: &str = "a Log reads what it makes, and tells small numbers apart that codes do not";
+
+/// Ports that read real values and need them as they are. Nodes that serve such ports become [`Kind::Exact`], or stay float where that is a Log in
+/// float: those that move values to one, and those that compute for nothing else.
 pub fn exact_ports(g: &Graph, inferred: &Inferred, kinds: &mut BTreeMap<NodeId, Kind>) -> BTreeSet<(NodeId, usize)> {
     let mut exact: BTreeSet<(NodeId, usize)> = BTreeSet::new();
+    // Those of them that serve a Log alone.
+    let mut ratios: BTreeSet<(NodeId, usize)> = BTreeSet::new();
     for (id, node) in g.nodes().rev() {
         let real = |slot: &usize| node.input(*slot).is_some_and(|v| g.constant(v).is_none() && is_real(inferred, v));
         let uses = || node.outputs().iter().flatten().flat_map(|v| g.value(*v).uses());
         let is_exact = |p: &Port| exact.contains(&(p.node, p.slot as usize));
+        if by_ratio(node, &kinds[&id])
+            && (node.op == Op::Log || uses().next().is_some() && uses().all(|p| ratios.contains(&(p.node, p.slot as usize))))
+            && !(node.op != Op::Log && node.outputs().iter().flatten().any(|v| g.is_output(*v)))
+        {
+            if node.op != Op::Log {
+                kinds.insert(id, Kind::Float(RATIOS.into()));
+            }
+            ratios.extend((0..node.inputs().len()).filter(real).map(|slot| (id, slot)));
+            exact.extend((0..node.inputs().len()).filter(real).map(|slot| (id, slot)));
+            continue;
+        }
         let serves = match (&kinds[&id], node.op.flow()) {
             _ if (0..node.inputs().len()).any(|slot| node.reads_exactly(slot) && real(&slot)) => {
                 exact.extend((0..node.inputs().len()).filter(|slot| node.reads_exactly(*slot) && real(slot)).map(|slot| (id, slot)));
@@ -35,4 +51,48 @@ pub fn exact_ports(g: &Graph, inferred: &Inferred, kinds: &mut BTreeMap<NodeId, 
         }
     }
     exact
+}
+
+/// Whether a node is a Log in float, or may make what one reads without layers between.
+fn by_ratio(node: &Node, kind: &Kind) -> bool {
+    let sums = matches!(node.op, Op::ReduceSum | Op::ReduceMean | Op::ReduceSumSquare | Op::ReduceL2 | Op::Softmax);
+    match kind {
+        Kind::Float(_) if node.op == Op::Log => true,
+        Kind::Quantized | Kind::Moves | Kind::Float(_) => {
+            sums || node.op != Op::Log && matches!(node.op.flow(), Flow::Arithmetic | Flow::Pointwise | Flow::Clamp | Flow::Move)
+        }
+        Kind::Weights | Kind::Exact => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{InputShapes, Model, Type, infer};
+    use crate::tensor::DType;
+
+    /// x → Relu → Softmax → Log → y, and Relu → z.
+    #[test]
+    fn what_a_log_reads_stays_float_as_far_as_it_serves_that_alone() {
+        let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+        let g = &mut m.graph;
+        let [x, r, s, y, z] = ["x", "r", "s", "y", "z"].map(|n| g.add_value(n));
+        g.value_mut(x).ty = Type::Tensor { dtype: Some(DType::F32), shape: None };
+        (g.inputs, g.outputs) = (vec![x], vec![y, z]);
+        let relu = g.add_node(Node::new(Op::Relu, "relu"), &[Some(x)], &[Some(r)]);
+        let softmax = g.add_node(Node::new(Op::Softmax, "softmax"), &[Some(r)], &[Some(s)]);
+        let log = g.add_node(Node::new(Op::Log, "log"), &[Some(s)], &[Some(y)]);
+        let other = g.add_node(Node::new(Op::Sigmoid, "other"), &[Some(r)], &[Some(z)]);
+        let inferred = infer(&m, &InputShapes::new());
+        let placed = |of_log: Kind| {
+            let mut kinds: BTreeMap<_, _> = [(relu, Kind::Quantized), (softmax, Kind::Quantized), (log, of_log), (other, Kind::Quantized)].into();
+            let exact = exact_ports(&m.graph, &inferred, &mut kinds);
+            (exact, kinds)
+        };
+        let (exact, kinds) = placed(Kind::Float("no codes".into()));
+        assert_eq!(exact, [(log, 0), (softmax, 0)].into());
+        assert_eq!((&kinds[&softmax], &kinds[&relu]), (&Kind::Float(RATIOS.into()), &Kind::Quantized));
+        // A target that runs Log on codes hands it codes.
+        assert!(placed(Kind::Quantized).0.is_empty());
+    }
 }

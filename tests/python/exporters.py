@@ -179,7 +179,35 @@ def positions():
     return model(nodes, [info("x", [1, "n", 8])], [info("y", [1, 2, "n", 4])], constants), {"x": RNG.standard_normal((40, 1, 10, 8))}
 
 
-FORMS = [shared_weight, shared_constant, bounded_softmax, anchors, above_zero, squeeze_if, known_if, rate_if, positions]
+def log_power():
+    """Loudness of a signal by bands, as in models that hear: what is quiet counts as much as what is loud, once there is a Log."""
+    nodes = [
+        node("Conv", ["x", "bank"], ["f"], name="bank", strides=[8]),
+        node("Mul", ["f", "f"], ["power"], name="power"),
+        node("ReduceSum", ["power", "pairs"], ["energy"], name="energy", keepdims=0),
+        node("Add", ["energy", "least"], ["some"], name="some"),
+        node("Log", ["some"], ["loud"], name="loud"),
+        node("Conv", ["loud", "w"], ["y"], name="conv"),
+    ]
+    nodes.insert(1, node("Reshape", ["f", "split"], ["f_"], name="split"))
+    nodes[2].input[:] = ["f_", "f_"]
+    constants = {"bank": weight(8, 1, 16), "split": np.array([1, 4, 2, -1]), "pairs": np.array([2]), "least": np.float32(1e-6), "w": weight(6, 4, 1)}
+    loudness = np.exp(0.5 * RNG.standard_normal((40, 1, 1, 1)))
+    data = RNG.standard_normal((40, 1, 1, 128)) * loudness
+    return model(nodes, [info("x", [1, 1, 128])], [info("y", [1, 6, 15])], constants), {"x": data}
+
+
+def log_share():
+    """Logarithms of a Softmax's shares, most of which are next to nothing."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["m"], name="product"),
+        node("Softmax", ["m"], ["p"], name="share", axis=-1),
+        node("Log", ["p"], ["y"], name="log"),
+    ]
+    return model(nodes, [info("x", [1, 4, 8])], [info("y", [1, 4, 12])], {"w": 6 * weight(8, 12)}), {"x": RNG.standard_normal((40, 1, 4, 8))}
+
+
+FORMS = [log_power, log_share, shared_weight, shared_constant, bounded_softmax, anchors, above_zero, squeeze_if, known_if, rate_if, positions]
 
 
 def make(folder):

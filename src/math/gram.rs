@@ -1,5 +1,6 @@
 //! Sums of products of columns.
 
+use super::wide;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
@@ -16,10 +17,17 @@ pub fn add_gram(sums: &mut [f32], columns: &[f32], n: usize, rows: usize) {
         return;
     }
     if n <= FEW {
-        let columns: Vec<&[f32]> = columns.chunks_exact(rows).collect();
-        for (i, sums) in sums.chunks_exact_mut(n).enumerate() {
-            sums.iter_mut().zip(&columns[..=i]).for_each(|(sum, c)| *sum += dot(columns[i], c));
-        }
+        let column = |i: usize| &columns[i * rows..(i + 1) * rows];
+        wide(
+            #[inline(always)]
+            || {
+                for (i, sums) in sums.chunks_exact_mut(n).enumerate() {
+                    for (j, sum) in sums[..=i].iter_mut().enumerate() {
+                        *sum += dot(column(i), column(j));
+                    }
+                }
+            },
+        );
         return;
     }
     let all = MatRef::from_column_major_slice(columns, rows, n);
@@ -32,14 +40,42 @@ pub fn add_gram(sums: &mut [f32], columns: &[f32], n: usize, rows: usize) {
 }
 
 /// The sum of products, in as many parts as the processor adds at once.
+#[inline(always)]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut parts = [0f32; 16];
-    let (a, b) = (a.chunks_exact(16), b.chunks_exact(16));
-    let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a.zip(b) {
-        parts.iter_mut().zip(a.iter().zip(b)).for_each(|(p, (a, b))| *p += a * b);
+    let ((a, rest_a), (b, rest_b)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    let rest: f32 = rest_a.iter().zip(rest_b).map(|(a, b)| a * b).sum();
+    for (a, b) in a.iter().zip(b) {
+        for ((p, a), b) in parts.iter_mut().zip(a).zip(b) {
+            *p += a * b;
+        }
     }
     parts.iter().sum::<f32>() + rest
+}
+
+/// Adds the sum of each column to `sums`; `columns` holds columns of `rows` numbers, one after the other. Each is summed one by one, several beside each
+/// other.
+pub fn add_columns(sums: &mut [f64], columns: &[f32], rows: usize) {
+    const LANES: usize = 8;
+    if rows == 0 {
+        return;
+    }
+    for (sums, columns) in sums.chunks_mut(LANES).zip(columns.chunks(LANES * rows)) {
+        let mut lanes = [0f64; LANES];
+        if let ([a, b, c, d, e, f, g, h], true) = (columns_of(columns, rows), columns.len() == LANES * rows) {
+            for r in 0..rows {
+                [a[r], b[r], c[r], d[r], e[r], f[r], g[r], h[r]].iter().zip(&mut lanes).for_each(|(v, lane)| *lane += *v as f64);
+            }
+        } else {
+            columns.chunks(rows).zip(&mut lanes).for_each(|(column, lane)| *lane = column.iter().map(|v| *v as f64).sum());
+        }
+        sums.iter_mut().zip(lanes).for_each(|(sum, lane)| *sum += lane);
+    }
+}
+
+/// The first eight columns.
+fn columns_of(columns: &[f32], rows: usize) -> [&[f32]; 8] {
+    std::array::from_fn(|i| columns.get(i * rows..(i + 1) * rows).unwrap_or_default())
 }
 
 #[cfg(test)]

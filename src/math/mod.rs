@@ -7,6 +7,6 @@ mod product;
 mod wide;
 
 pub use cholesky::cholesky;
-pub use gram::add_gram;
+pub use gram::{add_columns, add_gram};
 pub use product::{Matrix, multiply};
 pub use wide::{sum_of, wide};

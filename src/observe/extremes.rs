@@ -1,5 +1,7 @@
 //! Smallest and largest value seen.
 
+use crate::math::wide;
+
 /// The interval that every value seen so far lies in.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Extremes {
@@ -17,20 +19,27 @@ impl Default for Extremes {
 impl Extremes {
     /// Takes in more values; NaN is passed over.
     pub fn observe(&mut self, x: &[f32]) {
-        // Eight lanes keep the loop free of one long dependency chain, so that it vectorises.
-        let mut lo = [self.lo; 8];
-        let mut hi = [self.hi; 8];
-        let chunks = x.chunks_exact(8);
-        for &v in chunks.remainder() {
-            lo[0] = if v < lo[0] { v } else { lo[0] };
-            hi[0] = if v > hi[0] { v } else { hi[0] };
-        }
-        for c in chunks {
-            for i in 0..8 {
-                lo[i] = if c[i] < lo[i] { c[i] } else { lo[i] };
-                hi[i] = if c[i] > hi[i] { c[i] } else { hi[i] };
-            }
-        }
+        // So many lanes keep the loop free of one long dependency chain.
+        const LANES: usize = 32;
+        let start = *self;
+        let (lo, hi) = wide(
+            #[inline(always)]
+            move || {
+                let (mut lo, mut hi) = ([start.lo; LANES], [start.hi; LANES]);
+                let (chunks, rest) = x.as_chunks::<LANES>();
+                for (i, &v) in rest.iter().enumerate() {
+                    lo[i] = if v < lo[i] { v } else { lo[i] };
+                    hi[i] = if v > hi[i] { v } else { hi[i] };
+                }
+                for c in chunks {
+                    for i in 0..LANES {
+                        lo[i] = if c[i] < lo[i] { c[i] } else { lo[i] };
+                        hi[i] = if c[i] > hi[i] { c[i] } else { hi[i] };
+                    }
+                }
+                (lo, hi)
+            },
+        );
         self.lo = lo.into_iter().fold(self.lo, f32::min);
         self.hi = hi.into_iter().fold(self.hi, f32::max);
     }

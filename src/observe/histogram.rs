@@ -2,6 +2,7 @@
 //! beforehand, counts merge exactly, and a quantile is off by at most one part in 128 of its own size.
 
 use super::Extremes;
+use crate::math::wide;
 use std::cell::RefCell;
 
 /// How often values of each size were seen.
@@ -17,10 +18,16 @@ pub struct Histogram {
 const SHIFT: u32 = 16;
 const HALF: u32 = 1 << 15;
 
+/// Patterns that a bucket may have; those of negative numbers have the upper half, and infinity is the last of each half that is a number.
+const PATTERNS: usize = 2 * HALF as usize;
+const INFINITY: u32 = 0x7f80;
+/// Patterns that are looked at together, since most were not seen.
+const BLOCK: usize = 16;
+
 thread_local! {
-    /// Where one tensor is counted before its buckets are listed: all zero between calls. Neighbours, which are often alike, are counted in turn in
-    /// one or the other, as a count waits for the one before it in the same place.
-    static DENSE: RefCell<[Vec<u32>; 2]> = RefCell::new([vec![0; 2 * HALF as usize], vec![0; 2 * HALF as usize]]);
+    /// Where one tensor is counted by pattern before its buckets are listed: all zero between calls. Neighbours, which are often alike, are counted in
+    /// turn in one or the other, as a count waits for the one before it in the same place.
+    static DENSE: RefCell<[Vec<u32>; 2]> = RefCell::new([vec![0; PATTERNS], vec![0; PATTERNS]]);
 }
 
 fn bucket(x: f32) -> u32 {
@@ -40,6 +47,60 @@ fn edges(bucket: u32) -> (f32, f32) {
     }
 }
 
+/// Counts patterns.
+fn count(tables: &mut [Vec<u32>; 2], x: &[f32]) {
+    let [even, odd] = tables.each_mut().map(|t| <&mut [u32; PATTERNS]>::try_from(&mut t[..]).expect("it has a place for each pattern"));
+    // No table's count exceeds the number of values, which is checked before.
+    let add = |table: &mut [u32; PATTERNS], v: f32| {
+        let n = &mut table[(v.to_bits() >> SHIFT) as usize];
+        *n = n.wrapping_add(1);
+    };
+    let (pairs, rest) = x.as_chunks::<2>();
+    for [a, b] in pairs {
+        add(even, *a);
+        add(odd, *b);
+    }
+    rest.iter().for_each(|v| add(even, *v));
+}
+
+/// The smallest size that a number other than zero has.
+fn smallest(x: &[f32]) -> f32 {
+    const LANES: usize = 32;
+    let least = wide(
+        #[inline(always)]
+        move || {
+            let mut least = [f32::INFINITY; LANES];
+            for chunk in x.chunks(LANES) {
+                for (least, v) in least.iter_mut().zip(chunk) {
+                    let size = if *v == 0.0 { f32::INFINITY } else { v.abs() };
+                    *least = if size < *least { size } else { *least };
+                }
+            }
+            least
+        },
+    );
+    least.into_iter().fold(f32::INFINITY, f32::min)
+}
+
+/// Empties what was counted of one sign, at least of the size `zero` and of sizes from `first` to `last`: bucket, pattern without sign, and count of each.
+fn drain(tables: &mut [Vec<u32>; 2], negative: bool, [zero, first, last]: [f32; 3], mut each: impl FnMut(u16, u32, u64)) {
+    let block = |x: f32| ((x.to_bits() >> SHIFT) & (HALF - 1)) as usize / BLOCK;
+    let sign = if negative { HALF as usize } else { 0 };
+    let [even, odd] = tables.each_mut().map(|t| t[sign..sign + HALF as usize].as_chunks_mut::<BLOCK>().0);
+    for at in std::iter::once(block(zero)).chain(block(first).max(block(zero) + 1)..=block(last)) {
+        let (even, odd) = (&mut even[at], &mut odd[at]);
+        if even.iter().zip(&*odd).fold(0, |any, (a, b)| any | a | b) == 0 {
+            continue;
+        }
+        for (i, (a, b)) in even.iter_mut().zip(odd).enumerate() {
+            let (pattern, n) = ((at * BLOCK + i) as u32, std::mem::take(a) as u64 + std::mem::take(b) as u64);
+            if n > 0 {
+                each(if negative { HALF - 1 - pattern } else { HALF + pattern } as u16, pattern, n);
+            }
+        }
+    }
+}
+
 impl Histogram {
     /// Takes in more values; NaN is passed over.
     pub fn observe(&mut self, x: &[f32]) {
@@ -47,25 +108,36 @@ impl Histogram {
         for x in x.chunks(u32::MAX as usize) {
             let mut new = Histogram::default();
             new.extremes.observe(x);
-            DENSE.with_borrow_mut(|[even, odd]| {
-                let count = |in_table: &mut [u32], v: f32| in_table[bucket(v) as usize] += !v.is_nan() as u32;
-                let pairs = x.chunks_exact(2);
-                pairs.remainder().iter().for_each(|v| count(even, *v));
-                for pair in pairs {
-                    count(even, pair[0]);
-                    count(odd, pair[1]);
-                }
-                if !new.extremes.is_empty() {
-                    let (first, last) = (bucket(new.extremes.lo), bucket(new.extremes.hi).max(bucket(0.0)));
-                    for b in first.min(bucket(-0.0))..=last {
-                        let n = [&mut *even, odd].map(|table| std::mem::take(&mut table[b as usize]) as u64).iter().sum();
-                        if n > 0 {
-                            new.counts.push((b as u16, n));
+            DENSE.with_borrow_mut(|tables| {
+                count(tables, x);
+                let Extremes { lo, hi } = new.extremes;
+                let smallest = smallest(x);
+                let mut list = |negative: bool, first: f32, last: f32| {
+                    drain(tables, negative, [first, first.abs().max(smallest), last], |bucket, pattern, n| {
+                        // Patterns of NaN lie beyond, and some share that of an infinity.
+                        let n = if pattern == INFINITY { x.iter().filter(|v| v.is_infinite() && v.is_sign_negative() == negative).count() as u64 } else { n };
+                        if n > 0 && pattern <= INFINITY {
+                            new.counts.push((bucket, n));
                         }
+                    });
+                    // Of negative numbers the largest size comes first.
+                    if negative {
+                        new.counts.reverse();
                     }
+                };
+                // Either zero may be an extreme, whichever was seen.
+                if lo <= 0.0 {
+                    list(true, hi.min(0.0), lo);
+                }
+                if hi >= 0.0 {
+                    list(false, lo.max(0.0), hi);
                 }
             });
             new.total = new.counts.iter().map(|(_, n)| n).sum();
+            if new.total < x.len() as u64 {
+                // What is left was NaN.
+                DENSE.with_borrow_mut(|tables| [false, true].map(|negative| drain(tables, negative, [f32::INFINITY, f32::INFINITY, f32::NAN], |_, _, _| ())));
+            }
             self.merge(&new);
         }
     }
@@ -74,6 +146,9 @@ impl Histogram {
     pub fn merge(&mut self, other: &Histogram) {
         self.extremes.merge(&other.extremes);
         self.total += other.total;
+        if self.add_within(other) {
+            return;
+        }
         let (a, b) = (std::mem::take(&mut self.counts), &other.counts);
         if a.is_empty() {
             self.counts.clone_from(b);
@@ -93,6 +168,23 @@ impl Histogram {
             j += b.get(j).is_some_and(|y| y.0 == next.0) as usize;
             self.counts.push(next);
         }
+    }
+
+    /// Adds the other's counts, if its buckets are among these.
+    fn add_within(&mut self, other: &Histogram) -> bool {
+        let mut places = Vec::with_capacity(other.counts.len());
+        let mut at = 0;
+        for (bucket, _) in &other.counts {
+            while self.counts.get(at).is_some_and(|(b, _)| b < bucket) {
+                at += 1;
+            }
+            if self.counts.get(at).is_none_or(|(b, _)| b != bucket) {
+                return false;
+            }
+            places.push(at);
+        }
+        places.into_iter().zip(&other.counts).for_each(|(at, (_, n))| self.counts[at].1 += n);
+        true
     }
 
     /// Counts what lies beyond `interval` as its end.
@@ -201,6 +293,28 @@ impl Histogram {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_are_those_of_the_buckets_one_by_one_and_nan_is_passed_over() {
+        let nan = [0x7f80_0001, 0xff80_0001, 0x7fff_ffff, 0xffff_ffff, 0x7fc0_0000].map(f32::from_bits);
+        let inf = [f32::INFINITY, f32::NEG_INFINITY, f32::INFINITY];
+        let numbers: Vec<f32> = (0..4000u32).map(|i| f32::from_bits(i.wrapping_mul(0x9e37_79b9))).filter(|v| v.is_finite()).collect();
+        let small: Vec<f32> = (0..301).map(|i| ((i * 7) % 13) as f32 - 6.0).collect();
+        let above: Vec<f32> = small.iter().map(|v| v + 7.5).collect();
+        let below: Vec<f32> = above.iter().map(|v| -v).collect();
+        let mixed = [&small[..], &nan, &inf, &[-0.0, 0.0, -0.0]].concat();
+        for x in [&numbers[..], &small, &above, &below, &mixed, &nan, &inf, &[-0.0], &[0.0], &[]] {
+            let mut want: std::collections::BTreeMap<u16, u64> = Default::default();
+            x.iter().filter(|v| !v.is_nan()).for_each(|v| *want.entry(bucket(*v) as u16).or_default() += 1);
+            // Twice, so that what the first left behind would show.
+            for _ in 0..2 {
+                let mut h = Histogram::default();
+                h.observe(x);
+                assert_eq!(h.counts(), want.clone().into_iter().collect::<Vec<_>>());
+                assert_eq!(h.total(), want.values().sum::<u64>());
+            }
+        }
+    }
 
     #[test]
     fn buckets_ascend_with_values() {

@@ -5,6 +5,7 @@ use super::coder::{Coder, Kind};
 use super::kernel;
 use super::{Codes, Layout, Params, Rounding, Scheme, Timing, Zeros, fit};
 use crate::error::{Error, Result};
+use crate::math::wide;
 use crate::tensor::{Tensor, numel, pack};
 use std::borrow::Cow;
 
@@ -33,15 +34,21 @@ pub fn quantize(x: &[f32], shape: &[usize], scheme: &Scheme, params: &Params) ->
     let narrow = |codes: Vec<u8>| Tensor::new(dtype, shape.to_vec(), pack::pack_bytes(codes, dtype).into());
     let tensor = match (steps.fast(&coder), dtype.bits()) {
         (Fast::Integer(range), 1..=8) => {
-            narrow(with_rounding!(coder, r => steps.map(x, |x, s, z| kernel::bits(kernel::integer(x, s, z, range, r) + z) as u8)))?
+            narrow(with_rounding!(coder, r => steps.map(x, #[inline(always)] move |x, s, z| kernel::bits(kernel::integer(x, s, z, range, r) + z) as u8)))?
         }
-        (Fast::Integer(range), 16) => {
-            Tensor::of(dtype, shape, with_rounding!(coder, r => steps.map(x, |x, s, z| kernel::bits(kernel::integer(x, s, z, range, r) + z) as u16)))
-        }
+        (Fast::Integer(range), 16) => Tensor::of(
+            dtype,
+            shape,
+            with_rounding!(coder, r => steps.map(x, #[inline(always)] move |x, s, z| kernel::bits(kernel::integer(x, s, z, range, r) + z) as u16)),
+        ),
         (Fast::RealZero(range), 1..=8) => {
-            narrow(with_rounding!(coder, r => steps.map(x, |x, s, z| kernel::bits(kernel::integer_real_zero(x, s, z, range, r)) as u8)))?
+            narrow(with_rounding!(coder, r => steps.map(x, #[inline(always)] move |x, s, z| kernel::bits(kernel::integer_real_zero(x, s, z, range, r)) as u8)))?
         }
-        (Fast::Float(f), 1..=8) => narrow(steps.map(x, |x, s, _| f.code(x, s) as u8))?,
+        (Fast::Float(f), 1..=8) => narrow(steps.map(
+            x,
+            #[inline(always)]
+            move |x, s, _| f.code(x, s) as u8,
+        ))?,
         _ => Tensor::new(dtype, shape.to_vec(), pack::pack(&steps.map(x, |x, s, z| coder.encode(x, s, z)), dtype).into())?,
     };
     Ok(Codes(tensor))
@@ -94,9 +101,15 @@ pub fn fake_quantize(x: &mut [f32], shape: &[usize], scheme: &Scheme, params: Op
     let steps = Steps::new(x.len(), shape, scheme, params)?;
     let coder = Coder::new(scheme, params)?;
     match steps.fast(&coder) {
-        Fast::Integer(range) => with_rounding!(coder, r => steps.apply(x, |x, s, z| kernel::integer(x, s, z, range, r) * s)),
-        Fast::RealZero(range) => with_rounding!(coder, r => steps.apply(x, |x, s, z| (kernel::integer_real_zero(x, s, z, range, r) - z) * s)),
-        Fast::Float(f) => steps.apply(x, |x, s, _| f.fake(x, s)),
+        Fast::Integer(range) => with_rounding!(coder, r => steps.apply(x, #[inline(always)] move |x, s, z| kernel::integer(x, s, z, range, r) * s)),
+        Fast::RealZero(range) => {
+            with_rounding!(coder, r => steps.apply(x, #[inline(always)] move |x, s, z| (kernel::integer_real_zero(x, s, z, range, r) - z) * s))
+        }
+        Fast::Float(f) => steps.apply(
+            x,
+            #[inline(always)]
+            move |x, s, _| f.fake(x, s),
+        ),
         Fast::No => steps.apply(x, |x, s, z| coder.fake(x, s, z)),
     }
     Ok(())
@@ -196,17 +209,17 @@ impl<'a> Steps<'a> {
 
     /// `f(element, scale, zero)` of each element.
     #[inline(always)]
-    fn map<A: Copy, B: Copy + Default>(&self, x: &[A], f: impl Fn(A, f32, f32) -> B) -> Vec<B> {
+    fn map<A: Copy, B: Copy + Default>(&self, x: &[A], f: impl Fn(A, f32, f32) -> B + Copy) -> Vec<B> {
         let mut out = vec![B::default(); x.len()];
         if let ([s], [z]) = (&self.scale[..], &self.zero[..]) {
             let (s, z) = (*s, *z);
-            out.iter_mut().zip(x).for_each(|(o, &x)| *o = f(x, s, z));
+            run_into(&mut out, x, (s, z), f);
             return out;
         }
         self.layout.runs(|r, share| match share {
             Share::One(b) => {
                 let (s, z) = (self.scale[b], self.zero[b]);
-                out[r.clone()].iter_mut().zip(&x[r]).for_each(|(o, &x)| *o = f(x, s, z));
+                run_into(&mut out[r.clone()], &x[r], (s, z), f);
             }
             Share::Each(b) => {
                 let steps = self.scale[b..].iter().zip(&self.zero[b..]);
@@ -218,15 +231,15 @@ impl<'a> Steps<'a> {
 
     /// The same in place.
     #[inline(always)]
-    fn apply(&self, x: &mut [f32], f: impl Fn(f32, f32, f32) -> f32) {
+    fn apply(&self, x: &mut [f32], f: impl Fn(f32, f32, f32) -> f32 + Copy) {
         if let ([s], [z]) = (&self.scale[..], &self.zero[..]) {
             let (s, z) = (*s, *z);
-            return x.iter_mut().for_each(|x| *x = f(*x, s, z));
+            return run(x, (s, z), f);
         }
         self.layout.runs(|r, share| match share {
             Share::One(b) => {
                 let (s, z) = (self.scale[b], self.zero[b]);
-                x[r].iter_mut().for_each(|x| *x = f(*x, s, z));
+                run(&mut x[r], (s, z), f);
             }
             Share::Each(b) => {
                 let steps = self.scale[b..].iter().zip(&self.zero[b..]);
@@ -234,6 +247,32 @@ impl<'a> Steps<'a> {
             }
         });
     }
+}
+
+/// `f` of each element under one scale and zero, in place.
+#[inline(always)]
+fn run(x: &mut [f32], (scale, zero): (f32, f32), f: impl Fn(f32, f32, f32) -> f32 + Copy) {
+    wide(
+        #[inline(always)]
+        move || {
+            for x in x {
+                *x = f(*x, scale, zero);
+            }
+        },
+    );
+}
+
+/// `f` of each element.
+#[inline(always)]
+fn run_into<A: Copy, B>(out: &mut [B], x: &[A], (scale, zero): (f32, f32), f: impl Fn(A, f32, f32) -> B + Copy) {
+    wide(
+        #[inline(always)]
+        move || {
+            for (o, x) in out.iter_mut().zip(x) {
+                *o = f(*x, scale, zero);
+            }
+        },
+    );
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::data::Dataset;
 use crate::engine::{Plans, RunnerOptions, Running, Trial, over_samples, shapes_of};
 use crate::error::{At, Error, Result};
 use crate::graph::{Model, Node, ValueId, bounds};
+use crate::math::wide;
 use crate::note::Notes;
 use crate::observe::{Beside, Extremes, Histogram, Turn};
 use crate::pass::Progress;
@@ -240,7 +241,19 @@ fn watch(
 fn first_nan(x: &[f32]) -> Option<usize> {
     // Without a way out of the inner loop it vectorises.
     const CHUNK: usize = 1024;
-    let at = x.chunks(CHUNK).position(|c| c.iter().fold(false, |any, v| any | v.is_nan()))? * CHUNK;
+    let any = |c: &[f32]| {
+        wide(
+            #[inline(always)]
+            || {
+                let mut any = false;
+                for v in c {
+                    any |= v.is_nan();
+                }
+                any
+            },
+        )
+    };
+    let at = x.chunks(CHUNK).position(any)? * CHUNK;
     x[at..].iter().position(|v| v.is_nan()).map(|i| at + i)
 }
 

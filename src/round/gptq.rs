@@ -6,12 +6,12 @@
 
 use super::biases::fake_of;
 use super::grid::{Grid, chosen};
-use super::inputs::{Gathered, Group, Reading, SecondMoments};
+use super::inputs::{Gathered, Group, Reading, SecondMoments, before_quantizers};
 use super::samples::{same_shapes, walks, within};
 use crate::data::Dataset;
 use crate::engine::{Patches, RunnerOptions};
 use crate::error::{At, Error, Result};
-use crate::graph::{Linear, Model, NodeId, Op, Site};
+use crate::graph::{Linear, Model, NodeId, Op, Site, ValueId};
 use crate::math::{Matrix, cholesky, multiply};
 use crate::note::Notes;
 use crate::pass::Progress;
@@ -51,6 +51,8 @@ const LANES: usize = 2 * ROWS;
 struct Layer {
     node: NodeId,
     fake: NodeId,
+    /// What it reads.
+    x: ValueId,
     reading: Reading,
     outs: usize,
     /// Whether the numbers of one sum lie side by side.
@@ -88,7 +90,7 @@ pub fn gptq(model: &mut Model, how: &Gptq, data: Option<(&Dataset, &[usize])>, g
     let (count, mut walks) = match gathered {
         Some(gathered) => (gathered.samples, Vec::new()),
         None => {
-            let stops: Vec<NodeId> = layers.iter().filter_map(|l| model.graph.value(l.reading.x).producer()).map(|(n, _)| n).collect();
+            let stops: Vec<NodeId> = layers.iter().filter_map(|l| model.graph.value(l.x).producer()).map(|(n, _)| n).collect();
             let groups = within(model, data, same_shapes(data, &samples[..samples.len().min(how.samples)])?, &stops, how.memory)?;
             let options = RunnerOptions { float: true, ..RunnerOptions::default() };
             (groups.iter().map(Vec::len).sum(), walks(model, data, &groups, options, how.threads)?)
@@ -105,9 +107,9 @@ pub fn gptq(model: &mut Model, how: &Gptq, data: Option<(&Dataset, &[usize])>, g
             None => {
                 let mut x: Vec<&Tensor> = Vec::with_capacity(count);
                 for walk in &mut walks {
-                    x.extend(match model.graph.value(layer.reading.x).producer() {
-                        Some((producer, _)) => &*walk.to(producer, layer.reading.x).at(name)?,
-                        None => walk.kept(layer.reading.x).ok_or_else(|| Error::failed("reads nothing").at(name()))?,
+                    x.extend(match model.graph.value(layer.x).producer() {
+                        Some((producer, _)) => &*walk.to(producer, layer.x).at(name)?,
+                        None => walk.kept(layer.x).ok_or_else(|| Error::failed("reads nothing").at(name()))?,
                     });
                 }
                 walked = SecondMoments::of(&layer.reading, &x)?;
@@ -149,7 +151,8 @@ fn layer(model: &Model, id: NodeId, work: f64) -> Option<std::result::Result<Lay
         Err(why) => return Some(Err(Refusal::Form(why))),
     };
     let outs = g.constant(g.node(fake).input(0)?)?.tensor.shape()[linear.out_axis];
-    Some(reading(model, &linear, fake, work)?.map(|reading| Layer { node: id, fake, reading, outs, by_row: linear.out_axis == 0 }))
+    let x = g.node(id).input(linear.input_slot)?;
+    Some(reading(model, &linear, fake, work)?.map(|reading| Layer { node: id, fake, x, reading, outs, by_row: linear.out_axis == 0 }))
 }
 
 /// How a layer reads its input, so that all takes at most `work`; or why it is not taken. Its weight is a constant under the FakeQuant.
@@ -157,7 +160,7 @@ fn reading(model: &Model, linear: &Linear, fake: NodeId, work: f64) -> Option<st
     let g = &model.graph;
     let (node, shape) = (g.node(linear.node), g.constant(g.node(fake).input(0)?)?.tensor.shape());
     let Some(patches) = Patches::of(node, linear, shape) else { return Some(Err(Refusal::Form("its weights do not meet its input row by row"))) };
-    let x = node.input(linear.input_slot)?;
+    let x = before_quantizers(g, node.input(linear.input_slot)?);
     Some(places(patches.width(), patches.groups, shape[linear.out_axis], work).map(|places| Reading { x, patches, places }).map_err(Refusal::Work))
 }
 

@@ -7,8 +7,8 @@ use super::moments::{FloatMoments, Moments};
 use super::samples::KEPT;
 use crate::engine::Patches;
 use crate::error::Result;
-use crate::graph::{Model, ValueId};
-use crate::math::add_gram;
+use crate::graph::{Graph, Model, Op, ValueId};
+use crate::math::{add_columns, add_gram};
 use crate::note::Notes;
 use crate::observe::{Beside, Turn};
 use crate::tensor::Tensor;
@@ -18,6 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// How a layer reads its input, and at how many places it is looked at.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Reading {
+    /// The input as the float model has it: before the quantizers that a layer reads it through.
     pub x: ValueId,
     pub patches: Patches,
     pub places: usize,
@@ -28,6 +29,12 @@ impl Reading {
     fn columns(&self, t: &Tensor, samples: usize) -> Result<(Vec<Vec<f32>>, usize)> {
         Ok(self.patches.columns(&t.to_f32()?, t.shape(), self.places.div_ceil(samples.max(1)).max(1)))
     }
+}
+
+/// The value that quantizers made `v` of: the same in the float model, whether they stand there or were taken out.
+pub(super) fn before_quantizers(g: &Graph, v: ValueId) -> ValueId {
+    let quantizer = g.value(v).producer().map(|(n, _)| g.node(n)).filter(|n| n.op == Op::FakeQuant);
+    quantizer.and_then(|n| n.input(0)).map_or(v, |x| before_quantizers(g, x))
 }
 
 /// Sums over places, by group of channels.
@@ -56,7 +63,7 @@ impl SecondMoments {
     fn add(&mut self, columns: &[Vec<f32>], places: usize) {
         let one = |(group, columns): (&mut Group, &Vec<f32>)| {
             add_gram(&mut group.products, columns, group.numbers.len(), places);
-            group.numbers.iter_mut().zip(columns.chunks(places.max(1))).for_each(|(sum, c)| *sum += c.iter().map(|v| *v as f64).sum::<f64>());
+            add_columns(&mut group.numbers, columns, places);
         };
         match &mut self.groups[..] {
             [group] => columns.iter().for_each(|columns| one((group, columns))),

@@ -4,6 +4,7 @@ use super::biases::Layer;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::graph::{Model, ValueId};
+use crate::math::wide;
 use crate::pass::Progress;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -36,10 +37,27 @@ impl Moments {
         }
         let inner: usize = shape[axis + 1..].iter().product();
         let x = t.to_f32()?;
-        for (row, values) in x.chunks_exact(inner.max(1)).enumerate() {
-            let (sum, square) = sums(values);
-            self.sum[row % shape[axis]] += sum;
-            self.square[row % shape[axis]] += square;
+        let (sum, square) = (&mut self.sum[..], &mut self.square[..]);
+        if inner == 1 {
+            let x = &x[..];
+            wide(
+                #[inline(always)]
+                move || {
+                    for row in x.chunks_exact(sum.len().max(1)) {
+                        for ((sum, square), v) in sum.iter_mut().zip(&mut square[..]).zip(row) {
+                            let v = *v as f64;
+                            *sum += v;
+                            *square += v * v;
+                        }
+                    }
+                },
+            );
+        } else {
+            for (row, values) in x.chunks_exact(inner.max(1)).enumerate() {
+                let (s, q) = sums(values);
+                sum[row % shape[axis]] += s;
+                square[row % shape[axis]] += q;
+            }
         }
         self.count += (x.len() / shape[axis]) as f64;
         Ok(())
@@ -66,16 +84,23 @@ impl Moments {
 /// Sum and sum of squares, in as many parts as the processor adds at once.
 fn sums(values: &[f32]) -> (f64, f64) {
     const PARTS: usize = 8;
-    let (mut sum, mut square) = ([0f64; PARTS], [0f64; PARTS]);
-    let whole = values.chunks_exact(PARTS);
+    let (whole, remainder) = values.as_chunks::<PARTS>();
     let mut rest = [0f32; PARTS];
-    rest[..whole.remainder().len()].copy_from_slice(whole.remainder());
-    for part in whole.chain(std::iter::once(&rest[..])) {
-        for (i, v) in part.iter().map(|v| *v as f64).enumerate() {
-            sum[i] += v;
-            square[i] += v * v;
-        }
-    }
+    rest[..remainder.len()].copy_from_slice(remainder);
+    let (sum, square) = wide(
+        #[inline(always)]
+        move || {
+            let (mut sum, mut square) = ([0f64; PARTS], [0f64; PARTS]);
+            for part in whole.iter().chain(std::iter::once(&rest)) {
+                for i in 0..PARTS {
+                    let v = part[i] as f64;
+                    sum[i] += v;
+                    square[i] += v * v;
+                }
+            }
+            (sum, square)
+        },
+    );
     (sum.iter().sum(), square.iter().sum())
 }
 
@@ -115,10 +140,16 @@ pub(super) fn of_float(float: &Model, layers: &[Layer], data: &Dataset, samples:
 pub(super) fn moved(t: &Tensor, axis: usize, factor: &[f32], by: &[f32]) -> Result<Tensor> {
     let inner: usize = t.shape()[axis + 1..].iter().product();
     let mut x = t.to_f32()?.into_owned();
-    for (row, values) in x.chunks_exact_mut(inner.max(1)).enumerate() {
-        let c = row % by.len();
-        let (factor, by) = (factor.get(c).copied().unwrap_or(1.0), by[c]);
-        values.iter_mut().for_each(|v| *v = *v * factor + by);
+    let ones = vec![1.0; by.len()];
+    let factor = if factor.is_empty() { &ones[..] } else { factor };
+    for values in x.chunks_mut((inner * by.len()).max(1)) {
+        if inner == 1 {
+            values.iter_mut().zip(factor).zip(by).for_each(|((v, factor), by)| *v = *v * factor + by);
+            continue;
+        }
+        for ((values, factor), by) in values.chunks_exact_mut(inner.max(1)).zip(factor).zip(by) {
+            values.iter_mut().for_each(|v| *v = *v * factor + by);
+        }
     }
     Ok(Tensor::of_f32(t.shape(), x))
 }

@@ -4,7 +4,7 @@
 //! Needs: scales, samples. Declines: where no few activations cause the loss.
 
 use crate::data::Dataset;
-use crate::engine::{Trial, shapes_of};
+use crate::engine::{Staged, Trial, shapes_of};
 use crate::error::{At, Error, Result};
 use crate::graph::{self, Flow, InputShapes, Linear, Model, Op, Recurrent, ValueId};
 use crate::note::Notes;
@@ -58,23 +58,25 @@ struct Group {
     noise: f64,
 }
 
-/// The `widen` step.
-pub fn widen(model: &mut Model, how: &Widen, data: Option<(&Dataset, &[usize])>, progress: &dyn Progress) -> Result<Notes> {
+/// The `widen` step. `trial`: what the float model is known to give for the first samples.
+pub fn widen(model: &mut Model, how: &Widen, data: Option<(&Dataset, &[usize])>, trial: Option<Trial>, progress: &dyn Progress) -> Result<Notes> {
     let mut notes = Notes::of("widen");
     let (data, samples) = data.ok_or_else(|| Error::usage("widen measures on sample inputs: give --data"))?;
-    let few = samples.iter().take(how.samples).map(|&i| data.sample(i)).collect::<Result<Vec<_>>>()?;
-    let shapes = shapes_of(&few[0]);
-    let trial = Trial::new(model, few, how.threads)?;
-    let plans = trial.plans(model);
+    let trial = match trial.filter(|t| t.samples().len() >= how.samples.min(samples.len())) {
+        Some(known) => known.first(how.samples),
+        None => Trial::new(model, samples.iter().take(how.samples).map(|&i| data.sample(i)).collect::<Result<_>>()?, how.threads)?,
+    };
+    let shapes = shapes_of(&trial.samples()[0]);
+    let mut staged = Staged::new(&trial, model)?;
     let (half, count) = (trial.samples().len().div_ceil(2), trial.samples().len());
     // The loss on the first half of the samples, and on all.
-    let losses = |table: &Table| -> Result<(f64, f64)> {
-        let mut lost = trial.lost(&plans, table, 0..half)?;
+    let losses = |staged: &Staged, table: &Table| -> Result<(f64, f64)> {
+        let mut lost = staged.lost(table, 0..half)?;
         let on_half = lost.mean()?;
-        lost.merge(&trial.lost(&plans, table, half..count)?);
+        lost.merge(&staged.lost(table, half..count)?);
         Ok((on_half, lost.mean()?))
     };
-    let base = losses(&model.quantizers)?;
+    let base = losses(&staged, &model.quantizers)?;
     if base.1 < how.loss {
         return Ok(notes);
     }
@@ -87,13 +89,14 @@ pub fn widen(model: &mut Model, how: &Widen, data: Option<(&Dataset, &[usize])>,
         table
     });
     progress.begin("widen", how.tries as u64);
-    let least = losses(&wide)?;
+    staged.know(&wide)?;
+    let least = losses(&staged, &wide)?;
     // The noise of these candidates if they are narrow, and all others wide.
     let measure = |from: usize, to: usize| {
         let mut table = wide.clone();
         costs.candidates[from..to].iter().for_each(|c| table[c.id] = model.quantizers[c.id].clone());
         progress.tick(1);
-        Ok(trial.lost(&plans, &table, 0..if adds { half } else { count })?.mean()? - told(least))
+        Ok(staged.lost(&table, 0..if adds { half } else { count })?.mean()? - told(least))
     };
     let groups = noisiest(costs.candidates.len(), told(base) - told(least), adds, how.tries, measure)?;
     let (base, least) = (base.1, least.1);
@@ -101,9 +104,8 @@ pub fn widen(model: &mut Model, how: &Widen, data: Option<(&Dataset, &[usize])>,
     let mut table = model.quantizers.clone();
     let ids: BTreeSet<QuantizerId> = chosen.iter().flat_map(|g| &costs.candidates[g.from..g.to]).map(|c| c.id).collect();
     ids.iter().for_each(|id| wide_row(&mut table, *id));
-    let loss = if ids.is_empty() { base } else { trial.loss(&plans, &table)? };
+    let loss = if ids.is_empty() { base } else { staged.lost(&table, 0..count)?.mean()? };
     progress.end();
-    drop(plans);
     if loss > base * TOGETHER {
         notes.declined("", format!("nothing is kept wider: no few activations cause the loss (all of them would take it from {base:.2e} to {least:.2e})"));
         return Ok(notes);
@@ -358,7 +360,7 @@ mod tests {
             m
         };
         let names = |m: &Model| m.graph.nodes().filter(|(_, n)| n.quantizer().is_some()).map(|(_, n)| n.name.clone()).collect::<Vec<_>>();
-        let run = |m: &mut Model, how: &Widen| super::widen(m, how, Some((&data, &[0])), &Silent).unwrap();
+        let run = |m: &mut Model, how: &Widen| super::widen(m, how, Some((&data, &[0])), None, &Silent).unwrap();
         let how = Widen { share: 0.3, ..HOW };
 
         let mut m = build();

@@ -7,6 +7,7 @@
 mod fake_quant;
 mod narrow;
 mod patches;
+mod piece;
 mod planning;
 mod plans;
 mod prepare;
@@ -15,6 +16,7 @@ mod reverse;
 mod runner;
 mod samples;
 mod segment;
+mod staged;
 mod support;
 mod tensors;
 #[cfg(test)]
@@ -31,6 +33,7 @@ pub use plans::{Plans, Running, shapes_of};
 pub use runner::{Runner, RunnerOptions, State};
 pub use samples::{each_sample, over_samples};
 pub use segment::{Given, cut, cut_at};
+pub use staged::Staged;
 pub use support::{check_supported, label};
 pub use trial::{Probe, Trial};
 pub use walk::Walk;

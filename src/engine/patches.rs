@@ -48,16 +48,16 @@ impl Patches {
     }
 
     /// What each group reads of an input at `most` places at most, spread over the tensor: a column of so many values for each number that an output is
-    /// summed over; and how many. None of an input that the layer cannot read.
-    pub fn columns(&self, x: &[f32], shape: &[usize], most: usize) -> (Vec<Vec<f32>>, usize) {
+    /// summed over, group by group; and how many. None of an input that the layer cannot read.
+    pub fn columns(&self, x: &[f32], shape: &[usize], most: usize) -> (Vec<f32>, usize) {
         let n = self.kernel.len();
         if n == 0 {
             let chosen = spread(x.len() / self.ins, most);
             let offsets: Vec<usize> = chosen.iter().map(|r| r * self.ins).collect();
-            return (vec![self.gather(x, &offsets, 1)], chosen.len());
+            return (gather(x, &offsets, self.ins, 1), chosen.len());
         }
         if shape.len() != n + 2 || shape[1] != self.ins * self.groups {
-            return (vec![Vec::new(); self.groups], 0);
+            return (Vec::new(), 0);
         }
         let sides = &shape[2..];
         let axes: Vec<(usize, i64)> = (0..n).map(|a| self.along(a, sides[a])).collect();
@@ -78,18 +78,7 @@ impl Patches {
         };
         let elements: usize = self.kernel.iter().product();
         let offsets: Vec<usize> = (0..elements).flat_map(|e| chosen.iter().map(move |c| (e, *c))).map(|(e, c)| offset(e, c).unwrap_or(OUTSIDE)).collect();
-        let group = |g: usize| self.gather(&x[(g * self.ins * plane).min(x.len())..], &offsets, plane);
-        ((0..self.groups).map(group).collect(), chosen.len())
-    }
-
-    /// By channel, `plane` apart, what lies at the offsets.
-    fn gather(&self, x: &[f32], offsets: &[usize], plane: usize) -> Vec<f32> {
-        let mut columns = Vec::with_capacity(self.ins * offsets.len());
-        for c in 0..self.ins {
-            let x = &x[(c * plane).min(x.len())..];
-            columns.extend(offsets.iter().map(|at| x.get(*at).copied().unwrap_or(0.0)));
-        }
-        columns
+        (gather(x, &offsets, shape[1], plane), chosen.len())
     }
 
     /// Places along one axis, and how far the first lies before the input.
@@ -106,6 +95,16 @@ impl Patches {
         };
         (((side + all - reach) / stride + 1).max(0) as usize, begin)
     }
+}
+
+/// By channel, `plane` apart, what lies at the offsets.
+fn gather(x: &[f32], offsets: &[usize], channels: usize, plane: usize) -> Vec<f32> {
+    let mut columns = Vec::with_capacity(channels * offsets.len());
+    for c in 0..channels {
+        let x = &x[(c * plane).min(x.len())..];
+        columns.extend(offsets.iter().map(|at| x.get(*at).copied().unwrap_or(0.0)));
+    }
+    columns
 }
 
 /// At most `most` of `n` indices, evenly and without a period.
@@ -147,7 +146,7 @@ mod tests {
         let outs = linear.out_channels(&m.graph);
         let (n, mut seen) = (p.width(), 0);
         let (columns, rows) = p.columns(&input.to_f32().unwrap(), x_shape, usize::MAX);
-        for (group, columns) in columns.iter().enumerate() {
+        for (group, columns) in columns.chunks(n * rows).enumerate() {
             for o in group * outs / p.groups..(group + 1) * outs / p.groups {
                 for r in 0..rows {
                     let sum: f32 = (0..n).map(|c| columns[c * rows + r] * if by_row { w[o * n + c] } else { w[c * outs + o] }).sum();

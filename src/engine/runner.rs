@@ -136,6 +136,12 @@ impl Runner {
             .collect()
     }
 
+    /// Whether runs under both tables do the same.
+    pub fn same_under(&self, a: &Table, b: &Table) -> bool {
+        let weights = self.sources.iter().filter_map(|s| if let Source::Weight(w) = s { Some(&w.id) } else { None });
+        self.live.iter().chain(weights).all(|id| a[*id].scheme == b[*id].scheme && a[a.root(*id)].params == b[b.root(*id)].params)
+    }
+
     /// The error that a complaint of tract's at run time is.
     fn failed(&self, complaint: &str) -> Error {
         let at = super::proto::node_of(complaint).and_then(|i| self.labels.get(&i)).map_or(String::new(), |name| format!(" at {name}"));

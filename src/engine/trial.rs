@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// Samples and the float model's outputs for them.
+#[derive(Debug)]
 pub struct Trial {
     samples: Vec<BTreeMap<String, Tensor>>,
     probes: Vec<Probe>,
@@ -42,6 +43,13 @@ impl Trial {
     /// With what the float model is known to give at the probes, sample by sample.
     pub fn with(samples: Vec<BTreeMap<String, Tensor>>, probes: Vec<Probe>, wanted: Vec<Vec<Tensor>>, threads: usize) -> Trial {
         Trial { samples, probes, wanted, threads }
+    }
+
+    /// The same of the first samples alone, so many at most.
+    pub fn first(mut self, samples: usize) -> Trial {
+        self.samples.truncate(samples);
+        self.wanted.truncate(samples);
+        self
     }
 
     /// What is looked at of a model whose inputs have these shapes.
@@ -93,14 +101,19 @@ impl Trial {
 
     /// What is lost on some of the samples.
     pub fn lost(&self, plans: &Plans, table: &Table, samples: Range<usize>) -> Result<Lost> {
+        self.lost_by(samples, |running: &mut Running, i| plans.run(running, &self.samples[i], table))
+    }
+
+    /// What is lost on some of the samples, where `run` gives what the quantized model makes of each at the probes.
+    pub(super) fn lost_by<S: Default>(&self, samples: Range<usize>, run: impl Fn(&mut S, usize) -> Result<Vec<Tensor>> + Sync) -> Result<Lost> {
         let mut lost = Lost(vec![(Sums::default(), 0.0, 0.0); self.probes.len()]);
         over_samples(
             samples.len(),
             self.threads,
-            || Ok(Running::default()),
-            |running, i| {
+            || Ok(S::default()),
+            |state, i| {
                 let i = samples.start + i;
-                let got = plans.run(running, &self.samples[i], table)?;
+                let got = run(state, i)?;
                 let one = |((w, g), p): ((&Tensor, &Tensor), &Probe)| -> Result<(Sums, f64, f64)> {
                     if !w.dtype().is_float() {
                         return Ok((Sums::default(), 0.0, 0.0));

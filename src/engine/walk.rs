@@ -1,9 +1,9 @@
 //! A walk through a model: it is run piece by piece, on several samples at once, and stops after each piece, so that what comes next can depend on
 //! what was seen. Only the values that later pieces read are kept. The cost is that of one inference a sample, whatever the number of pieces.
 
+use super::piece::Piece;
 use super::plans::shapes_of;
-use super::segment::Given;
-use super::{Runner, RunnerOptions, State, over_samples};
+use super::{RunnerOptions, State, over_samples};
 use crate::error::{Error, Result};
 use crate::graph::{InputShapes, Model, NodeId, ValueId, specialize};
 use crate::tensor::Tensor;
@@ -71,37 +71,23 @@ impl Walk {
     pub fn to(&mut self, node: NodeId, stop: ValueId) -> Result<&mut Vec<Tensor>> {
         let g = &self.fixed.graph;
         let upto = self.position.get(&node).ok_or_else(|| Error::failed("the walk does not pass a node"))? + 1;
-        let piece = &g.order()[self.at.min(upto)..upto];
+        let nodes = &g.order()[self.at.min(upto)..upto];
         self.at = self.at.max(upto);
         let later = |v: ValueId| v == stop || g.is_output(v) || g.value(v).uses().iter().any(|p| self.position.get(&p.node).is_some_and(|i| *i >= upto));
-        let values = |of: fn(&crate::graph::Node) -> Vec<ValueId>| piece.iter().flat_map(|n| of(g.node(*n))).collect::<BTreeSet<ValueId>>();
-        let wanted: Vec<ValueId> =
-            values(|n| n.outputs().iter().flatten().copied().collect()).into_iter().filter(|v| g.constant(*v).is_none() && later(*v)).collect();
-        let read = values(|n| n.inputs().iter().flatten().chain(n.captures()).copied().collect());
-        let given: Vec<Given> = read
-            .into_iter()
-            .filter_map(|v| Some((v, self.kept.get(&v)?.first()?)))
-            .map(|(value, t)| Given { value, dtype: t.dtype(), shape: t.shape().to_vec() })
-            .collect();
-        if !wanted.is_empty() {
-            let runner = Runner::segment(&self.fixed, &given, &wanted, self.options)?;
-            let names: Vec<&str> = given.iter().map(|v| g.value(v.value).name.as_str()).collect();
-            let mut results: Vec<Vec<Tensor>> = wanted.iter().map(|_| Vec::with_capacity(self.samples)).collect();
+        if let Some(piece) = Piece::new(&self.fixed, nodes, &later, |v| self.kept.get(&v)?.first(), self.options)? {
+            let mut results: Vec<Vec<Tensor>> = piece.made.iter().map(|_| Vec::with_capacity(self.samples)).collect();
             over_samples(
                 self.samples,
                 self.threads,
-                || Ok(runner.spawn()),
-                |state: &mut State, i| {
-                    let inputs = given.iter().zip(&names).map(|(v, name)| (name.to_string(), self.kept[&v.value][i].clone())).collect();
-                    runner.run(state, &inputs, &self.fixed.quantizers)
-                },
+                || Ok(piece.spawn()),
+                |state: &mut State, i| piece.run(state, |v| self.kept.get(&v).map(|all| &all[i]), &self.fixed.quantizers),
                 |_, tensors| {
                     results.iter_mut().zip(tensors).for_each(|(all, t)| all.push(t));
                     Ok(())
                 },
             )?;
             self.kept.retain(|v, _| later(*v));
-            self.kept.extend(wanted.into_iter().zip(results));
+            self.kept.extend(piece.made.iter().copied().zip(results));
         }
         let name = &g.value(stop).name;
         self.kept.get_mut(&stop).ok_or_else(|| Error::failed(format!("the walk does not pass {name}")))

@@ -83,6 +83,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn columns_add_up() {
+        for (n, rows) in [(19, 5), (8, 1), (3, 40), (16, 0)] {
+            let x: Vec<f32> = (0..n * rows).map(|i| ((i * 7) % 11) as f32 - 4.0).collect();
+            let mut sums = vec![0.5; n];
+            add_columns(&mut sums, &x, rows);
+            let want = |c: usize| 0.5 + x[c * rows..(c + 1) * rows].iter().map(|v| *v as f64).sum::<f64>();
+            assert_eq!(sums, (0..n).map(want).collect::<Vec<_>>(), "{n} of {rows}");
+        }
+    }
+
+    #[test]
     fn products_of_columns_add_up() {
         for (n, rows) in [(37, 21), (131, 5), (3, 1200)] {
             let x: Vec<f32> = (0..n * rows).map(|i| ((i * 7) % 11) as f32 - 5.0).collect();

@@ -23,6 +23,8 @@ const PATTERNS: usize = 2 * HALF as usize;
 const INFINITY: u32 = 0x7f80;
 /// Patterns that are looked at together, since most were not seen.
 const BLOCK: usize = 16;
+/// Numbers that are looked at in every way before the next, as they lie near.
+const PART: usize = 4096;
 
 thread_local! {
     /// Where one tensor is counted by pattern before its buckets are listed: all zero between calls. Neighbours, which are often alike, are counted in
@@ -70,10 +72,15 @@ fn smallest(x: &[f32]) -> f32 {
         #[inline(always)]
         move || {
             let mut least = [f32::INFINITY; LANES];
-            for chunk in x.chunks(LANES) {
-                for (least, v) in least.iter_mut().zip(chunk) {
-                    let size = if *v == 0.0 { f32::INFINITY } else { v.abs() };
-                    *least = if size < *least { size } else { *least };
+            let (chunks, rest) = x.as_chunks::<LANES>();
+            for (i, v) in rest.iter().enumerate() {
+                let size = if *v == 0.0 { f32::INFINITY } else { v.abs() };
+                least[i] = if size < least[i] { size } else { least[i] };
+            }
+            for c in chunks {
+                for i in 0..LANES {
+                    let size = if c[i] == 0.0 { f32::INFINITY } else { c[i].abs() };
+                    least[i] = if size < least[i] { size } else { least[i] };
                 }
             }
             least
@@ -107,13 +114,16 @@ impl Histogram {
         // A bucket of one call counts in 32 bits.
         for x in x.chunks(u32::MAX as usize) {
             let mut new = Histogram::default();
-            new.extremes.observe(x);
             DENSE.with_borrow_mut(|tables| {
-                count(tables, x);
+                let mut least = f32::INFINITY;
+                for part in x.chunks(PART) {
+                    new.extremes.observe(part);
+                    least = least.min(smallest(part));
+                    count(tables, part);
+                }
                 let Extremes { lo, hi } = new.extremes;
-                let smallest = smallest(x);
                 let mut list = |negative: bool, first: f32, last: f32| {
-                    drain(tables, negative, [first, first.abs().max(smallest), last], |bucket, pattern, n| {
+                    drain(tables, negative, [first, first.abs().max(least), last], |bucket, pattern, n| {
                         // Patterns of NaN lie beyond, and some share that of an infinity.
                         let n = if pattern == INFINITY { x.iter().filter(|v| v.is_infinite() && v.is_sign_negative() == negative).count() as u64 } else { n };
                         if n > 0 && pattern <= INFINITY {

@@ -36,13 +36,15 @@ pub struct Calibrate<'a> {
 }
 
 /// What calibration said and saw.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub struct Calibrated {
     pub notes: Notes,
     /// Statistics of the tensors that were watched; who made them is for the caller to say.
     pub ranges: Ranges,
     /// Whether the data was passed over.
     pub passed: bool,
+    /// The float model's outputs for the first samples, where methods were compared on them.
+    pub trial: Option<Trial>,
 }
 
 /// Gives every static quantizer without parameters its scale and zero point, then settles what follows from others.
@@ -63,6 +65,7 @@ pub fn calibrate(
     let watched = watched_values(model);
     let masks = Masks::of(model);
     let passed = !watched.is_empty() && saved.is_none();
+    let mut compared = None;
     if !watched.is_empty() {
         let few = match data {
             Some((data, samples)) if how.activations == Method::Auto => {
@@ -103,7 +106,7 @@ pub fn calibrate(
                     Some(wanted) => Trial::with(few, probes, wanted, how.threads),
                     None => Trial::new(model, few, how.threads)?,
                 };
-                best_of(model, &found, &trial, progress)?
+                best_of(model, &found, compared.insert(trial), progress)?
             }
             (Method::Auto, None) => {
                 let method = chosen_before(saved)?;
@@ -124,7 +127,7 @@ pub fn calibrate(
         super::shifts::hold(model, how.shifts, &[], &mut notes)?;
     }
     notes.changed("", format!("{} quantizers have their scales", model.quantizers.ids().filter(|&q| model.quantizers[q].params.is_some()).count()));
-    Ok(Calibrated { notes, ranges, passed })
+    Ok(Calibrated { notes, ranges, passed, trial: compared })
 }
 
 /// What saved ranges hold for these values.
@@ -192,22 +195,26 @@ fn watch(
             let mut tensors = plans.run(running, &sample, &model.quantizers).at(|| format!("sample {}", samples[i]))?;
             let see = |(t, (v, q)): (&Tensor, &(ValueId, QuantizerId))| -> Result<Seen> {
                 let x = t.to_f32()?;
-                if let Some(k) = first_nan(&x) {
-                    return Err(Error::failed(format!(
-                        "sample {}: tensor {} is NaN at element {k} in the float model",
-                        samples[i],
-                        model.graph.value(*v).name
-                    )));
-                }
+                let nan = |k: usize| {
+                    let name = &model.graph.value(*v).name;
+                    Err(Error::failed(format!("sample {}: tensor {name} is NaN at element {k} in the float model", samples[i])))
+                };
                 let scheme = &model.quantizers[*q].scheme;
                 let seen = |e| if let Method::MovingAverage { .. } = how.activations { Seen::Average(e) } else { Seen::Extremes(e) };
+                let saturated = if scheme.blocks.is_tensor() { masks.saturate(*v, &x, t.shape()) } else { None };
+                let counted = scheme.blocks.is_tensor() && how.activations.wants_histogram();
+                if (!counted || saturated.is_some())
+                    && let Some(k) = first_nan(&x)
+                {
+                    return nan(k);
+                }
                 if scheme.blocks.is_tensor() {
-                    let saturated = masks.saturate(*v, &x, t.shape());
                     let x = saturated.as_deref().unwrap_or(&x);
-                    if how.activations.wants_histogram() {
+                    if counted {
                         let mut h = Histogram::default();
                         h.observe(x);
-                        return Ok(Seen::Histogram(Box::new(h)));
+                        // All but NaN is counted.
+                        return if h.total() == x.len() as u64 { Ok(Seen::Histogram(Box::new(h))) } else { nan(first_nan(x).unwrap_or(0)) };
                     }
                     let mut e = Extremes::default();
                     e.observe(x);

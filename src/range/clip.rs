@@ -35,7 +35,7 @@ const PLACES: usize = 512;
 
 /// What a layer multiplies its weights with at some places of a sample: by group of channels, the numbers that outputs are summed over, a column each.
 struct Seen {
-    groups: Vec<Vec<f32>>,
+    columns: Vec<f32>,
     places: usize,
 }
 
@@ -90,8 +90,8 @@ impl Met {
             let one = |r: &Read| {
                 let t = &tensors[values.binary_search(&r.value).expect("it is among them")];
                 let x = t.to_f32()?;
-                let (groups, places) = r.patches.columns(&x, t.shape(), each);
-                Ok(Seen { groups, places })
+                let (columns, places) = r.patches.columns(&x, t.shape(), each);
+                Ok(Seen { columns, places })
             };
             met.reads.iter().map(one).collect::<Result<Vec<_>>>()
         };
@@ -192,7 +192,7 @@ impl Sums {
                 if rows.clone().zip(&blocks).any(|(o, b)| ins.iter().any(|c| members[sums.at(o, *c)] != *b)) {
                     return Err(Error::usage("clip needs blocks that cut the inputs alike for every output: the method mse has no such need"));
                 }
-                let (met, products) = met(&read.seen, group, &ins);
+                let (met, products) = met(&read.seen, group * sums.ins, &ins);
                 sums.parts.push(Part { outs: rows.clone(), ins, blocks, met, products });
             }
         }
@@ -227,10 +227,10 @@ impl Sums {
     }
 }
 
-/// What some inputs of a group held at all places, an input a row; or their products, and that they are these.
-fn met(seen: &[Seen], group: usize, ins: &[usize]) -> (Vec<f32>, bool) {
+/// What some inputs of a group, whose first is `first` of all, held at all places, an input a row; or their products, and that they are these.
+fn met(seen: &[Seen], first: usize, ins: &[usize]) -> (Vec<f32>, bool) {
     let (n, places) = (ins.len(), seen.iter().map(|s| s.places).sum::<usize>());
-    let column = |s: &Seen, c: usize| s.groups[group][c * s.places..(c + 1) * s.places].to_vec();
+    let column = |s: &Seen, c: usize| s.columns[(first + c) * s.places..][..s.places].to_vec();
     if places <= n {
         return (ins.iter().flat_map(|c| seen.iter().flat_map(|s| column(s, *c))).collect(), false);
     }
@@ -345,7 +345,7 @@ mod tests {
     #[test]
     fn products_stand_for_places() {
         let (n, outs) = (6, 4);
-        let seen = |places: usize| Seen { groups: vec![noise(n * places, 0.732_050_807_6)], places };
+        let seen = |places: usize| Seen { columns: noise(n * places, 0.732_050_807_6), places };
         let (x, y) = (noise(n * outs, 0.618_033_988_7), noise(n * outs, 0.236_067_977_5));
         let part = |seen: &[Seen]| {
             let (met, products) = met(seen, 0, &[0, 1, 2, 3, 4, 5]);
@@ -365,7 +365,7 @@ mod tests {
             assert_eq!(products, places > n);
             let scale = if products { places as f64 } else { 1.0 };
             for (o, loss) in sums.losses(&x, &y).into_iter().enumerate() {
-                let error = |p: usize| (0..n).map(|c| (x[o * n + c] - y[o * n + c]) as f64 * seen(places).groups[0][c * places + p] as f64).sum::<f64>();
+                let error = |p: usize| (0..n).map(|c| (x[o * n + c] - y[o * n + c]) as f64 * seen(places).columns[c * places + p] as f64).sum::<f64>();
                 let want = (0..places).map(|p| error(p).powi(2)).sum::<f64>();
                 assert!((loss * scale - want).abs() < 1e-5 * want, "{places} places, output {o}: {loss} {want}");
             }

@@ -6,6 +6,7 @@ use super::tail;
 use super::{Args, Recipe, Step};
 use crate::allocate::{self, Allocate, Amount, Latencies, Sensitivity, Strategy, Widen};
 use crate::data::Dataset;
+use crate::engine::Trial;
 use crate::error::{At, Error, Result};
 use crate::graph::Model;
 use crate::note::Notes;
@@ -42,6 +43,8 @@ pub struct Work<'a> {
     pub ranges: Option<Ranges>,
     /// What calibration saw of the float model for the steps behind.
     pub gathered: Option<Gathered>,
+    /// What it compared methods on, for the step behind it.
+    pub trial: Option<Trial>,
     pub threads: usize,
     pub progress: &'a dyn Progress,
     pub notes: Vec<Notes>,
@@ -146,6 +149,7 @@ impl<'a> Work<'a> {
             saved: None,
             ranges: None,
             gathered: None,
+            trial: None,
             threads,
             progress,
             notes: Vec::new(),
@@ -165,7 +169,10 @@ impl<'a> Work<'a> {
             self.notes.push(notes);
             return Ok(());
         }
+        let known = self.trial.is_some();
         let notes = (run.run)(self, &step.args).at(|| format!("step `{}`", step.name))?;
+        // Other steps may change what the float model gives.
+        self.trial.take_if(|_| known);
         self.notes.push(notes);
         self.state = run.leaves.unwrap_or(self.state);
         Ok(())
@@ -255,8 +262,9 @@ fn calibrate(w: &mut Work, args: &Args) -> Result<Notes> {
     let before = again::codes_under(&w.model);
     let gather = gather(w);
     let data = w.data.map(|d| (d, w.calibration));
-    let Calibrated { mut notes, ranges, passed } = range::calibrate(&mut w.model, &how, data, w.saved, Some(&gather), w.progress)?;
+    let Calibrated { mut notes, ranges, passed, trial } = range::calibrate(&mut w.model, &how, data, w.saved, Some(&gather), w.progress)?;
     w.gathered = passed.then(|| gather.done());
+    w.trial = trial;
     again::drop_stale(&mut w.model, &before, &mut notes);
     match &mut w.ranges {
         // A step that stands twice watches what the first left.
@@ -293,7 +301,8 @@ fn widen(w: &mut Work, args: &Args) -> Result<Notes> {
         never: &w.recipe.target.never_wide,
         threads: w.threads,
     };
-    allocate::widen(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)
+    let trial = w.trial.take();
+    allocate::widen(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), trial, w.progress)
 }
 
 fn allocate(w: &mut Work, args: &Args) -> Result<Notes> {

@@ -26,7 +26,7 @@ pub(super) struct Reading {
 
 impl Reading {
     /// What it reads of a tensor, of which there are `samples`.
-    fn columns(&self, t: &Tensor, samples: usize) -> Result<(Vec<Vec<f32>>, usize)> {
+    fn columns(&self, t: &Tensor, samples: usize) -> Result<(Vec<f32>, usize)> {
         Ok(self.patches.columns(&t.to_f32()?, t.shape(), self.places.div_ceil(samples.max(1)).max(1)))
     }
 }
@@ -36,6 +36,9 @@ pub(super) fn before_quantizers(g: &Graph, v: ValueId) -> ValueId {
     let quantizer = g.value(v).producer().map(|(n, _)| g.node(n)).filter(|n| n.op == Op::FakeQuant);
     quantizer.and_then(|n| n.input(0)).map_or(v, |x| before_quantizers(g, x))
 }
+
+/// Groups that are summed on one thread.
+const GROUPS: usize = 64;
 
 /// Sums over places, by group of channels.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,14 +63,19 @@ impl SecondMoments {
         SecondMoments { groups: vec![Group { products: vec![0.0; n * n], numbers: vec![0.0; n] }; patches.groups], count: 0 }
     }
 
-    fn add(&mut self, columns: &[Vec<f32>], places: usize) {
-        let one = |(group, columns): (&mut Group, &Vec<f32>)| {
+    fn add(&mut self, columns: &[f32], places: usize) {
+        let one = |(group, columns): (&mut Group, &[f32])| {
             add_gram(&mut group.products, columns, group.numbers.len(), places);
             add_columns(&mut group.numbers, columns, places);
         };
         match &mut self.groups[..] {
-            [group] => columns.iter().for_each(|columns| one((group, columns))),
-            groups => groups.par_iter_mut().zip(columns).for_each(one),
+            [group] => one((group, columns)),
+            groups => {
+                let size = (groups[0].numbers.len() * places).max(1);
+                groups.par_chunks_mut(GROUPS).zip(columns.par_chunks(GROUPS * size)).for_each(|(groups, columns)| {
+                    groups.iter_mut().zip(columns.chunks(size)).for_each(one);
+                });
+            }
         }
         self.count += places;
     }
@@ -243,5 +251,20 @@ mod tests {
             correct_bias(&mut nearest, &how, Some((&data, &all)), &Silent).unwrap();
             assert_ne!(c.codes, nearest.codes);
         }
+    }
+
+    /// A quantizer that was taken out changes nothing of what layers of the float model read.
+    #[test]
+    fn what_was_gathered_serves_where_a_quantizer_was_taken_out() {
+        let (_, mut model) = models(&Blocks::channel(0));
+        model.codes.clear();
+        let how = Gptq { damping: None, samples: 32, work: 1e9, memory: 1 << 20, threads: 1 };
+        let gathered = Gather::new(&model, Some(&how), 0, &[0]).done();
+        let g = &model.graph;
+        let fakes: Vec<_> =
+            g.nodes().filter(|(_, n)| n.quantizer().is_some() && n.input(0).is_some_and(|x| g.constant(x).is_none())).map(|(id, _)| id).collect();
+        let out = fakes.into_iter().filter(|n| model.graph.bypass(*n)).count();
+        let readings = readings(&model, &how);
+        assert!(out > 0 && !readings.is_empty() && readings.iter().all(|r| gathered.of(r).is_some()), "{out} {}", readings.len());
     }
 }

@@ -53,29 +53,24 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     parts.iter().sum::<f32>() + rest
 }
 
-/// Adds the sum of each column to `sums`; `columns` holds columns of `rows` numbers, one after the other. Each is summed one by one, several beside each
-/// other.
+/// Adds the sum of each column to `sums`; `columns` holds columns of `rows` numbers, one after the other.
 pub fn add_columns(sums: &mut [f64], columns: &[f32], rows: usize) {
-    const LANES: usize = 8;
-    if rows == 0 {
-        return;
-    }
-    for (sums, columns) in sums.chunks_mut(LANES).zip(columns.chunks(LANES * rows)) {
-        let mut lanes = [0f64; LANES];
-        if let ([a, b, c, d, e, f, g, h], true) = (columns_of(columns, rows), columns.len() == LANES * rows) {
-            for r in 0..rows {
-                [a[r], b[r], c[r], d[r], e[r], f[r], g[r], h[r]].iter().zip(&mut lanes).for_each(|(v, lane)| *lane += *v as f64);
+    wide(
+        #[inline(always)]
+        move || {
+            for (sum, column) in sums.iter_mut().zip(columns.chunks(rows.max(1))) {
+                let mut parts = [0f64; 8];
+                let (chunks, rest) = column.as_chunks::<8>();
+                for chunk in chunks {
+                    for i in 0..8 {
+                        parts[i] += chunk[i] as f64;
+                    }
+                }
+                let rest: f64 = rest.iter().map(|v| *v as f64).sum();
+                *sum += parts.iter().sum::<f64>() + rest;
             }
-        } else {
-            columns.chunks(rows).zip(&mut lanes).for_each(|(column, lane)| *lane = column.iter().map(|v| *v as f64).sum());
-        }
-        sums.iter_mut().zip(lanes).for_each(|(sum, lane)| *sum += lane);
-    }
-}
-
-/// The first eight columns.
-fn columns_of(columns: &[f32], rows: usize) -> [&[f32]; 8] {
-    std::array::from_fn(|i| columns.get(i * rows..(i + 1) * rows).unwrap_or_default())
+        },
+    );
 }
 
 #[cfg(test)]

@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn counts_are_those_of_the_buckets_one_by_one_and_nan_is_passed_over() {
-        let nan = [0x7f80_0001, 0xff80_0001, 0x7fff_ffff, 0xffff_ffff, 0x7fc0_0000].map(f32::from_bits);
+        let nan = [0x7f80_0001, 0xff80_0001, 0x7f81_0000, 0xff81_0000, 0x7fff_ffff, 0xffff_ffff, 0x7fc0_0000].map(f32::from_bits);
         let inf = [f32::INFINITY, f32::NEG_INFINITY, f32::INFINITY];
         let numbers: Vec<f32> = (0..4000u32).map(|i| f32::from_bits(i.wrapping_mul(0x9e37_79b9))).filter(|v| v.is_finite()).collect();
         let small: Vec<f32> = (0..301).map(|i| ((i * 7) % 13) as f32 - 6.0).collect();

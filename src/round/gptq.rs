@@ -5,6 +5,7 @@
 //! Declines, for nearest codes: weights that several layers read, ConvTranspose, formats other than integers.
 
 use super::biases::fake_of;
+use super::factor::Factor;
 use super::grid::{Grid, chosen};
 use super::inputs::{Gathered, Group, Reading, SecondMoments, before_quantizers};
 use super::samples::{same_shapes, walks, within};
@@ -12,7 +13,7 @@ use crate::data::Dataset;
 use crate::engine::{Patches, RunnerOptions};
 use crate::error::{At, Error, Result};
 use crate::graph::{Linear, Model, NodeId, Op, Site, ValueId};
-use crate::math::{Matrix, cholesky, multiply};
+use crate::math::{Matrix, multiply};
 use crate::note::Notes;
 use crate::pass::Progress;
 use crate::quant;
@@ -37,8 +38,6 @@ pub struct Gptq {
 /// What is added to the energy of each input, of their mean; and, where samples hold fewer places than are wanted, the share of these that the numbers of a
 /// sum are times this, if that is more: second moments of few places fit these alone.
 const DAMPING: (f64, f64) = (0.01, 0.5);
-/// What is left of the energy of means.
-const MEAN: f64 = 0.25;
 /// Places that are looked at for each number of a sum, and at least in all.
 const PLACES: (usize, usize) = (4, 2048);
 /// Rows that are rounded together, and inputs whose errors the others are told of at once (the paper's lazy updates).
@@ -213,49 +212,6 @@ fn wise(n: usize, seen: usize, wanted: usize) -> f64 {
     if seen < wanted { DAMPING.0.max(DAMPING.1 * n as f64 / seen.max(1) as f64) } else { DAMPING.0 }
 }
 
-/// The factor of a layer's second moments.
-struct Factor {
-    /// Inputs in ascending order of their energy: the last is rounded first.
-    order: Vec<usize>,
-    /// By column `k`: `L_jk / L_kk` for `j` from `k` on; and `L_kk²`.
-    columns: Vec<f32>,
-    pivots: Vec<f64>,
-}
-
-impl Factor {
-    fn of(sums: &Group, count: usize, damping: f64) -> Factor {
-        let n = sums.numbers.len();
-        let rows = count.max(1) as f64;
-        let means: Vec<f64> = sums.numbers.iter().map(|sum| sum / rows).collect();
-        let moment = |i: usize, j: usize| sums.products[i.max(j) * n + i.min(j)] as f64 / rows - (1.0 - MEAN) * means[i] * means[j];
-        let energy = |i: usize| moment(i, i);
-        let mut order: Vec<usize> = (0..n).collect();
-        order.sort_by(|a, b| energy(*a).total_cmp(&energy(*b)).then(b.cmp(a)));
-        let mean = (0..n).map(energy).sum::<f64>() / n as f64;
-        let mut damping = damping * mean.max(f64::MIN_POSITIVE);
-        let (mut pivots, mut columns) = (vec![1.0; n], vec![0f32; n * n]);
-        for _ in 0..6 {
-            let mut l = vec![0f64; n * n];
-            l.par_chunks_mut(n).enumerate().for_each(|(j, l)| {
-                let b = order[j];
-                l[j..].iter_mut().zip(&order[j..]).for_each(|(l, &a)| *l = moment(a, b));
-                l[j] += damping;
-            });
-            if cholesky(&mut l, n) {
-                for k in 0..n {
-                    pivots[k] = l[k * n + k] * l[k * n + k];
-                    for j in k + 1..n {
-                        columns[k * n + j] = (l[k * n + j] / l[k * n + k]) as f32;
-                    }
-                }
-                break;
-            }
-            damping *= 10.0;
-        }
-        Factor { order, columns, pivots }
-    }
-}
-
 /// `owed += l · e`. On its own the compiler makes SIMD of it, within the loop around it does not.
 #[inline(never)]
 fn add(owed: &mut [f32; LANES], l: f32, e: &[f32; LANES]) {
@@ -282,14 +238,21 @@ fn round_rows(rows: &[usize], factor: &Factor, w: &[f32], grid: &Grid, at: &impl
                 add(&mut owed, *l, e);
             }
             let c = factor.order[k];
+            let mut wanted = [[0f32; ROWS]; 2];
+            let mut places = [0; ROWS];
             for (i, &o) in rows.iter().enumerate() {
-                let (at, x) = (at(o, c), w[at(o, c)]);
-                for (slot, wanted) in [(i, x + owed[i]), (ROWS + i, x)] {
-                    let q = grid.nearest(at, wanted);
-                    errors[k * LANES + slot] = x - q;
-                    losses[slot] += factor.pivots[k] * ((x - q + owed[slot]) as f64).powi(2);
-                    values[if slot < ROWS { i } else { rows.len() + i }][c] = q;
+                let x = w[at(o, c)];
+                (places[i], wanted[0][i], wanted[1][i]) = (at(o, c), x + owed[i], x);
+            }
+            let x = wanted[1];
+            for (side, wanted) in wanted.iter().enumerate() {
+                let q = grid.nearest(&places, wanted);
+                let from = side * ROWS;
+                for i in 0..ROWS {
+                    errors[k * LANES + from + i] = x[i] - q[i];
+                    losses[from + i] += factor.pivots[k] * ((x[i] - q[i] + owed[from + i]) as f64).powi(2);
                 }
+                values[side * rows.len()..].iter_mut().zip(&q[..rows.len()]).for_each(|(values, q)| values[c] = *q);
             }
         }
     }
@@ -465,7 +428,7 @@ mod tests {
         let factor = Factor::of(&group(&sums, n), 1, damping);
         let rows: Vec<usize> = (0..outs).collect();
         let found = round_rows(&rows, &factor, &w, &grid, &|o, c| o * n + c);
-        (w.iter().enumerate().map(|(i, x)| grid.nearest(i, *x)).collect(), found.into_iter().map(|f| f.1).collect())
+        (w.iter().enumerate().map(|(i, x)| grid.nearest(&[i], &[*x])[0]).collect(), found.into_iter().map(|f| f.1).collect())
     }
 
     #[test]

@@ -48,11 +48,23 @@ impl Grid {
         Ok(Grid { step, offset, codes: (first as f32, last as f32) })
     }
 
-    pub fn nearest(&self, at: usize, x: f32) -> f32 {
-        let (step, offset) = (self.step[at], self.offset[at]);
-        // Codes have at most 16 bits: what is cut off before it is rounded is what would be afterwards.
-        offset + quant::half_even(((x - offset) / step).clamp(self.codes.0, self.codes.1)) * step
+    /// What the codes nearest to these numbers stand for, at these places.
+    pub fn nearest<const N: usize>(&self, at: &[usize; N], x: &[f32; N]) -> [f32; N] {
+        let (step, offset) = (at.map(|at| self.step[at]), at.map(|at| self.offset[at]));
+        let mut q = [0f32; N];
+        for i in 0..N {
+            q[i] = nearest(x[i], step[i], offset[i], self.codes);
+        }
+        q
     }
+}
+
+/// Codes have at most 16 bits: what is cut off before it is rounded is what would be afterwards. Without a branch, so that it is SIMD.
+#[inline(always)]
+fn nearest(x: f32, step: f32, offset: f32, (first, last): (f32, f32)) -> f32 {
+    let code = (x - offset) / step;
+    let code = if code < first { first } else { code };
+    offset + quant::half_even(if code > last { last } else { code }) * step
 }
 
 #[cfg(test)]
@@ -64,7 +76,7 @@ mod tests {
         let grid = Grid { step: vec![1.0], offset: vec![0.0], codes: (-32768.0, 32767.0) };
         let halves = (-4_000_000..4_000_000).map(|i| i as f32 / 100.0).chain((-66_000..66_000).map(|i| i as f32 / 2.0));
         for x in halves.chain([0.499_999_97, -0.499_999_97, 1e30, -1e30]) {
-            assert_eq!(grid.nearest(0, x), x.round_ties_even().clamp(-32768.0, 32767.0), "{x}");
+            assert_eq!(grid.nearest(&[0, 0], &[x, 1.2]), [x.round_ties_even().clamp(-32768.0, 32767.0), 1.0], "{x}");
         }
     }
 }

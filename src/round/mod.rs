@@ -5,6 +5,7 @@ mod adaquant;
 mod adaquant_tests;
 mod biases;
 mod correct_bias;
+mod factor;
 mod gptq;
 mod grid;
 mod hqq;

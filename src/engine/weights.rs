@@ -64,13 +64,16 @@ impl Weight {
         .at(|| format!("the weight {}", self.name))
     }
 
-    /// The constant itself where it is zero throughout, as that which Pad writes: every quantizer holds zero, and the engine wants it to be constant.
+    /// The constant itself where it is one number, or none, and zero: as that which Pad writes: every quantizer holds zero, and the engine wants it to be constant.
     pub fn zeros(&self, table: &Table) -> Result<Option<Tensor>> {
+        if self.shape.iter().product::<usize>() > 1 {
+            return Ok(None);
+        }
         let x = match &self.from {
             From::Float(x) => x.clone(),
             From::Codes(_) => self.tensor(&row(table, self.id)?)?,
         };
-        Ok(Some(x).filter(|x| x.len() <= 1 && x.to_f32().is_ok_and(|v| v.iter().all(|v| *v == 0.0))))
+        Ok(Some(x).filter(|x| x.to_f32().is_ok_and(|v| v.iter().all(|v| *v == 0.0))))
     }
 
     /// The same for the plan's input, from the last run if the table has not changed.

@@ -183,7 +183,7 @@ mod tests {
         let x = value(&mut m, "x".into());
         let (mut at, mut ids, mut first) = (x, Vec::new(), None);
         for i in 0..8 {
-            let q = m.quantizers.add(&format!("q{i}"), Scheme::int(8, true));
+            let q = m.quantizers.add(format!("q{i}"), Scheme::int(8, true));
             m.quantizers[q].params = Some(Params::tensor(0.05, None));
             let [y, z] = ["y", "z"].map(|n| value(&mut m, format!("{n}{i}")));
             m.graph.add_node(Node::fake_quant(q, format!("f{i}")), &[Some(at)], &[Some(y)]);

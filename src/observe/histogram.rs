@@ -89,17 +89,34 @@ fn smallest(x: &[f32]) -> f32 {
     least.into_iter().fold(f32::INFINITY, f32::min)
 }
 
+/// Those of these blocks in which something was counted.
+fn filled(even: &[[u32; BLOCK]], odd: &[[u32; BLOCK]], at: impl Iterator<Item = usize>) -> Vec<usize> {
+    wide(
+        #[inline(always)]
+        move || {
+            let mut filled = Vec::with_capacity(256);
+            for at in at {
+                let (even, odd, mut any) = (&even[at], &odd[at], 0);
+                for i in 0..BLOCK {
+                    any |= even[i] | odd[i];
+                }
+                if any != 0 {
+                    filled.push(at);
+                }
+            }
+            filled
+        },
+    )
+}
+
 /// Empties what was counted of one sign, at least of the size `zero` and of sizes from `first` to `last`: bucket, pattern without sign, and count of each.
 fn drain(tables: &mut [Vec<u32>; 2], negative: bool, [zero, first, last]: [f32; 3], mut each: impl FnMut(u16, u32, u64)) {
     let block = |x: f32| ((x.to_bits() >> SHIFT) & (HALF - 1)) as usize / BLOCK;
     let sign = if negative { HALF as usize } else { 0 };
     let [even, odd] = tables.each_mut().map(|t| t[sign..sign + HALF as usize].as_chunks_mut::<BLOCK>().0);
-    for at in std::iter::once(block(zero)).chain(block(first).max(block(zero) + 1)..=block(last)) {
-        let (even, odd) = (&mut even[at], &mut odd[at]);
-        if even.iter().zip(&*odd).fold(0, |any, (a, b)| any | a | b) == 0 {
-            continue;
-        }
-        for (i, (a, b)) in even.iter_mut().zip(odd).enumerate() {
+    let at = std::iter::once(block(zero)).chain(block(first).max(block(zero) + 1)..=block(last));
+    for at in filled(even, odd, at) {
+        for (i, (a, b)) in even[at].iter_mut().zip(&mut odd[at]).enumerate() {
             let (pattern, n) = ((at * BLOCK + i) as u32, std::mem::take(a) as u64 + std::mem::take(b) as u64);
             if n > 0 {
                 each(if negative { HALF - 1 - pattern } else { HALF + pattern } as u16, pattern, n);

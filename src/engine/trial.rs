@@ -169,6 +169,11 @@ impl Lost {
         self.mean_with(FEW_ROWS)
     }
 
+    /// Whether it speaks of a few rows of scores: of samples as many, of which each may differ much.
+    pub fn is_of_few(&self) -> bool {
+        self.0.iter().any(|(_, _, rows)| *rows > 0.0 && *rows < FEW_ROWS)
+    }
+
     fn mean_with(&self, rows_needed: f64) -> Result<f64> {
         let of = |(s, divergence, rows): &(Sums, f64, f64)| match (s.pairs(), *rows >= rows_needed) {
             (_, true) => Some(divergence / rows),

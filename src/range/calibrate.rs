@@ -142,7 +142,7 @@ fn recall(model: &Model, how: &Calibrate, watched: &[(ValueId, QuantizerId)], sa
 /// The method that `auto` chose when ranges were saved.
 fn chosen_before(saved: Option<&Ranges>) -> Result<Method> {
     let said = saved.and_then(|s| s.chosen.as_deref());
-    let known = said.and_then(|said| Method::COMPARED.into_iter().find(|m| m.to_string() == said));
+    let known = said.and_then(|said| Method::COMPARED.into_iter().chain(Method::HARDER).find(|m| m.to_string() == said));
     known.ok_or_else(|| Error::usage("method `auto` compares methods on samples, and the saved ranges do not say which it chose: give --data"))
 }
 

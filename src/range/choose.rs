@@ -44,8 +44,10 @@ pub fn measured(method: Method, samples: usize) -> impl Fn(&Histogram, &Scheme) 
 
 /// Samples on which methods are compared.
 pub const COMPARED_ON: usize = 8;
-/// What loses this many times as much as the best on half of them is compared no further.
-const HOPELESS: f64 = 1.5;
+/// What loses this many times as much as the best on half of them is compared no further; where outputs are a few scores, which tell little.
+const HOPELESS: (f64, f64) = (1.5, 4.0);
+/// A harder cut than the methods compared must leave this much of the loss at most: what few samples show is no reason to cut off what others hold.
+const CLEARLY: f64 = 0.8;
 
 /// The model under the method whose outputs come nearest to the float model's.
 pub fn best_of(model: &Model, found: &Found, trial: &Trial, progress: &dyn Progress) -> Result<(Method, Model, Notes)> {
@@ -65,7 +67,8 @@ pub fn best_of(model: &Model, found: &Found, trial: &Trial, progress: &dyn Progr
         candidates.push((lost.compared()?, lost, method, candidate, notes));
         progress.tick(1);
     }
-    let within = HOPELESS * candidates.iter().map(|c| c.0).fold(f64::INFINITY, f64::min);
+    let few = candidates.iter().any(|c| c.1.is_of_few());
+    let within = if few { HOPELESS.1 } else { HOPELESS.0 } * candidates.iter().map(|c| c.0).fold(f64::INFINITY, f64::min);
     let mut best: Option<(f64, Method, Model, Notes)> = None;
     let mut figures = Vec::new();
     for (mut loss, mut lost, method, candidate, notes) in candidates {
@@ -80,8 +83,20 @@ pub fn best_of(model: &Model, found: &Found, trial: &Trial, progress: &dyn Progr
             best = Some((loss, method, candidate, notes));
         }
     }
+    let mut best = best.expect("there are methods to compare");
+    // Where the hardest cut loses least, a harder one may lose much less.
+    let further: &[Method] = if best.1 == Method::HARDEST { &Method::HARDER } else { &[] };
+    for &harder in further {
+        let (candidate, notes) = fitted(model, &measured(harder, found.samples), found)?;
+        let loss = trial.lost(&plans, &candidate.quantizers, 0..all)?.compared()?;
+        figures.push(format!("{harder} {loss:.2e}"));
+        if loss > CLEARLY * best.0 {
+            break;
+        }
+        best = (loss, harder, candidate, notes);
+    }
     progress.end();
-    let (_, method, model, mut notes) = best.expect("there are methods to compare");
+    let (_, method, model, mut notes) = best;
     notes.changed("", format!("ranges by {method}, which loses least on {all} samples: {}", figures.join(", ")));
     Ok((method, model, notes))
 }
@@ -178,4 +193,54 @@ fn is_row(node: Option<NodeId>, model: &Model) -> bool {
     let Some(node) = node.map(|n| model.graph.node(n)) else { return false };
     let source = node.input(0).filter(|_| node.op.flow() == Flow::Move);
     source.is_some_and(|v| constant_behind(&model.graph, v).is_some() || is_row(model.graph.value(v).producer().map(|(n, _)| n), model))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Calibrate, Weights, calibrate};
+    use super::*;
+    use crate::data::tests::npy;
+    use crate::data::{Dataset, InputInfo};
+    use crate::graph::{Dim, Node, Op, Type};
+    use crate::pass::Silent;
+    use crate::tensor::{DType, Tensor};
+
+    /// x[1,64,64] → FakeQuant → MatMul → Relu: one number of 3000 is large, and no weight but zero reads it. All methods that are compared at first
+    /// keep some of these.
+    #[test]
+    fn harder_cuts_are_tried_where_the_hardest_loses_least() {
+        let dir = tempfile::tempdir().unwrap();
+        let (samples, side) = (40usize, 64usize);
+        let x = (0..samples * side * side).map(|i| match i % 3008 {
+            0 => 50.0 + (i / 3008) as f32,
+            _ => (i as f32 * 0.618_034).fract() - 0.5,
+        });
+        let path = dir.path().join("x.npy");
+        std::fs::write(&path, npy("<f4", false, &[samples, side, side], &x.flat_map(f32::to_le_bytes).collect::<Vec<_>>())).unwrap();
+        let shape = vec![Dim::Known(1), Dim::Known(side), Dim::Known(side)];
+        let input = InputInfo { name: "x".into(), dtype: DType::F32, shape: Some(shape.clone()) };
+        let data = Dataset::open(path.to_str().unwrap(), &[input], &Default::default()).unwrap();
+
+        let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+        let q = m.quantizers.add("x", Scheme::int(8, false));
+        let g = &mut m.graph;
+        let [x, xq, p, y] = ["x", "xq", "p", "y"].map(|n| {
+            let v = g.add_value(n);
+            g.value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: None };
+            v
+        });
+        g.value_mut(x).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some(shape) };
+        let w: Vec<f32> = (0..side * 4).map(|i| if i / 4 % 64 == 0 { 0.0 } else { (i as f32 * 0.414_214).fract() - 0.5 }).collect();
+        let w = g.add_constant("w", Tensor::of_f32(&[side, 4], w));
+        (g.inputs, g.outputs) = (vec![x], vec![y]);
+        g.add_node(Node::fake_quant(q, "fx"), &[Some(x)], &[Some(xq)]);
+        g.add_node(Node::new(Op::MatMul, "product"), &[Some(xq), Some(w)], &[Some(p)]);
+        g.add_node(Node::new(Op::Relu, "relu"), &[Some(p)], &[Some(y)]);
+        let how = Calibrate { activations: Method::Auto, weights: Weights::MinMax, outliers: None, unsigned: false, shifts: &[], threads: 1 };
+        let all: Vec<usize> = (0..samples).collect();
+        let notes = calibrate(&mut m, &how, Some((&data, &all)), None, None, &Silent).unwrap().notes;
+        assert!(notes.list().iter().any(|n| n.text.contains("ranges by percentile 99.95")), "{notes:?}");
+        let step = m.quantizers[q].params.as_ref().unwrap().scale_at(0);
+        assert!(step < 1.1 / 255.0, "{step}");
+    }
 }

@@ -53,8 +53,10 @@ impl std::fmt::Display for Method {
 }
 
 impl Method {
-    /// What `Auto` chooses from.
-    pub const COMPARED: [Method; 4] = [Method::MinMax, Method::Percentile(99.999), Method::Percentile(99.99), Method::Mse];
+    /// What `Auto` chooses from; which of them cuts most; and, where that loses least, what it compares with in turn, for as long as less is lost.
+    pub const COMPARED: [Method; 4] = [Method::MinMax, Method::Percentile(99.999), Method::HARDEST, Method::Mse];
+    pub const HARDEST: Method = Method::Percentile(99.99);
+    pub const HARDER: [Method; 3] = [Method::Percentile(99.95), Method::Percentile(99.9), Method::Percentile(99.8)];
 
     /// Of a moving average: the weight of a sample.
     pub fn constant(self) -> Option<f64> {

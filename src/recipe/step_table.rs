@@ -136,7 +136,7 @@ static CALIBRATE_ACTIVATIONS: &[Key] = &[
     Key::new(
         "method",
         Shape::OneOf(&["minmax", "moving-average", "percentile", "mse", "mae", "lp", "entropy", "tail", "no-clip", "auto"]),
-        "minmax: all values seen; moving-average: the mean of the samples' extremes; percentile: without the outermost; mse: least squared error; mae: least absolute error; lp: least p-th power of the error; entropy: least divergence; tail: all values seen, and half of what a tail fitted to the outermost adds; no-clip: all values, from which searches start; auto: the best of minmax, percentile 99.999 and 99.99, and mse on a few samples, and, below 32 samples, tail for tensors of fewer than 65536 values",
+        "minmax: all values seen; moving-average: the mean of the samples' extremes; percentile: without the outermost; mse: least squared error; mae: least absolute error; lp: least p-th power of the error; entropy: least divergence; tail: all values seen, and half of what a tail fitted to the outermost adds; no-clip: all values, from which searches start; auto: the best of minmax, percentile 99.999 and 99.99 (where that is best, of lower ones too), and mse on a few samples, and, below 32 samples, tail for tensors of fewer than 65536 values",
     ),
     Key::new("constant", Shape::Number(0.0, 1.0), "moving-average: weight of a sample against those before it; default 0.01"),
     Key::new("percentile", Shape::Number(50.0, 100.0), "percent of the values that the range must hold, at either end; default 99.99"),

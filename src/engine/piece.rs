@@ -4,7 +4,7 @@ use super::segment::Given;
 use super::{Runner, RunnerOptions, State};
 use crate::error::{Error, Result};
 use crate::graph::{Model, Node, NodeId, Op, ValueId, constant_behind};
-use crate::quant::Table;
+use crate::quant::{QuantizerId, Table};
 use crate::tensor::Tensor;
 use std::collections::BTreeSet;
 
@@ -17,14 +17,14 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// The piece of a model with shapes as samples have them. `later`: whether a value is needed behind it; `known`: what was made before it, of one
+    /// The piece of a model with shapes as samples have them. `flows`: the quantizers of what flows, before shapes were given; `later`: whether a value is needed behind it; `known`: what was made before it, of one
     /// sample. `None`: nothing that it makes is needed.
     pub fn new<'t>(
         model: &Model,
         nodes: &[NodeId],
         later: &impl Fn(ValueId) -> bool,
         known: impl Fn(ValueId) -> Option<&'t Tensor>,
-        options: RunnerOptions,
+        (options, flows): (RunnerOptions, &BTreeSet<QuantizerId>),
     ) -> Result<Option<Piece>> {
         let g = &model.graph;
         let values = |of: fn(&Node) -> Vec<ValueId>| nodes.iter().flat_map(|n| of(g.node(*n))).collect::<BTreeSet<ValueId>>();
@@ -39,7 +39,7 @@ impl Piece {
         let read = values(|n| n.inputs().iter().flatten().chain(n.captures()).copied().collect());
         let given: Vec<Given> =
             read.into_iter().filter_map(|v| Some((v, known(v)?))).map(|(value, t)| Given { value, dtype: t.dtype(), shape: t.shape().to_vec() }).collect();
-        let runner = Runner::segment(model, &given, &made, options)?;
+        let runner = Runner::segment_of(model, &given, &made, options, flows)?;
         Ok(Some(Piece { runner, given: given.into_iter().map(|v| (v.value, g.value(v.value).name.clone())).collect(), made }))
     }
 

@@ -83,9 +83,14 @@ impl Runner {
     /// A plan of the nodes between `inputs` and `outputs`, where the values of `inputs` are given at each run under their names.
     /// Shapes that are computed outside the segment must be constants already, as `graph::specialize` leaves them.
     pub fn segment(model: &Model, inputs: &[Given], outputs: &[ValueId], options: RunnerOptions) -> Result<Runner> {
+        Self::segment_of(model, inputs, outputs, options, &flowing(model))
+    }
+
+    /// The same of a model for fixed shapes, in which what `flows` may have become constant.
+    pub(super) fn segment_of(model: &Model, inputs: &[Given], outputs: &[ValueId], options: RunnerOptions, flows: &BTreeSet<QuantizerId>) -> Result<Runner> {
         let part = cut(model, inputs, &dedup(outputs))?;
         let fixed = inputs.iter().map(|i| (part.graph.value(i.value).name.clone(), i.shape.clone())).collect();
-        build(specialize(&part, &fixed)?, outputs, options, &flowing(&part))
+        build(specialize(&part, &fixed)?, outputs, options, flows)
     }
 
     /// A state for one thread.
@@ -174,7 +179,7 @@ fn dedup(values: &[ValueId]) -> Vec<ValueId> {
 }
 
 /// The quantizers of what flows. What is computed from shapes alone flows too, though it is a constant for inputs of fixed shapes.
-fn flowing(model: &Model) -> BTreeSet<QuantizerId> {
+pub(super) fn flowing(model: &Model) -> BTreeSet<QuantizerId> {
     let g = &model.graph;
     let flows = |n: &Node| n.input(0).is_some_and(|x| g.constant(x).is_none());
     g.nodes().filter(|(_, n)| flows(n)).filter_map(|(_, n)| Some(model.quantizers.root(n.quantizer()?))).collect()

@@ -1,6 +1,7 @@
 //! A trial of a model in pieces: what a table leaves as it was under another, up to the first piece that it changes, is not computed again.
 
 use super::piece::Piece;
+use super::runner::flowing;
 use super::trial::{Lost, Trial};
 use super::{RunnerOptions, State, each_sample, shapes_of};
 use crate::error::{Error, Result};
@@ -110,7 +111,7 @@ impl States {
 impl Stages {
     /// Builds the pieces one by one, while a sample runs through them.
     fn new(model: &Model, shapes: InputShapes, sample: &BTreeMap<String, Tensor>, trial: &Trial) -> Result<Stages> {
-        let fixed = specialize(model, &shapes)?;
+        let (fixed, flows) = (specialize(model, &shapes)?, flowing(model));
         let g = &fixed.graph;
         let probes: Vec<ValueId> = trial.probes().iter().map(|p| p.value).collect();
         let position: BTreeMap<NodeId, usize> = g.order().iter().enumerate().map(|(i, n)| (*n, i)).collect();
@@ -121,7 +122,9 @@ impl Stages {
         let mut values = stages.inputs(sample);
         for nodes in borders(g).windows(2) {
             let later = |v: ValueId| needed(v, nodes[1]);
-            let Some(piece) = Piece::new(&fixed, &g.order()[nodes[0]..nodes[1]], &later, |v| values.get(&v), RunnerOptions::default())? else { continue };
+            let Some(piece) = Piece::new(&fixed, &g.order()[nodes[0]..nodes[1]], &later, |v| values.get(&v), (RunnerOptions::default(), &flows))? else {
+                continue;
+            };
             let made = piece.run(&mut piece.spawn(), |v| values.get(&v), &fixed.quantizers)?;
             stages.needed.push(values.keys().copied().filter(|v| needed(*v, nodes[0])).collect());
             values.extend(piece.made.iter().copied().zip(made));

@@ -3,9 +3,11 @@
 
 use super::piece::Piece;
 use super::plans::shapes_of;
+use super::runner::flowing;
 use super::{RunnerOptions, State, over_samples};
 use crate::error::{Error, Result};
 use crate::graph::{InputShapes, Model, NodeId, ValueId, specialize};
+use crate::quant::QuantizerId;
 use crate::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Walk {
     /// With shapes as the samples have them.
     fixed: Model,
+    /// Quantizers of what flows.
+    flows: BTreeSet<QuantizerId>,
     position: BTreeMap<NodeId, usize>,
     options: RunnerOptions,
     threads: usize,
@@ -38,7 +42,7 @@ impl Walk {
             }
         }
         let position = fixed.graph.order().iter().enumerate().map(|(i, n)| (*n, i)).collect();
-        Ok(Walk { fixed, position, options, threads, kept, samples: count, at: 0 })
+        Ok(Walk { fixed, flows: flowing(model), position, options, threads, kept, samples: count, at: 0 })
     }
 
     /// Bytes that a walk keeps of each sample of these shapes, at most, if it stops at `stops`.
@@ -74,7 +78,7 @@ impl Walk {
         let nodes = &g.order()[self.at.min(upto)..upto];
         self.at = self.at.max(upto);
         let later = |v: ValueId| v == stop || g.is_output(v) || g.value(v).uses().iter().any(|p| self.position.get(&p.node).is_some_and(|i| *i >= upto));
-        if let Some(piece) = Piece::new(&self.fixed, nodes, &later, |v| self.kept.get(&v)?.first(), self.options)? {
+        if let Some(piece) = Piece::new(&self.fixed, nodes, &later, |v| self.kept.get(&v)?.first(), (self.options, &self.flows))? {
             let mut results: Vec<Vec<Tensor>> = piece.made.iter().map(|_| Vec::with_capacity(self.samples)).collect();
             over_samples(
                 self.samples,

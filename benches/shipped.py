@@ -187,9 +187,10 @@ def main():
         try:
             prepared = args.work / "prepared.onnx"
             # Scales a channel need opset 13, to which its documentation sends users.
-            source = onnx.load(model)
-            if next(o.version for o in source.opset_import if o.domain in ("", "ai.onnx")) < 13:
-                source = onnx.version_converter.convert_version(source, 17)
+            loaded, source = onnx.load(model), model
+            if next(o.version for o in loaded.opset_import if o.domain in ("", "ai.onnx")) < 13:
+                source = args.work / "raised.onnx"
+                onnx.save(onnx.version_converter.convert_version(loaded, 17), source)
             quant_pre_process(source, prepared, skip_symbolic_shape=True)
             formats = {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
             quantize_static(prepared, theirs, Feeds(feeds[:CALIBRATE]), per_channel=True, **formats)

@@ -9,7 +9,6 @@ import argparse
 import os
 import random
 import re
-import resource
 import subprocess
 import sys
 import zipfile
@@ -22,6 +21,8 @@ import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from process import measure
 
 PHOTO = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 HALF = ([0.5] * 3, [0.5] * 3)
@@ -154,11 +155,6 @@ def judge(path, wanted, feeds):
     return f"{db:.1f} dB, {same:.3f}" if wanted[0].ndim > 1 and wanted[0].shape[-1] > 1 else f"{db:.1f} dB"
 
 
-def cpu():
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("requant")
@@ -180,10 +176,8 @@ def main():
         stem = name.replace(" ", "-")
         samples, ours, theirs = (args.work / f"{stem}{end}" for end in (".npz", ".int8.onnx", ".ort.onnx"))
         np.savez(samples, **{k: v[:CALIBRATE] for k, v in data.items()})
-        before = cpu()
-        run = subprocess.run([args.requant, "convert", model, "--data", samples, "--set", "data.validate=0", "--force", "-o", ours], capture_output=True, text=True)
-        result = judge(ours, wanted, feeds[CALIBRATE:]) if run.returncode == 0 else run.stderr.strip().splitlines()[-1]
-        seconds = cpu() - before
+        seconds, _, _ = measure([[args.requant, "convert", model, "--data", samples, "--set", "data.validate=0", "--force", "-o", ours]], cores=None)
+        result = judge(ours, wanted, feeds[CALIBRATE:])
         try:
             prepared = args.work / "prepared.onnx"
             # Scales a channel need opset 13, to which its documentation sends users.

@@ -17,8 +17,8 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// The piece of a model with shapes as samples have them. `flows`: the quantizers of what flows, before shapes were given; `later`: whether a value is needed behind it; `known`: what was made before it, of one
-    /// sample. `None`: nothing that it makes is needed.
+    /// The piece of a model with shapes as samples have them. `later`: whether a value is needed behind it; `known`: what was made before it, of one
+    /// sample; `flows`: the quantizers of what flows, before shapes were given. `None`: nothing that it makes is needed.
     pub fn new<'t>(
         model: &Model,
         nodes: &[NodeId],
@@ -39,7 +39,7 @@ impl Piece {
         let read = values(|n| n.inputs().iter().flatten().chain(n.captures()).copied().collect());
         let given: Vec<Given> =
             read.into_iter().filter_map(|v| Some((v, known(v)?))).map(|(value, t)| Given { value, dtype: t.dtype(), shape: t.shape().to_vec() }).collect();
-        let runner = Runner::segment_of(model, &given, &made, options, flows)?;
+        let runner = Runner::segment(model, &given, &made, options, flows)?;
         Ok(Some(Piece { runner, given: given.into_iter().map(|v| (v.value, g.value(v.value).name.clone())).collect(), made }))
     }
 

@@ -2,7 +2,7 @@
 
 use super::reverse;
 use crate::error::Result;
-use crate::graph::{Constant, Graph, Model, Node, NodeId, Op, Site, ValueId};
+use crate::graph::{self, Constant, Graph, Model, Node, NodeId, Op, Site, ValueId};
 use crate::quant;
 use crate::tensor::{DType, Tensor};
 
@@ -59,11 +59,16 @@ pub(super) fn before(g: &mut Graph, at: NodeId, op: Node, inputs: &[ValueId]) ->
 
 /// Makes node `at` compute a new value, and `op` its output `slot` from that.
 pub(super) fn behind(g: &mut Graph, at: NodeId, slot: usize, op: Node, more: &[ValueId]) -> Option<()> {
+    insert_behind(g, at, slot, op, |x| std::iter::once(x).chain(more.iter().copied()).collect())
+}
+
+/// The same of an op that reads the new value among these.
+fn insert_behind(g: &mut Graph, at: NodeId, slot: usize, op: Node, inputs: impl FnOnce(ValueId) -> Vec<ValueId>) -> Option<()> {
     let y = g.node(at).output(slot)?;
     let x = g.add_value(&format!("{}_inner", g.value(y).name));
     g.value_mut(x).ty = g.value(y).ty.clone();
     g.set_output(at, slot, x);
-    let inputs: Vec<_> = std::iter::once(x).chain(more.iter().copied()).map(Some).collect();
+    let inputs: Vec<_> = inputs(x).into_iter().map(Some).collect();
     let mut node = op;
     node.name = g.node(at).name.clone();
     g.insert_node(g.position(at) + 1, node, &inputs, &[Some(y)]);
@@ -92,7 +97,7 @@ fn take_constant(g: &mut Graph, id: NodeId) -> Option<()> {
     let value = g.node(id).output(0)?;
     let constant = match g.constant(value) {
         Some(c) => c.clone(),
-        None => Constant::from(crate::graph::eval(g.node(id), &[])?.pop()?),
+        None => Constant::from(graph::eval(g.node(id), &[])?.pop()?),
     };
     g.remove_node(id);
     g.value_mut(value).constant = Some(constant);
@@ -172,39 +177,30 @@ fn rounded_filler(model: &Model, pad: NodeId) -> Result<Option<f32>> {
 /// tract's Pad wants its filler when it plans. One that comes later, as what is rounded with what flows does, is put where zeros were padded.
 fn fill_by_mask(g: &mut Graph, id: NodeId) -> Option<()> {
     let n = g.node(id);
-    let (x, y, filler) = (n.input(0)?, n.output(0)?, n.input(2)?);
+    let filler = n.input(2)?;
     if n.str("mode").unwrap_or("constant") != "constant" {
         return None;
     }
-    let (from, to) = (g.value(x).known_shape()?, g.value(y).known_shape()?);
+    let to = g.value(n.output(0)?).known_shape()?;
     let pads = match n.input(1) {
         Some(v) => g.constant(v)?.tensor.to_i64().ok()?,
         None => n.ints("pads")?.to_vec(),
     };
-    if pads.len() != 2 * from.len() || to.len() != from.len() || n.input(3).is_some() {
+    if pads.len() != 2 * to.len() || n.input(3).is_some() {
         return None;
     }
-    // Axes that are not padded stay one long.
-    let shape: Vec<usize> = (0..to.len()).map(|i| if from[i] == to[i] { 1 } else { to[i] }).collect();
-    let inside = |place: usize| {
-        let mut rest = place;
-        (0..shape.len()).rev().all(|i| {
-            let at = (rest % shape[i]) as i64 - pads[i];
-            rest /= shape[i];
-            shape[i] == 1 && from[i] == to[i] || at >= 0 && at < from[i] as i64
-        })
+    // What was there before, padded alike; axes that are not padded stay one long. What is cut off is not there.
+    let added: Vec<i64> = pads.iter().map(|p| (*p).max(0)).collect();
+    let left = |i: usize| match added[i] + added[i + to.len()] {
+        0 => Some(1),
+        more => to[i].checked_sub(more as usize),
     };
-    let mask: Vec<u8> = (0..shape.iter().product()).map(|place| inside(place) as u8).collect();
-    let mask = g.add_constant("", Tensor::of(DType::Bool, &shape, mask));
-    g.set_input(id, 2, None);
+    let shape = (0..to.len()).map(left).collect::<Option<Vec<usize>>>()?;
+    let inside = Tensor::of(DType::Bool, &shape, vec![1u8; shape.iter().product()]);
+    let mask = graph::eval(&Node::new(Op::Pad, "").with("pads", added), &[Some(&inside)])?.pop()?;
+    let mask = g.add_constant("", mask);
     g.truncate_inputs(id, 2);
-    let inner = g.add_value(&format!("{}_inner", g.value(y).name));
-    g.value_mut(inner).ty = g.value(y).ty.clone();
-    g.set_output(id, 0, inner);
-    let mut fill = Node::new(Op::Where, "");
-    fill.name = g.node(id).name.clone();
-    g.insert_node(g.position(id) + 1, fill, &[Some(mask), Some(inner), Some(filler)], &[Some(y)]);
-    Some(())
+    insert_behind(g, id, 0, Node::new(Op::Where, ""), |padded| vec![mask, padded, filler])
 }
 
 /// tract's reductions do nothing over an empty list of axes, which means all of them unless the node says otherwise.

@@ -81,13 +81,9 @@ impl Runner {
     }
 
     /// A plan of the nodes between `inputs` and `outputs`, where the values of `inputs` are given at each run under their names.
-    /// Shapes that are computed outside the segment must be constants already, as `graph::specialize` leaves them.
-    pub fn segment(model: &Model, inputs: &[Given], outputs: &[ValueId], options: RunnerOptions) -> Result<Runner> {
-        Self::segment_of(model, inputs, outputs, options, &flowing(model))
-    }
-
-    /// The same of a model for fixed shapes, in which what `flows` may have become constant.
-    pub(super) fn segment_of(model: &Model, inputs: &[Given], outputs: &[ValueId], options: RunnerOptions, flows: &BTreeSet<QuantizerId>) -> Result<Runner> {
+    /// Shapes that are computed outside the segment must be constants already, as `graph::specialize` leaves them; `flows` are the quantizers of what was
+    /// none before.
+    pub(super) fn segment(model: &Model, inputs: &[Given], outputs: &[ValueId], options: RunnerOptions, flows: &BTreeSet<QuantizerId>) -> Result<Runner> {
         let part = cut(model, inputs, &dedup(outputs))?;
         let fixed = inputs.iter().map(|i| (part.graph.value(i.value).name.clone(), i.shape.clone())).collect();
         build(specialize(&part, &fixed)?, outputs, options, flows)

@@ -4,7 +4,7 @@ use super::*;
 use crate::graph::{AttrValue, Dim, Graph, InputShapes, Model, Node, Op, Site, Type, ValueId};
 use crate::quant::{self, Blocks, Codes, Params, QuantizerId, Scheme};
 use crate::tensor::{DType, Tensor};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 struct Built {
     m: Model,
@@ -259,12 +259,12 @@ fn a_segment_from_cached_inputs_is_bit_for_bit_the_whole() {
     let whole = Runner::new(&m, &shapes_of(&sample), &[h, y]).unwrap();
     let out = whole.run(&mut whole.spawn(), &sample, &m.quantizers).unwrap();
     let given = [Given { value: h, dtype: DType::F32, shape: vec![2, 4] }];
-    let part = Runner::segment(&m, &given, &[y], RunnerOptions::default()).unwrap();
+    let part = Runner::segment(&m, &given, &[y], RunnerOptions::default(), &BTreeSet::new()).unwrap();
     let again = part.run(&mut part.spawn(), &feed("h", out[0].clone()), &m.quantizers).unwrap();
     assert!(again[0] == out[1]);
     let s = m.graph.find_value("s").unwrap();
     let wrong = [Given { value: s, dtype: DType::F32, shape: vec![2, 4] }];
-    let e = Runner::segment(&m, &wrong, &[h], RunnerOptions::default()).err().unwrap().to_string();
+    let e = Runner::segment(&m, &wrong, &[h], RunnerOptions::default(), &BTreeSet::new()).err().unwrap().to_string();
     assert!(e.contains("needs x"), "{e}");
 }
 

@@ -64,7 +64,8 @@ impl Weight {
         .at(|| format!("the weight {}", self.name))
     }
 
-    /// The constant itself where it is one number, or none, and zero: as that which Pad writes: every quantizer holds zero, and the engine wants it to be constant.
+    /// The constant itself where it is a single zero, or empty, as that which Pad writes: every quantizer holds zero, and the engine wants it to be
+    /// constant.
     pub fn zeros(&self, table: &Table) -> Result<Option<Tensor>> {
         if self.shape.iter().product::<usize>() > 1 {
             return Ok(None);

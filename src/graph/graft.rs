@@ -56,8 +56,8 @@ impl Graph {
     fn inline(&mut self, id: NodeId, body: &Graph) -> Grafted {
         let at = self.position(id);
         let node = self.remove_node(id);
-        let around: Vec<ValueId> = body.values().filter(|(_, v)| v.producer().is_none() && v.constant.is_none()).map(|(v, _)| v).collect();
-        let read = around.into_iter().filter_map(|v| Some((v, self.find_value(&body.value(v).name)?))).collect();
+        let around = body.values().filter(|(v, _)| body.is_outer(*v));
+        let read = around.filter_map(|(v, value)| Some((v, self.find_value(&value.name)?))).collect();
         let grafted = self.graft(at, body, read);
         let behind = at + grafted.nodes.len();
         for (made, output) in body.outputs.iter().zip(node.outputs()) {
@@ -67,9 +67,7 @@ impl Graph {
         }
         grafted
     }
-}
 
-impl Graph {
     /// Puts the branch that is always taken in the place of each If whose condition is known. For each, its id, the branch, and where its nodes went.
     pub(super) fn inline_taken(&mut self, inferred: &Inferred) -> Vec<(NodeId, &'static str, BTreeMap<NodeId, NodeId>)> {
         let mut inlined = Vec::new();

@@ -412,13 +412,16 @@ impl Graph {
         self.node_mut(id).captures = captures;
     }
 
+    /// Whether a value of a body stands for one of the graphs around it.
+    pub(super) fn is_outer(&self, id: ValueId) -> bool {
+        let v = self.value(id);
+        v.producer.is_none() && v.constant.is_none() && !self.inputs.contains(&id)
+    }
+
     /// Names that this body reads from the graphs around it.
     pub fn captured(&self) -> Vec<String> {
-        let mut names: Vec<String> = self
-            .values()
-            .filter(|(id, v)| v.producer.is_none() && v.constant.is_none() && !self.inputs.contains(id) && (self.is_output(*id) || !v.uses.is_empty()))
-            .map(|(_, v)| v.name.clone())
-            .collect();
+        let mut names: Vec<String> =
+            self.values().filter(|(id, v)| self.is_outer(*id) && (self.is_output(*id) || !v.uses.is_empty())).map(|(_, v)| v.name.clone()).collect();
         for (_, node) in self.nodes() {
             names.extend(node.bodies().flat_map(|(_, g)| g.captured()).filter(|n| self.find_value(n).is_none()));
         }
@@ -427,8 +430,7 @@ impl Graph {
 
     pub(super) fn rename_captured(&mut self, old: &str, new: &str) {
         if let Some(id) = self.find_value(old) {
-            let v = self.value(id);
-            if v.producer.is_none() && v.constant.is_none() && !self.inputs.contains(&id) {
+            if self.is_outer(id) {
                 match self.find_value(new) {
                     None => self.rename_value(id, new),
                     Some(known) => self.replace_uses(id, known),

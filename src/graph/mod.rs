@@ -19,7 +19,7 @@ pub use eval::{broadcast, eval};
 pub use forms::{Form, forms, since};
 pub use graph::{Dim, Graph, NodeId, Port, Type, Value, ValueId, shape_text};
 pub use halves::{half_since, stays_float32};
-pub use infer::{Fact, Inferred, InputShapes, fold, infer, infer_body, specialize};
+pub use infer::{Fact, Inferred, InputShapes, fold, infer, infer_body, infer_inlined, specialize};
 pub use linear::{Linear, Recurrent, bias_behind, bounds, constant_behind, pads};
 pub use model::{Model, Site};
 pub use node::Node;

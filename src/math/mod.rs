@@ -9,4 +9,4 @@ mod wide;
 pub use cholesky::cholesky;
 pub use gram::{add_columns, add_gram};
 pub use product::{Matrix, multiply};
-pub use wide::{sum_of, wide};
+pub use wide::{moments, sum_of, wide};

@@ -28,6 +28,29 @@ pub fn sum_of(a: &[f32], b: &[f32], c: &[f32], f: impl Fn(f32, f32, f32) -> f64)
     )
 }
 
+/// Sum and sum of squares, in float64 and an order that does not depend on the machine.
+pub fn moments(values: &[f32]) -> (f64, f64) {
+    const PARTS: usize = 8;
+    let (whole, remainder) = values.as_chunks::<PARTS>();
+    let mut rest = [0f32; PARTS];
+    rest[..remainder.len()].copy_from_slice(remainder);
+    let (sum, square) = wide(
+        #[inline(always)]
+        move || {
+            let (mut sum, mut square) = ([0f64; PARTS], [0f64; PARTS]);
+            for part in whole.iter().chain(std::iter::once(&rest)) {
+                for i in 0..PARTS {
+                    let v = part[i] as f64;
+                    sum[i] += v;
+                    square[i] += v * v;
+                }
+            }
+            (sum, square)
+        },
+    );
+    (sum.iter().sum(), square.iter().sum())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,15 +18,19 @@ pub fn exact_ports(g: &Graph, inferred: &Inferred, kinds: &mut BTreeMap<NodeId, 
         let real = |slot: &usize| node.input(*slot).is_some_and(|v| g.constant(v).is_none() && is_real(inferred, v));
         let uses = || node.outputs().iter().flatten().flat_map(|v| g.value(*v).uses());
         let is_exact = |p: &Port| exact.contains(&(p.node, p.slot as usize));
-        if by_ratio(node, &kinds[&id])
-            && (node.op == Op::Log || uses().next().is_some() && uses().all(|p| ratios.contains(&(p.node, p.slot as usize))))
-            && !(node.op != Op::Log && node.outputs().iter().flatten().any(|v| g.is_output(*v)))
-        {
-            if node.op != Op::Log {
+        // Whether it works for such ports and for nothing else.
+        let alone = |ports: &BTreeSet<(NodeId, usize)>| {
+            let all = uses().all(|p| ports.contains(&(p.node, p.slot as usize)));
+            all && uses().next().is_some() && !node.outputs().iter().flatten().any(|v| g.is_output(*v))
+        };
+        let log = node.op == Op::Log;
+        if log && matches!(kinds[&id], Kind::Float(_)) || !log && may_serve_log(node, &kinds[&id]) && alone(&ratios) {
+            if !log {
                 kinds.insert(id, Kind::Float(RATIOS.into()));
             }
-            ratios.extend((0..node.inputs().len()).filter(real).map(|slot| (id, slot)));
-            exact.extend((0..node.inputs().len()).filter(real).map(|slot| (id, slot)));
+            let read = (0..node.inputs().len()).filter(real).map(|slot| (id, slot));
+            exact.extend(read.clone());
+            ratios.extend(read);
             continue;
         }
         let serves = match (&kinds[&id], node.op.flow()) {
@@ -37,9 +41,7 @@ pub fn exact_ports(g: &Graph, inferred: &Inferred, kinds: &mut BTreeMap<NodeId, 
             (Kind::Moves, _) if uses().any(is_exact) => (0..node.inputs().len()).collect::<Vec<_>>(),
             // From one real type to another.
             (_, Flow::Meta) if node.op == Op::Cast && uses().any(is_exact) => vec![0],
-            (Kind::Quantized | Kind::Float(_), Flow::Arithmetic | Flow::Pointwise | Flow::Clamp | Flow::Move)
-                if uses().next().is_some() && uses().all(is_exact) && !node.outputs().iter().flatten().any(|v| g.is_output(*v)) =>
-            {
+            (Kind::Quantized | Kind::Float(_), Flow::Arithmetic | Flow::Pointwise | Flow::Clamp | Flow::Move) if alone(&exact) => {
                 (0..node.inputs().len()).collect()
             }
             _ => continue,
@@ -53,16 +55,11 @@ pub fn exact_ports(g: &Graph, inferred: &Inferred, kinds: &mut BTreeMap<NodeId, 
     exact
 }
 
-/// Whether a node is a Log in float, or may make what one reads without layers between.
-fn by_ratio(node: &Node, kind: &Kind) -> bool {
+/// Whether a node may make what a Log reads, without layers between.
+fn may_serve_log(node: &Node, kind: &Kind) -> bool {
     let sums = matches!(node.op, Op::ReduceSum | Op::ReduceMean | Op::ReduceSumSquare | Op::ReduceL2 | Op::Softmax);
-    match kind {
-        Kind::Float(_) if node.op == Op::Log => true,
-        Kind::Quantized | Kind::Moves | Kind::Float(_) => {
-            sums || node.op != Op::Log && matches!(node.op.flow(), Flow::Arithmetic | Flow::Pointwise | Flow::Clamp | Flow::Move)
-        }
-        Kind::Weights | Kind::Exact => false,
-    }
+    let each = matches!(node.op.flow(), Flow::Arithmetic | Flow::Pointwise | Flow::Clamp | Flow::Move);
+    (sums || each) && matches!(kind, Kind::Quantized | Kind::Moves | Kind::Float(_))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::biases::Layer;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::graph::{Model, ValueId};
-use crate::math::wide;
+use crate::math::{moments, wide};
 use crate::pass::Progress;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -54,7 +54,7 @@ impl Moments {
             );
         } else {
             for (row, values) in x.chunks_exact(inner.max(1)).enumerate() {
-                let (s, q) = sums(values);
+                let (s, q) = moments(values);
                 sum[row % shape[axis]] += s;
                 square[row % shape[axis]] += q;
             }
@@ -79,29 +79,6 @@ impl Moments {
         let n = self.count.max(1.0);
         self.sum.iter().zip(&self.square).map(|(s, q)| (q / n - (s / n) * (s / n)).max(0.0).sqrt()).collect()
     }
-}
-
-/// Sum and sum of squares, in as many parts as the processor adds at once.
-fn sums(values: &[f32]) -> (f64, f64) {
-    const PARTS: usize = 8;
-    let (whole, remainder) = values.as_chunks::<PARTS>();
-    let mut rest = [0f32; PARTS];
-    rest[..remainder.len()].copy_from_slice(remainder);
-    let (sum, square) = wide(
-        #[inline(always)]
-        move || {
-            let (mut sum, mut square) = ([0f64; PARTS], [0f64; PARTS]);
-            for part in whole.iter().chain(std::iter::once(&rest)) {
-                for i in 0..PARTS {
-                    let v = part[i] as f64;
-                    sum[i] += v;
-                    square[i] += v * v;
-                }
-            }
-            (sum, square)
-        },
-    );
-    (sum.iter().sum(), square.iter().sum())
 }
 
 /// What layers of the float model gave out, by sample.

@@ -8,12 +8,7 @@ use crate::note::Notes;
 /// The `fold-constants` step. Symbolic shapes stay symbolic: only what holds for every input is folded.
 pub fn fold_constants(model: &mut Model) -> Result<Notes> {
     let mut notes = Notes::of("fold-constants");
-    let mut inferred = graph::infer(model, &InputShapes::new());
-    let mut branches = 0;
-    while let n @ 1.. = model.inline_branches(&inferred) {
-        branches += n;
-        inferred = graph::infer(model, &InputShapes::new());
-    }
+    let (inferred, branches) = graph::infer_inlined(model, &InputShapes::new());
     let folded = graph::fold(&mut model.graph, &inferred);
     let passed = remove_idle(&mut model.graph);
     let pools = name_global_pools(&mut model.graph, &inferred);

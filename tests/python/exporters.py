@@ -183,14 +183,13 @@ def log_power():
     """Loudness of a signal by bands, as in models that hear: what is quiet counts as much as what is loud, once there is a Log."""
     nodes = [
         node("Conv", ["x", "bank"], ["f"], name="bank", strides=[8]),
-        node("Mul", ["f", "f"], ["power"], name="power"),
+        node("Reshape", ["f", "split"], ["f_"], name="split"),
+        node("Mul", ["f_", "f_"], ["power"], name="power"),
         node("ReduceSum", ["power", "pairs"], ["energy"], name="energy", keepdims=0),
         node("Add", ["energy", "least"], ["some"], name="some"),
         node("Log", ["some"], ["loud"], name="loud"),
         node("Conv", ["loud", "w"], ["y"], name="conv"),
     ]
-    nodes.insert(1, node("Reshape", ["f", "split"], ["f_"], name="split"))
-    nodes[2].input[:] = ["f_", "f_"]
     constants = {"bank": weight(8, 1, 16), "split": np.array([1, 4, 2, -1]), "pairs": np.array([2]), "least": np.float32(1e-6), "w": weight(6, 4, 1)}
     loudness = np.exp(0.5 * RNG.standard_normal((40, 1, 1, 1)))
     data = RNG.standard_normal((40, 1, 1, 128)) * loudness

@@ -133,11 +133,7 @@ impl<'a> Inputs<'a> {
             }
         }
         let spread = spread.iter().map(Some).collect::<Vec<_>>();
-        let mut rest = spread[0]?.shape.clone()?;
-        for next in &spread[1..] {
-            let so_far = Fact::of(None, Some(rest));
-            rest = Inputs { node: self.node, inputs: &[Some(&so_far), *next] }.join_two()?;
-        }
+        let rest = Inputs { node: self.node, inputs: &spread }.broadcast(&(0..terms.len()).collect::<Vec<_>>())?;
         let once = |c: &&char| terms.iter().flat_map(|t| t.chars()).filter(|x| x == *c).count() == 1;
         let result = result.map_or_else(|| format!("...{}", sizes.keys().filter(once).collect::<String>()), str::to_string);
         let (before, behind) = result.split_once("...").unwrap_or((&result, ""));

@@ -233,6 +233,19 @@ fn join(a: Fact, b: Fact) -> Fact {
     Fact::of(dtype, shape)
 }
 
+/// The same, with the branches that are always taken in the place of their Ifs; and how many these were.
+pub fn infer_inlined(model: &mut Model, fixed: &InputShapes) -> (Inferred, usize) {
+    let mut inlined = 0;
+    loop {
+        // What a branch holds may make the condition of another If a constant.
+        let inferred = infer(model, fixed);
+        match model.inline_branches(&inferred) {
+            0 => return (inferred, inlined),
+            n => inlined += n,
+        }
+    }
+}
+
 /// The model for inputs of fixed shapes: what became constant is folded, in bodies too, branches that are always taken stand in the place of their Ifs,
 /// dead nodes and constants are gone, declared shapes are those inferred. Ids and names of what survives are unchanged.
 pub fn specialize(model: &Model, fixed: &InputShapes) -> crate::Result<Model> {
@@ -243,11 +256,7 @@ pub fn specialize(model: &Model, fixed: &InputShapes) -> crate::Result<Model> {
         let dtype = m.graph.value(id).dtype();
         m.graph.value_mut(id).ty = Type::Tensor { dtype, shape: Some(shape.iter().map(|d| Dim::Known(*d)).collect()) };
     }
-    let mut inferred = infer(&m, fixed);
-    // What an inlined branch holds may make the condition of another If a constant.
-    while m.inline_branches(&inferred) > 0 {
-        inferred = infer(&m, fixed);
-    }
+    let (inferred, _) = infer_inlined(&mut m, fixed);
     let whole = m.codes.keys().all(|site| site.path.len() < 2);
     fold_bodies(&mut m.graph, &inferred, &BTreeMap::new(), whole);
     fold_also(&mut m.graph, &inferred, true);
@@ -278,11 +287,7 @@ fn fold_bodies(g: &mut Graph, inferred: &Inferred, outer: &BTreeMap<String, Fact
                 inner = infer_body(body, &scope);
             }
             fold_bodies(body, &inner, &scope, inline);
-            let given: Vec<ValueId> = body
-                .values()
-                .filter(|(v, x)| x.producer().is_none() && x.constant.is_none() && !body.inputs.contains(v) && !body.is_output(*v))
-                .map(|(v, _)| v)
-                .collect();
+            let given: Vec<ValueId> = body.values().map(|(v, _)| v).filter(|v| body.is_outer(*v) && !body.is_output(*v)).collect();
             for v in given {
                 if let Some(t) = &inner.get(v).constant {
                     body.value_mut(v).constant = Some(t.clone().into());

@@ -5,7 +5,8 @@ use super::groups::{Layer, bound};
 use crate::data::Dataset;
 use crate::error::Result;
 use crate::graph::{Graph, Model, Op, ValueId};
-use crate::math::wide;
+use crate::math::moments;
+use crate::observe::Extremes;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 
@@ -37,7 +38,7 @@ impl Stats {
         let mut rows = vec![Row::default(); channels];
         match inner {
             // Channels lie side by side.
-            1 => x.chunks_exact(channels).for_each(|x| rows.iter_mut().zip(x).for_each(|(row, x)| row.see(*x))),
+            1 => rows.iter_mut().enumerate().for_each(|(c, row)| *row = Row::of(&x[c..].iter().step_by(channels).copied().collect::<Vec<_>>())),
             _ => x.chunks_exact(inner).enumerate().for_each(|(i, x)| rows[i % channels].merge(&Row::of(x))),
         }
         let each = |f: &dyn Fn(&Row) -> f64| rows.iter().map(f).collect::<Vec<_>>();
@@ -47,9 +48,9 @@ impl Stats {
             sum: each(&|r| r.sum / places),
             squares: each(&|r| r.squares / places),
             active: each(&|r| r.active as f64 / places),
-            tops: each(&|r| r.high.max(-r.low) as f64),
-            highest: each(&|r| r.high as f64),
-            lowest: rows.iter().fold(0.0, |low, r| low.min(r.low as f64)),
+            tops: each(&|r| r.seen.hi.max(-r.seen.lo) as f64),
+            highest: each(&|r| r.seen.hi as f64),
+            lowest: rows.iter().fold(0.0, |low, r| low.min(r.seen.lo as f64)),
         }))
     }
 
@@ -83,68 +84,26 @@ impl Stats {
 }
 
 /// Sums over some numbers of a channel, how many are above zero, and their extremes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Default)]
 struct Row {
     sum: f64,
     squares: f64,
-    active: u32,
-    high: f32,
-    low: f32,
-}
-
-impl Default for Row {
-    fn default() -> Self {
-        Row { sum: 0.0, squares: 0.0, active: 0, high: f32::NEG_INFINITY, low: f32::INFINITY }
-    }
+    active: usize,
+    seen: Extremes,
 }
 
 impl Row {
-    #[inline(always)]
-    fn see(&mut self, x: f32) {
-        let wide = x as f64;
-        self.sum += wide;
-        self.squares += wide * wide;
-        self.active += (x > 0.0) as u32;
-        self.high = if x > self.high { x } else { self.high };
-        self.low = if x < self.low { x } else { self.low };
+    fn of(x: &[f32]) -> Row {
+        let ((sum, squares), mut seen) = (moments(x), Extremes::default());
+        seen.observe(x);
+        Row { sum, squares, active: x.iter().filter(|v| **v > 0.0).count(), seen }
     }
 
-    #[inline(always)]
     fn merge(&mut self, o: &Row) {
         self.sum += o.sum;
         self.squares += o.squares;
         self.active += o.active;
-        self.high = self.high.max(o.high);
-        self.low = self.low.min(o.low);
-    }
-
-    fn of(x: &[f32]) -> Row {
-        const LANES: usize = 16;
-        wide(
-            #[inline(always)]
-            || {
-                let (mut sum, mut squares, mut active) = ([0f64; LANES], [0f64; LANES], [0u32; LANES]);
-                let (mut high, mut low) = ([f32::NEG_INFINITY; LANES], [f32::INFINITY; LANES]);
-                let pieces = x.chunks_exact(LANES);
-                let rest = pieces.remainder();
-                for x in pieces {
-                    for i in 0..LANES {
-                        let w = x[i] as f64;
-                        sum[i] += w;
-                        squares[i] += w * w;
-                        active[i] += (x[i] > 0.0) as u32;
-                        high[i] = if x[i] > high[i] { x[i] } else { high[i] };
-                        low[i] = if x[i] < low[i] { x[i] } else { low[i] };
-                    }
-                }
-                let mut row = Row::default();
-                for i in 0..LANES {
-                    row.merge(&Row { sum: sum[i], squares: squares[i], active: active[i], high: high[i], low: low[i] });
-                }
-                rest.iter().for_each(|x| row.see(*x));
-                row
-            },
-        )
+        self.seen.merge(&o.seen);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::Step;
 use super::start::Samples;
-use super::steps::{ADAQUANT, ADAROUND, iterations};
+use super::steps::{LEARNT_FROM, pace};
 use crate::allocate;
 use crate::engine::{Runner, shapes_of};
 use crate::error::Result;
@@ -42,9 +42,8 @@ fn inferences(step: &Step, layers: &Layers, n: usize, saved: bool, passes: bool)
         }
         // The float model and the model as it is, and all steps of all layers, forward and backward.
         "round" if matches!(step.args.text("method"), Some("adaround" | "block" | "adaquant")) => {
-            let (samples, default, batch) = if step.args.text("method") == Some("adaquant") { ADAQUANT } else { ADAROUND };
-            let (samples, batch) = (n.min(count("samples", samples)), count("batch", batch));
-            2 * samples + 3 * round::steps(layers.macs, batch, iterations(&step.args, default)) * batch.min(samples)
+            let (samples, (iterations, batch)) = (n.min(count("samples", LEARNT_FROM)), pace(&step.args));
+            2 * samples + 3 * round::steps(layers.macs, batch, iterations) * batch.min(samples)
         }
         // What each layer loses in each width, and what three strategies and those of the front do.
         "allocate" => {
@@ -105,7 +104,7 @@ pub fn estimate(model: &Model, steps: &[Step], samples: &Samples, (saved, watche
 mod tests {
     use super::super::{Sources, resolve};
     use super::*;
-    use crate::round::Iterations;
+    use crate::recipe::steps::learning;
 
     #[test]
     fn steps_take_what_their_keys_say() {
@@ -132,9 +131,14 @@ mod tests {
         assert_eq!(adaquant("round.iterations=1000"), 64 + 2 * 64 + 3 * 1000 * 50);
         assert_eq!(adaquant("round.batch=5"), 64 + 2 * 64 + 3 * 1000 * 5);
         assert_eq!(adaquant("round.iterations=100000"), 64 + 2 * 64 + 3 * 100_000 * 50);
-        let affordable = round::steps(1 << 20, 8, Iterations::AtMost(20_000));
-        assert!((100..20_000).contains(&affordable) && round::steps(1 << 40, 8, Iterations::AtMost(20_000)) == 300);
-        assert_eq!(of("int8-fast", &["round.method=adaround"], false), 64 + 2 * 64 + 3 * affordable * 8);
+        let affordable = |method: &str| {
+            let (iterations, batch) = learning(method);
+            assert_eq!(round::steps(1 << 40, batch, iterations), 300);
+            round::steps(1 << 20, batch, iterations)
+        };
+        assert_eq!(of("int8-fast", &["round.method=adaround"], false), 64 + 2 * 64 + 3 * affordable("adaround") * 8);
+        assert_eq!(of("int8-fast", &["round.method=block"], false), 64 + 2 * 64 + 3 * affordable("block") * 8);
+        assert!((300..affordable("block")).contains(&affordable("adaround")));
         let tuned = |set: &str| of("xint8-tuned", &[set], false);
         assert_eq!(tuned("tune-bias.epochs=20"), tuned("tune-bias.epochs=10") + 10 * 64 * 5 / 2);
     }

@@ -170,7 +170,7 @@ static ROUND: &[Key] = &[
         Shape::Number(0.0, f64::INFINITY),
         "gptq: billions of multiply-adds that a layer may take; fewer places are looked at for it, and beyond that it gets nearest codes; default 2000",
     ),
-    Key::new("samples", COUNT, "samples at most; default 32 for gptq, 64 for adaround and block, 1000 for adaquant, of which every fourth judges"),
+    Key::new("samples", COUNT, "samples at most; default 32 for gptq, 1000 for adaround, block and adaquant, of which every fourth judges"),
     Key::new(
         "iterations",
         COUNT,

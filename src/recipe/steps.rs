@@ -363,11 +363,11 @@ fn round(w: &mut Work, args: &Args) -> Result<Notes> {
             notes
         }
         Some(method @ ("adaround" | "block")) => {
-            let how = Reconstruct { blocks: method == "block", lambda: args.number("lambda").unwrap_or(0.01), visits: visits(w, args, ADAROUND) };
+            let how = Reconstruct { blocks: method == "block", lambda: args.number("lambda").unwrap_or(0.01), visits: visits(w, args) };
             round::reconstruct(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
         }
         Some("adaquant") => {
-            let how = AdaQuant { parallel: args.flag("parallel").unwrap_or(false), visits: visits(w, args, ADAQUANT) };
+            let how = AdaQuant { parallel: args.flag("parallel").unwrap_or(false), visits: visits(w, args) };
             round::adaquant(&mut w.model, &how, w.data.map(|d| (d, w.calibration)), w.progress)?
         }
         Some("hqq") => round::hqq(&mut w.model)?,
@@ -400,25 +400,29 @@ fn corrected(args: &Args) -> usize {
     args.count("samples", 32)
 }
 
-/// Samples, steps a layer and samples a step, where a recipe names none.
-pub const ADAROUND: (usize, usize, usize) = (64, 20_000, 8);
-pub const ADAQUANT: (usize, usize, usize) = (1000, 1000, 50);
-
-/// Steps a layer: what the recipe says, else `default` or fewer.
-pub fn iterations(args: &Args, default: usize) -> Iterations {
-    args.int("iterations").map_or(Iterations::AtMost(default), |n| Iterations::Exactly(n as usize))
+/// What methods that learn how to round take where a recipe does not say it: steps a unit and samples a step as in their papers, and multiply-adds of all
+/// steps, beyond which there are fewer. A step of a block moves more weights than one of a layer, so that more are needed.
+pub fn learning(method: &str) -> (Iterations, usize) {
+    match method {
+        "adaquant" => (Iterations::AtMost { steps: 1000, work: 4e11 }, 50),
+        "block" => (Iterations::AtMost { steps: 20_000, work: 1e12 }, 8),
+        _ => (Iterations::AtMost { steps: 20_000, work: 4e11 }, 8),
+    }
 }
 
-/// How layers are visited to learn from samples; `defaults`: samples, steps a layer, samples a step.
-fn visits(w: &Work, args: &Args, defaults: (usize, usize, usize)) -> Visits {
-    Visits {
-        samples: args.count("samples", defaults.0),
-        iterations: iterations(args, defaults.1),
-        batch: args.count("batch", defaults.2),
-        seed: w.recipe.seed,
-        memory: w.recipe.memory,
-        threads: w.threads,
-    }
+/// Samples to learn from, at most, where a recipe does not say it.
+pub const LEARNT_FROM: usize = 1000;
+
+/// Steps a unit and samples a step of a method that learns, as the recipe says or by default.
+pub fn pace(args: &Args) -> (Iterations, usize) {
+    let (iterations, batch) = learning(args.text("method").unwrap_or_default());
+    (args.int("iterations").map_or(iterations, |n| Iterations::Exactly(n as usize)), args.count("batch", batch))
+}
+
+/// How units are visited to learn from samples.
+fn visits(w: &Work, args: &Args) -> Visits {
+    let (iterations, batch) = pace(args);
+    Visits { samples: args.count("samples", LEARNT_FROM), iterations, batch, seed: w.recipe.seed, memory: w.recipe.memory, threads: w.threads }
 }
 
 /// Under what biases are written; `bias`: the recipe's scheme of those that layers do not have yet.

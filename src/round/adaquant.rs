@@ -27,8 +27,10 @@ pub struct AdaQuant {
     pub visits: Visits,
 }
 
-/// Length of a first step: of weights, in steps between codes; of scales, as a share of them; of biases, in steps between codes times the input's deviation.
-const WEIGHT: f32 = 0.005;
+/// How far a weight may go in all steps, and in the first one at most, in steps between codes: it may come to any neighbour, and no farther with many steps.
+const TRAVEL: f32 = 1.25;
+const WEIGHT: f32 = 0.01;
+/// Length of a first step of scales, as a share of them, and of biases, in steps between codes times the input's deviation.
 const SCALE: f32 = 1e-3;
 const BIAS: f32 = 1e-2;
 /// Times that held-out samples judge; without a gain in the first half of the steps, the others are not run.
@@ -144,7 +146,9 @@ impl Layout {
         let steps = Grid::of(row, tensor.shape())?.step;
         let typical = steps.iter().sum::<f32>() / steps.len().max(1) as f32 * task.input_power()?.sqrt() as f32;
         task.places.push((value, tensor.shape().to_vec()));
-        let mut moving = vec![Moving::new(tensor.to_f32()?.into_owned(), steps, WEIGHT)];
+        // Steps grow shorter along half a cosine: all together go half as far as if each were as long as the first.
+        let rate = (2.0 * TRAVEL / task.steps as f32).min(WEIGHT);
+        let mut moving = vec![Moving::new(tensor.to_f32()?.into_owned(), steps, rate)];
         if let Some((layer, value)) = &self.bias {
             let bias = current(model, layer)?;
             let held = constant_behind(g, *value).and_then(|c| g.constant(c));

@@ -52,7 +52,7 @@ fn codes_scales_and_biases_stand_in_the_model_and_serve_it_on_any_number_of_thre
     let mut nearest = m.clone();
     round_nearest(&mut nearest).unwrap();
     for parallel in [false, true] {
-        let of = |threads| AdaQuant { parallel, ..how(60, threads) };
+        let of = |threads| AdaQuant { parallel, ..how(30, threads) };
         let (mut one, mut two) = (m.clone(), m.clone());
         let notes = run(&mut one, &of(1), &data, 64);
         run(&mut two, &of(3), &data, 64);

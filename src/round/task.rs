@@ -15,20 +15,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Multiply-adds that all steps may take where nobody said how many they are, the way back included; and the samples that those of a unit see, and the
-/// steps that it has, in any case.
-const WORK: f64 = 4e11;
+/// Samples that the steps of a unit see, and steps that it has, where nobody said how many they are, whatever they take.
 const FEWEST: (usize, usize) = (2400, 100);
 /// Samples below which nothing is learnt.
 const LEAST: usize = 8;
 
 /// Steps of a unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Iterations {
     /// So many.
     Exactly(usize),
-    /// So many, or fewer where all would take too long.
-    AtMost(usize),
+    /// So many, or fewer where those of all units would take more multiply-adds than `work`, the way back included.
+    AtMost { steps: usize, work: f64 },
 }
 
 /// How units are visited.
@@ -162,9 +160,9 @@ fn affordable(model: &Model, units: &[Unit], sample: &BTreeMap<String, Tensor>, 
 pub fn steps(macs: u64, batch: usize, iterations: Iterations) -> usize {
     match iterations {
         Iterations::Exactly(n) => n,
-        Iterations::AtMost(n) => {
+        Iterations::AtMost { steps, work } => {
             let each = 3.0 * macs.max(1) as f64 * batch as f64;
-            ((WORK / each) as usize).max(FEWEST.0 / batch.max(1)).max(FEWEST.1).min(n)
+            ((work / each) as usize).max(FEWEST.0 / batch.max(1)).max(FEWEST.1).min(steps)
         }
     }
 }

@@ -2,9 +2,9 @@
           [--resamples N]
 
 How far converted models are from the float model, sample by sample, and how far each OTHER lies from BASE on the same samples.
-kl: mean of KL(float ‖ model) over the last axis, in nats; noise: energy of the difference over that of the float output. Of the first output,
+kl: mean of KL(float ‖ model) over the last axis, in nats, of outputs that are probabilities as they are, else behind a softmax; noise: energy of the difference over that of the float output. Of the first output,
 or of the one named.
-Prints for each model the mean, and its ratio to BASE's with the 95 % interval of a paired bootstrap over samples (percentiles, seed 0).
+Prints for each model the mean, how often the largest number of the last axis is where the float model has it (same), and the mean's ratio to BASE's with the 95 % interval of a paired bootstrap over samples (percentiles, seed 0).
 """
 
 import argparse
@@ -41,23 +41,28 @@ def outputs(model):
     return [model.run([compared], {k: v[i : i + 1] for k, v in feeds.items()})[0].astype(np.float64) for i in range(count)]
 
 
-def log_softmax(x):
+def logarithms(x):
+    if are_probabilities:
+        return np.log(np.maximum(x, 1e-12))
     x = x - x.max(-1, keepdims=True)
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
 def distance(want, got):
     if asked.metric == "kl":
-        p, q = log_softmax(want), log_softmax(got)
+        p, q = logarithms(want), logarithms(got)
         return (np.exp(p) * (p - q)).sum(-1).mean()
     return ((want - got) ** 2).sum() / max((want**2).sum(), 1e-30)
 
 
 wanted = outputs(reference)
-losses = [np.array([distance(a, b) for a, b in zip(wanted, outputs(session(path)))]) for path in asked.models]
+are_probabilities = all((w >= 0).all() and np.allclose(w.sum(-1), 1, atol=1e-3) for w in wanted)
+found = [outputs(session(path)) for path in asked.models]
+losses = [np.array([distance(a, b) for a, b in zip(wanted, got)]) for got in found]
+same = [np.mean([(a.argmax(-1) == b.argmax(-1)).mean() for a, b in zip(wanted, got)]) for got in found]
 drawn = np.random.default_rng(0).integers(0, count, (asked.resamples, count))
 base = losses[0]
-for path, loss in zip(asked.models, losses):
+for path, loss, share in zip(asked.models, losses, same):
     ratios = loss[drawn].mean(1) / base[drawn].mean(1)
     low, high = np.percentile(ratios, [2.5, 97.5])
-    print(f"{path} samples={count} {asked.metric}={loss.mean():.6f} ratio={loss.mean() / base.mean():.4f} [{low:.4f}, {high:.4f}]")
+    print(f"{path} samples={count} {asked.metric}={loss.mean():.6f} same={share:.4f} ratio={loss.mean() / base.mean():.4f} [{low:.4f}, {high:.4f}]")

@@ -97,35 +97,49 @@ fn smallest(x: &[f32]) -> f32 {
     least.into_iter().fold(f32::INFINITY, f32::min)
 }
 
-/// Empties a page of counts; `None` where it is empty.
-fn drain(tables: &mut [Vec<u32>; 2], page: usize) -> Option<[u32; PAGE]> {
-    let [even, odd] = tables.each_mut().map(|t| &mut t.as_chunks_mut::<PAGE>().0[page]);
+/// A page of patterns in both tables.
+fn page_of(tables: &mut [Vec<u32>; 2], page: usize) -> [&mut [u32; PAGE]; 2] {
+    tables.each_mut().map(|t| &mut t.as_chunks_mut().0[page])
+}
+
+/// Whether nothing is counted in a page.
+fn is_empty([even, odd]: &[&mut [u32; PAGE]; 2]) -> bool {
     wide(
         #[inline(always)]
-        move || {
-            let (mut sums, mut any) = ([0; PAGE], 0);
+        || {
+            let mut any = 0;
             for i in 0..PAGE {
                 any |= even[i] | odd[i];
             }
-            if any == 0 {
-                return None;
-            }
+            any == 0
+        },
+    )
+}
+
+/// Moves the counts of a page of patterns, of which the largest size comes first among buckets if they are of negative numbers.
+fn drain([even, odd]: [&mut [u32; PAGE]; 2], negative: bool, to: &mut [u64; PAGE]) {
+    wide(
+        #[inline(always)]
+        move || {
+            let mut new = [0u64; PAGE];
             for i in 0..PAGE {
-                sums[i] = even[i].wrapping_add(odd[i]);
+                new[i] = u64::from(even[i]) + u64::from(odd[i]);
             }
             (*even, *odd) = ([0; PAGE], [0; PAGE]);
-            Some(sums)
+            for i in 0..PAGE {
+                to[i] = to[i].wrapping_add(if negative { new[PAGE - 1 - i] } else { new[i] });
+            }
         },
     )
 }
 
 /// Adds counts of a page. None exceeds the number of values, which is checked before.
-fn add<N: Copy + Into<u64>>(page: &mut [u64; PAGE], more: &[N; PAGE]) {
+fn add(page: &mut [u64; PAGE], more: &[u64; PAGE]) {
     wide(
         #[inline(always)]
         move || {
             for i in 0..PAGE {
-                page[i] = page[i].wrapping_add(more[i].into());
+                page[i] = page[i].wrapping_add(more[i]);
             }
         },
     )
@@ -148,16 +162,15 @@ impl Histogram {
                 for (negative, largest) in [(true, -seen.lo), (false, seen.hi)] {
                     let first_page = if negative { PATTERNS / PAGE / 2 } else { 0 };
                     for e in std::iter::once(ZERO).chain(exponent(least).max(ZERO + 1)..=exponent(largest.max(0.0)).min(INFINITE - 1)) {
-                        let Some(mut new) = drain(tables, first_page + e) else { continue };
-                        // Of negative numbers the largest size comes first.
-                        if negative {
-                            new.reverse();
+                        let counts = page_of(tables, first_page + e);
+                        if !is_empty(&counts) {
+                            drain(counts, negative, self.page(if negative { INFINITE - e } else { INFINITE + 1 + e }));
                         }
-                        let page = if negative { INFINITE - e } else { INFINITE + 1 + e };
-                        add(self.pages.entry(page as u16).or_insert_with(|| Box::new([0; PAGE])), &new);
                     }
                     // Here lies NaN too, some of which shares its pattern with an infinity.
-                    if drain(tables, first_page + INFINITE).is_some() {
+                    let counts = page_of(tables, first_page + INFINITE);
+                    if !is_empty(&counts) {
+                        counts.into_iter().for_each(|page| page.fill(0));
                         for v in x.iter().filter(|v| !v.is_finite() && v.is_sign_negative() == negative) {
                             match v.is_nan() {
                                 true => self.total -= 1,
@@ -175,8 +188,11 @@ impl Histogram {
 
     /// Counts so many in a bucket.
     fn put(&mut self, bucket: u16, n: u64) {
-        let page = self.pages.entry(bucket / PAGE as u16).or_insert_with(|| Box::new([0; PAGE]));
-        page[bucket as usize % PAGE] += n;
+        self.page(bucket as usize / PAGE)[bucket as usize % PAGE] += n;
+    }
+
+    fn page(&mut self, at: usize) -> &mut [u64; PAGE] {
+        self.pages.entry(at as u16).or_insert_with(|| Box::new([0; PAGE]))
     }
 
     /// With these counts, none of which is zero.
@@ -194,7 +210,7 @@ impl Histogram {
         self.extremes.merge(&other.extremes);
         self.total += other.total;
         for (at, page) in &other.pages {
-            add(self.pages.entry(*at).or_insert_with(|| Box::new([0; PAGE])), page);
+            add(self.page(*at as usize), page);
         }
     }
 

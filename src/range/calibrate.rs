@@ -426,9 +426,11 @@ mod tests {
         let data = data(dir.path(), 200);
         let all: Vec<usize> = (0..200).collect();
         for (method, x, y) in [(Method::MinMax, (101.0, -1.0), (100.0, 0.0)), (Method::Percentile(99.0), (2.0, -1.0), (1.0, 0.0))] {
+            let mut seen = Vec::new();
             for threads in [1, 3] {
                 let (mut m, ids) = placed();
-                calibrate(&mut m, &how(method, threads), Some((&data, &all)), None, None, &Silent).unwrap();
+                let calibrated = calibrate(&mut m, &how(method, threads), Some((&data, &all)), None, None, &Silent).unwrap();
+                seen.push(serde_json::to_string(&calibrated.ranges).unwrap());
                 let of = |id: QuantizerId| m.quantizers[id].params.clone().unwrap();
                 // A percentile is read from buckets of one part in 128.
                 let near = |a: f32, b: f32| (a - b).abs() <= b / 64.0;
@@ -437,6 +439,8 @@ mod tests {
                 assert_eq!(px.zero_at(0), (-x.1 / px.scale[0]).round(), "the float model is watched: its quantizers do not clip");
                 assert_eq!((py.zero_at(0), of(ids[2]).scale), (0.0, vec![2.54 / 127.0, 0.127 / 127.0]));
             }
+            seen.dedup();
+            assert!(seen.len() == 1 && (method == Method::MinMax || seen[0].contains("\"counts\":[200,200,200,199,1]")), "{seen:?}");
         }
     }
 

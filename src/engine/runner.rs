@@ -77,7 +77,8 @@ impl Runner {
     pub fn with(model: &Model, fixed: &InputShapes, outputs: &[ValueId], options: RunnerOptions) -> Result<Runner> {
         let mut model = model.clone();
         model.graph.outputs = dedup(outputs);
-        build(specialize(&model, fixed)?, outputs, options, &flowing(&model))
+        let flowing = flowing(&model);
+        build(specialize(model, fixed)?, outputs, options, &flowing)
     }
 
     /// A plan of the nodes between `inputs` and `outputs`, where the values of `inputs` are given at each run under their names.
@@ -86,7 +87,7 @@ impl Runner {
     pub(super) fn segment(model: &Model, inputs: &[Given], outputs: &[ValueId], options: RunnerOptions, flows: &BTreeSet<QuantizerId>) -> Result<Runner> {
         let part = cut(model, inputs, &dedup(outputs))?;
         let fixed = inputs.iter().map(|i| (part.graph.value(i.value).name.clone(), i.shape.clone())).collect();
-        build(specialize(&part, &fixed)?, outputs, options, flows)
+        build(specialize(part, &fixed)?, outputs, options, flows)
     }
 
     /// A state for one thread.

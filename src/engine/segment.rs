@@ -58,10 +58,7 @@ pub fn cut_at(model: &Model, inputs: &[ValueId], outputs: &[ValueId]) -> Result<
     let g = &mut part.graph;
     g.outputs = outputs.to_vec();
     g.inputs = inputs.to_vec();
-    let drop: Vec<_> = g.order().iter().copied().filter(|n| !keep.contains(n)).collect();
-    for node in drop {
-        g.remove_node(node);
-    }
+    g.keep_nodes(|n| keep.contains(&n));
     for &v in inputs {
         if let Some((node, slot)) = g.value(v).producer() {
             // The node stays for its other outputs; this one gets another name.

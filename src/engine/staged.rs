@@ -111,7 +111,7 @@ impl States {
 impl Stages {
     /// Builds the pieces one by one, while a sample runs through them.
     fn new(model: &Model, shapes: InputShapes, sample: &BTreeMap<String, Tensor>, trial: &Trial) -> Result<Stages> {
-        let (fixed, flows) = (specialize(model, &shapes)?, flowing(model));
+        let (fixed, flows) = (specialize(model.clone(), &shapes)?, flowing(model));
         let g = &fixed.graph;
         let probes: Vec<ValueId> = trial.probes().iter().map(|p| p.value).collect();
         let position: BTreeMap<NodeId, usize> = g.order().iter().enumerate().map(|(i, n)| (*n, i)).collect();

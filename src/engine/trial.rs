@@ -193,11 +193,12 @@ impl Lost {
 
 /// Rows of scores less their means, which Softmax does not see.
 fn centred(x: &[f32], columns: usize) -> Vec<f32> {
-    let row = |row: &[f32]| {
+    let mut all = Vec::with_capacity(x.len());
+    for row in x.chunks_exact(columns) {
         let mean = row.iter().map(|v| *v as f64).sum::<f64>() / columns as f64;
-        row.iter().map(|v| (*v as f64 - mean) as f32).collect::<Vec<_>>()
-    };
-    x.chunks_exact(columns).flat_map(row).collect()
+        all.extend(row.iter().map(|v| (*v as f64 - mean) as f32));
+    }
+    all
 }
 
 /// KL(softmax(p) ‖ softmax(q)) of two rows of scores, in nats.

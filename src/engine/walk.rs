@@ -31,7 +31,7 @@ impl Walk {
     /// Starts with samples whose inputs all have the same shapes.
     pub fn new(model: &Model, samples: Vec<BTreeMap<String, Tensor>>, options: RunnerOptions, threads: usize) -> Result<Walk> {
         let shapes: InputShapes = samples.first().map(shapes_of).ok_or_else(|| Error::failed("a walk needs a sample"))?;
-        let fixed = specialize(model, &shapes)?;
+        let fixed = specialize(model.clone(), &shapes)?;
         let g = &model.graph;
         let count = samples.len();
         let mut kept: BTreeMap<ValueId, Vec<Tensor>> = BTreeMap::new();
@@ -47,7 +47,7 @@ impl Walk {
 
     /// Bytes that a walk keeps of each sample of these shapes, at most, if it stops at `stops`.
     pub fn kept_bytes(model: &Model, shapes: &InputShapes, stops: &[NodeId]) -> Result<u64> {
-        let g = specialize(model, shapes)?.graph;
+        let g = specialize(model.clone(), shapes)?.graph;
         let position: BTreeMap<NodeId, usize> = g.order().iter().enumerate().map(|(i, n)| (*n, i)).collect();
         let stops: BTreeSet<usize> = stops.iter().filter_map(|n| position.get(n).copied()).collect();
         // What is made before a stop and read behind it is kept there.

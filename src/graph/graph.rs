@@ -307,14 +307,21 @@ impl Graph {
 
     /// Removes a node. Its outputs stay, without a producer, for the caller to reconnect or remove.
     pub fn remove_node(&mut self, id: NodeId) -> Node {
-        let node = self.nodes[id.0 as usize].take().expect("a node that was not removed");
-        for v in node.inputs.iter().flatten().chain(&node.captures) {
-            self.value_mut(*v).uses.retain(|p| p.node != id);
-        }
-        for v in node.outputs.iter().flatten() {
-            self.value_mut(*v).producer = None;
-        }
         self.order.retain(|&n| n != id);
+        self.unlink(id)
+    }
+
+    /// Removes all nodes but these, as [`Graph::remove_node`] does.
+    pub fn keep_nodes(&mut self, kept: impl Fn(NodeId) -> bool) {
+        let (order, gone): (Vec<NodeId>, Vec<NodeId>) = self.order.iter().partition(|n| kept(**n));
+        self.order = order;
+        gone.into_iter().for_each(|n| drop(self.unlink(n)));
+    }
+
+    fn unlink(&mut self, id: NodeId) -> Node {
+        let node = self.nodes[id.0 as usize].take().expect("a node that was not removed");
+        node.inputs.iter().flatten().chain(&node.captures).for_each(|v| self.value_mut(*v).uses.retain(|p| p.node != id));
+        node.outputs.iter().flatten().for_each(|v| self.value_mut(*v).producer = None);
         node
     }
 

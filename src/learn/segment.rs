@@ -142,7 +142,7 @@ impl Segment {
             .collect();
         let part = cut(&self.part, &given, &self.outputs)?;
         let fixed = given.iter().map(|i| (part.graph.value(i.value).name.clone(), i.shape.clone())).collect();
-        let mut part = specialize(&part, &fixed)?;
+        let mut part = specialize(part, &fixed)?;
         bake(&mut part, &key.quantizers)?;
         let g = &part.graph;
         let mut tape = Tape::new();

@@ -11,17 +11,20 @@ pub fn wide<R>(f: impl FnOnce() -> R) -> R {
 
 /// `Σ f(a, b, c)` over elements of three slices of one length, in float64 and an order that does not depend on the machine.
 #[inline(always)]
-pub fn sum_of(a: &[f32], b: &[f32], c: &[f32], f: impl Fn(f32, f32, f32) -> f64) -> f64 {
+pub fn sum_of<A: Copy, B: Copy, C: Copy>(a: &[A], b: &[B], c: &[C], f: impl Fn(A, B, C) -> f64) -> f64 {
     const LANES: usize = 8;
+    let ((a, rest_a), (b, rest_b), (c, rest_c)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>(), c.as_chunks::<LANES>());
     wide(
         #[inline(always)]
         || {
             let mut sums = [0f64; LANES];
-            let pieces = a.chunks(LANES).zip(b.chunks(LANES)).zip(c.chunks(LANES));
-            for ((a, b), c) in pieces {
-                for (((s, a), b), c) in sums.iter_mut().zip(a).zip(b).zip(c) {
-                    *s += f(*a, *b, *c);
+            for ((a, b), c) in a.iter().zip(b).zip(c) {
+                for i in 0..LANES {
+                    sums[i] += f(a[i], b[i], c[i]);
                 }
+            }
+            for (((s, a), b), c) in sums.iter_mut().zip(rest_a).zip(rest_b).zip(rest_c) {
+                *s += f(*a, *b, *c);
             }
             sums.iter().sum()
         },

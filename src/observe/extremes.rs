@@ -19,29 +19,41 @@ impl Default for Extremes {
 impl Extremes {
     /// Takes in more values; NaN is passed over.
     pub fn observe(&mut self, x: &[f32]) {
+        self.look::<false>(x);
+    }
+
+    /// The same, and the smallest size that one of these has which is not zero; infinite where none has.
+    pub(super) fn observe_sizes(&mut self, x: &[f32]) -> f32 {
+        self.look::<true>(x)
+    }
+
+    fn look<const SIZES: bool>(&mut self, x: &[f32]) -> f32 {
         // So many lanes keep the loop free of one long dependency chain.
         const LANES: usize = 32;
         let start = *self;
-        let (lo, hi) = wide(
+        let [lo, hi, least] = wide(
             #[inline(always)]
             move || {
-                let (mut lo, mut hi) = ([start.lo; LANES], [start.hi; LANES]);
+                let (mut lo, mut hi, mut least) = ([start.lo; LANES], [start.hi; LANES], [f32::INFINITY; LANES]);
                 let (chunks, rest) = x.as_chunks::<LANES>();
                 for (i, &v) in rest.iter().enumerate() {
                     lo[i] = if v < lo[i] { v } else { lo[i] };
                     hi[i] = if v > hi[i] { v } else { hi[i] };
+                    least[i] = if SIZES { smaller(v, least[i]) } else { least[i] };
                 }
                 for c in chunks {
                     for i in 0..LANES {
                         lo[i] = if c[i] < lo[i] { c[i] } else { lo[i] };
                         hi[i] = if c[i] > hi[i] { c[i] } else { hi[i] };
+                        least[i] = if SIZES { smaller(c[i], least[i]) } else { least[i] };
                     }
                 }
-                (lo, hi)
+                [lo, hi, least]
             },
         );
         self.lo = lo.into_iter().fold(self.lo, f32::min);
         self.hi = hi.into_iter().fold(self.hi, f32::max);
+        if SIZES { least.into_iter().fold(f32::INFINITY, f32::min) } else { f32::INFINITY }
     }
 
     /// As if everything the other saw had been seen here.
@@ -59,6 +71,13 @@ impl Extremes {
     pub fn is_empty(&self) -> bool {
         self.lo > self.hi
     }
+}
+
+/// The size of a number, if it is not zero and smaller than `least`.
+#[inline(always)]
+fn smaller(v: f32, least: f32) -> f32 {
+    let size = if v == 0.0 { f32::INFINITY } else { v.abs() };
+    if size < least { size } else { least }
 }
 
 #[cfg(test)]

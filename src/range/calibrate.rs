@@ -20,6 +20,7 @@ use crate::quant::{self, Format, QuantizerId, Timing, Zero};
 use crate::target::Shift;
 use crate::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 
 /// What the `calibrate` step was asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -183,6 +184,10 @@ fn watch(
 ) -> Result<(Vec<Seen>, Vec<Vec<Tensor>>)> {
     let outputs: Vec<ValueId> = watched.iter().map(|(v, _)| *v).chain(probed.iter().copied()).chain(beside.iter().flat_map(|b| b.values()).copied()).collect();
     let plans = Plans::new(model, &outputs, RunnerOptions { float: true, ..RunnerOptions::default() });
+    let is_counted = |q: QuantizerId| model.quantizers[q].scheme.blocks.is_tensor() && how.activations.wants_histogram();
+    // Counts go on growing in whatever thread is free: their sum does not depend on the order.
+    let counts: Mutex<Vec<Vec<Histogram>>> = Mutex::default();
+    let lent = || counts.lock().unwrap_or_else(PoisonError::into_inner);
     let mut total: Vec<Option<Seen>> = watched.iter().map(|_| None).collect();
     let mut wanted = Vec::new();
     progress.begin("calibrate", samples.len() as u64);
@@ -193,7 +198,9 @@ fn watch(
         |running, i| {
             let sample = data.sample(samples[i])?;
             let mut tensors = plans.run(running, &sample, &model.quantizers).at(|| format!("sample {}", samples[i]))?;
-            let see = |(t, (v, q)): (&Tensor, &(ValueId, QuantizerId))| -> Result<Seen> {
+            let free = lent().pop();
+            let mut histograms = free.unwrap_or_else(|| vec![Histogram::default(); watched.len()]);
+            let see = |((t, (v, q)), histogram): ((&Tensor, &(ValueId, QuantizerId)), &mut Histogram)| -> Result<Seen> {
                 let x = t.to_f32()?;
                 let nan = |k: usize| {
                     let name = &model.graph.value(*v).name;
@@ -202,7 +209,7 @@ fn watch(
                 let scheme = &model.quantizers[*q].scheme;
                 let seen = |e| if let Method::MovingAverage { .. } = how.activations { Seen::Average(e) } else { Seen::Extremes(e) };
                 let saturated = if scheme.blocks.is_tensor() { masks.saturate(*v, &x, t.shape()) } else { None };
-                let counted = scheme.blocks.is_tensor() && how.activations.wants_histogram();
+                let counted = is_counted(*q);
                 if (!counted || saturated.is_some())
                     && let Some(k) = first_nan(&x)
                 {
@@ -210,21 +217,25 @@ fn watch(
                 }
                 if scheme.blocks.is_tensor() {
                     let x = saturated.as_deref().unwrap_or(&x);
-                    if counted {
-                        let mut h = Histogram::default();
-                        h.observe(x);
-                        // All but NaN is counted.
-                        return if h.total() == x.len() as u64 { Ok(Seen::Histogram(Box::new(h))) } else { nan(first_nan(x).unwrap_or(0)) };
-                    }
                     let mut e = Extremes::default();
-                    e.observe(x);
+                    if counted {
+                        let before = histogram.total();
+                        e = histogram.observe(x);
+                        // All but NaN is counted.
+                        if histogram.total() - before < x.len() as u64 {
+                            return nan(first_nan(x).unwrap_or(0));
+                        }
+                    } else {
+                        e.observe(x);
+                    }
                     return Ok(seen(vec![e]));
                 }
                 let layout = scheme.blocks.layout(t.shape())?;
                 let (lo, hi) = quant::block_ranges(&x, t.shape(), &layout);
                 Ok(seen(lo.into_iter().zip(hi).map(|(lo, hi)| Extremes { lo, hi }).collect()))
             };
-            let seen = tensors.iter().zip(watched).map(see).collect::<Result<Vec<_>>>()?;
+            let seen = tensors.iter().zip(watched).zip(&mut histograms).map(see).collect::<Result<Vec<_>>>()?;
+            lent().push(histograms);
             let others = tensors.split_off(watched.len() + probed.len());
             let turn = beside.map(|b| b.see(i, &others)).transpose()?;
             Ok((seen, (i < COMPARED_ON).then(|| tensors.split_off(watched.len())), turn))
@@ -240,7 +251,19 @@ fn watch(
         },
     )?;
     progress.end();
-    let seen = total.into_iter().map(|s| s.ok_or_else(|| Error::usage("there is no sample to calibrate on"))).collect::<Result<_>>()?;
+    let mut seen = total.into_iter().map(|s| s.ok_or_else(|| Error::usage("there is no sample to calibrate on"))).collect::<Result<Vec<_>>>()?;
+    let mut counts = counts.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter();
+    let mut histograms = counts.next().unwrap_or_default();
+    for more in counts {
+        histograms.iter_mut().zip(&more).for_each(|(all, more)| all.merge(more));
+    }
+    for ((seen, mut histogram), (_, q)) in seen.iter_mut().zip(histograms).zip(watched) {
+        if let (true, Seen::Extremes(e)) = (is_counted(*q), &*seen) {
+            // Of two zeros the first was taken, in the order of the samples.
+            histogram.extremes = e[0];
+            *seen = Seen::Histogram(Box::new(histogram));
+        }
+    }
     Ok((seen, wanted))
 }
 
@@ -287,7 +310,6 @@ fn drop_signs(model: &mut Model, watched: &[(ValueId, QuantizerId)], seen: &[See
 fn merge(have: &mut Option<Seen>, new: Seen, method: Method) -> Result<()> {
     match (have, new) {
         (have @ None, new) => *have = Some(new),
-        (Some(Seen::Histogram(a)), Seen::Histogram(b)) => a.merge(&b),
         (Some(Seen::Extremes(a)), Seen::Extremes(b)) if a.len() == b.len() => a.iter_mut().zip(&b).for_each(|(a, b)| a.merge(b)),
         (Some(Seen::Average(a)), Seen::Average(b)) if a.len() == b.len() => {
             let Method::MovingAverage { constant } = method else { unreachable!("averages are kept for moving averages alone") };
@@ -404,9 +426,11 @@ mod tests {
         let data = data(dir.path(), 200);
         let all: Vec<usize> = (0..200).collect();
         for (method, x, y) in [(Method::MinMax, (101.0, -1.0), (100.0, 0.0)), (Method::Percentile(99.0), (2.0, -1.0), (1.0, 0.0))] {
+            let mut seen = Vec::new();
             for threads in [1, 3] {
                 let (mut m, ids) = placed();
-                calibrate(&mut m, &how(method, threads), Some((&data, &all)), None, None, &Silent).unwrap();
+                let calibrated = calibrate(&mut m, &how(method, threads), Some((&data, &all)), None, None, &Silent).unwrap();
+                seen.push(serde_json::to_string(&calibrated.ranges).unwrap());
                 let of = |id: QuantizerId| m.quantizers[id].params.clone().unwrap();
                 // A percentile is read from buckets of one part in 128.
                 let near = |a: f32, b: f32| (a - b).abs() <= b / 64.0;
@@ -415,6 +439,8 @@ mod tests {
                 assert_eq!(px.zero_at(0), (-x.1 / px.scale[0]).round(), "the float model is watched: its quantizers do not clip");
                 assert_eq!((py.zero_at(0), of(ids[2]).scale), (0.0, vec![2.54 / 127.0, 0.127 / 127.0]));
             }
+            seen.dedup();
+            assert!(seen.len() == 1 && (method == Method::MinMax || seen[0].contains("\"counts\":[200,200,200,199,1]")), "{seen:?}");
         }
     }
 

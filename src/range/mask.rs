@@ -10,6 +10,7 @@ use crate::graph::{Flow, Graph, Model, Op, ValueId};
 use crate::observe::Extremes;
 use crate::quant::QuantizerId;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// exp(−12) is 6e-6: far less than half a step of a probability of 8 bits, a tenth of that of 16 bits.
 const REACH: f32 = 12.0;
@@ -71,7 +72,10 @@ impl Masks {
     /// `x`, the tensor at `value`, with its rows saturated; `None` where nothing is to be done. Rows that are masked as a whole leave no trace.
     pub fn saturate(&self, value: ValueId, x: &[f32], shape: &[usize]) -> Option<Vec<f32>> {
         let mut out = Vec::with_capacity(x.len());
-        self.each(value, x, shape, |i, floor| out.push(x[i].max(floor)))?;
+        self.each(value, x, shape, |row, stride, floor| match stride {
+            1 => out.extend(x[row].iter().map(|v| v.max(floor))),
+            _ => out.extend(row.step_by(stride).map(|i| x[i].max(floor))),
+        })?;
         Some(out)
     }
 
@@ -86,7 +90,7 @@ impl Masks {
             a.push(x[i].max(floor));
             b.push(y[i].max(floor));
         };
-        if self.each(value, x, shape, &mut put).is_none() {
+        if self.each(value, x, shape, |row, stride, floor| row.step_by(stride).for_each(|i| put(i, floor))).is_none() {
             // A mask before it is added: its rows are not known yet.
             let (lo, hi) = x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), v| (lo.min(*v), hi.max(*v)));
             if lo > EXTREME || hi <= EXTREME || !self.before.contains(&value) {
@@ -97,8 +101,8 @@ impl Masks {
         Some((a, b))
     }
 
-    /// Calls `put` with the place of each element that counts, and with the floor of its row.
-    fn each(&self, value: ValueId, x: &[f32], shape: &[usize], mut put: impl FnMut(usize, f32)) -> Option<()> {
+    /// Calls `put` with the places of each row that counts, a range and the stride in it, and with the row's floor.
+    fn each(&self, value: ValueId, x: &[f32], shape: &[usize], mut put: impl FnMut(Range<usize>, usize, f32)) -> Option<()> {
         let rows = self.rows.get(&value)?;
         let rank = shape.len() as i64;
         let axis = usize::try_from(if rows.axis < 0 { rows.axis + rank } else { rows.axis }).ok().filter(|a| *a < shape.len())?;
@@ -108,15 +112,33 @@ impl Masks {
         for start in (0..x.len()).step_by(size) {
             let end = (start + size).min(x.len());
             for first in start..end.min(start + stride) {
-                let row = || (first..end).step_by(stride);
-                let top = row().fold(f32::NEG_INFINITY, |top, i| top.max(x[i]));
+                let top = match stride {
+                    1 => largest(&x[first..end]),
+                    _ => (first..end).step_by(stride).fold(f32::NEG_INFINITY, |top, i| top.max(x[i])),
+                };
                 if top > EXTREME {
-                    row().for_each(|i| put(i, top - REACH));
+                    put(first..end, stride, top - REACH);
                 }
             }
         }
         Some(())
     }
+}
+
+/// The largest of some numbers.
+fn largest(x: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    for c in chunks {
+        for i in 0..LANES {
+            largest[i] = if c[i] > largest[i] { c[i] } else { largest[i] };
+        }
+    }
+    for (largest, v) in largest.iter_mut().zip(rest) {
+        *largest = largest.max(*v);
+    }
+    largest.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// The range of a mask's operand, where it is one: `other` is that of what it is added to.

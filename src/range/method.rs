@@ -2,7 +2,7 @@
 
 use super::{entropy, pow2};
 use crate::error::Result;
-use crate::math::wide;
+use crate::math::sum_of;
 use crate::observe::{Extremes, Histogram};
 use crate::quant::{self, Params, Scheme, Zero};
 
@@ -113,29 +113,20 @@ impl Loss {
         self.y.copy_from_slice(&self.x);
         quant::fake_quantize(&mut self.y, &[self.x.len()], scheme, Some(params))?;
         if self.power == 2.0 {
-            let (x, y, weight) = (&self.x[..], &self.y[..], &self.weight[..]);
-            return Ok(wide(
+            return Ok(sum_of(
+                &self.x,
+                &self.y,
+                &self.weight,
                 #[inline(always)]
-                move || squares(x, y, weight),
+                |x, y, weight| {
+                    let e = (x - y) as f64;
+                    e * e * weight
+                },
             ));
         }
         let errors = self.x.iter().zip(&self.y).map(|(x, y)| (x - y).abs() as f64);
         Ok(errors.map(|e| e.powf(self.power)).zip(&self.weight).map(|(e, w)| e * w).sum())
     }
-}
-
-/// The weighed sum of squared differences, in an order that does not depend on the machine.
-#[inline(always)]
-fn squares(x: &[f32], y: &[f32], weight: &[f64]) -> f64 {
-    const LANES: usize = 8;
-    let mut sums = [0f64; LANES];
-    for ((x, y), weight) in x.chunks(LANES).zip(y.chunks(LANES)).zip(weight.chunks(LANES)) {
-        for (((sum, x), y), weight) in sums.iter_mut().zip(x).zip(y).zip(weight) {
-            let e = (x - y) as f64;
-            *sum += e * e * weight;
-        }
-    }
-    sums.iter().sum()
 }
 
 /// Searches both ends together in steps of 2 %, then each alone around the best. Zero is within, but where zero points are real numbers.

@@ -120,7 +120,7 @@ impl Row {
             Seen::Extremes(e) => Row { blocks, extremes: list(e), ..Row::default() },
             Seen::Average(e) => Row { blocks, extremes: list(e), constant: method.constant(), ..Row::default() },
             Seen::Histogram(h) => {
-                let (buckets, counts) = h.counts().iter().copied().unzip();
+                let (buckets, counts) = h.counts().unzip();
                 Row { blocks, histogram: Some(Buckets { extremes: bounds(&h.extremes), buckets, counts }), ..Row::default() }
             }
         }

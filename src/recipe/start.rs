@@ -210,5 +210,5 @@ impl Samples {
 /// Names, in one error, every node that the engine cannot run on the first sample's shapes.
 pub fn check_engine(model: &Model, samples: &Samples) -> Result<()> {
     let sample = samples.data.sample(samples.calibration.first().copied().unwrap_or(0))?;
-    engine::check_supported(&specialize(model, &engine::shapes_of(&sample))?)
+    engine::check_supported(&specialize(model.clone(), &engine::shapes_of(&sample))?)
 }

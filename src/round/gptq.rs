@@ -13,7 +13,7 @@ use crate::data::Dataset;
 use crate::engine::{Patches, RunnerOptions};
 use crate::error::{At, Error, Result};
 use crate::graph::{Linear, Model, NodeId, Op, Site, ValueId};
-use crate::math::{Matrix, multiply};
+use crate::math::{Matrix, multiply, wide};
 use crate::note::Notes;
 use crate::pass::Progress;
 use crate::quant;
@@ -212,10 +212,20 @@ fn wise(n: usize, seen: usize, wanted: usize) -> f64 {
     if seen < wanted { DAMPING.0.max(DAMPING.1 * n as f64 / seen.max(1) as f64) } else { DAMPING.0 }
 }
 
-/// `owed += l · e`. On its own the compiler makes SIMD of it, within the loop around it does not.
-#[inline(never)]
-fn add(owed: &mut [f32; LANES], l: f32, e: &[f32; LANES]) {
-    owed.iter_mut().zip(e).for_each(|(owed, e)| *owed += l * e);
+/// `owed + Σ l · e`, one after the other.
+fn add(owed: &[f32], l: &[f32], e: &[[f32; LANES]]) -> [f32; LANES] {
+    let mut sums: [f32; LANES] = owed.try_into().expect("it has that length");
+    wide(
+        #[inline(always)]
+        move || {
+            for (l, e) in l.iter().zip(e) {
+                for i in 0..LANES {
+                    sums[i] += l * e[i];
+                }
+            }
+            sums
+        },
+    )
 }
 
 /// Some rows at once: by row its index, its values, and whether they are better than nearest ones.
@@ -233,10 +243,7 @@ fn round_rows(rows: &[usize], factor: &Factor, w: &[f32], grid: &Grid, at: &impl
             multiply(&mut owed, LANES, Matrix::strided(&factor.columns[from * n + to..], to - from, n - to, n), known, false);
         }
         for k in (from..to).rev() {
-            let mut owed: [f32; LANES] = owed[(k - from) * LANES..][..LANES].try_into().expect("it has that length");
-            for (l, e) in factor.columns[k * n + k + 1..k * n + to].iter().zip(errors[(k + 1) * LANES..].as_chunks::<LANES>().0) {
-                add(&mut owed, *l, e);
-            }
+            let owed = add(&owed[(k - from) * LANES..][..LANES], &factor.columns[k * n + k + 1..k * n + to], errors[(k + 1) * LANES..].as_chunks().0);
             let c = factor.order[k];
             let mut wanted = [[0f32; ROWS]; 2];
             let mut places = [0; ROWS];

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::graph::{Linear, Model, NodeId, Site};
+use crate::math::wide;
 use crate::quant::{self, Codes, Curve, Format, Quantizer, Rounding};
 use crate::tensor::{Tensor, pack};
 
@@ -51,11 +52,17 @@ impl Grid {
     /// What the codes nearest to these numbers stand for, at these places.
     pub fn nearest<const N: usize>(&self, at: &[usize; N], x: &[f32; N]) -> [f32; N] {
         let (step, offset) = (at.map(|at| self.step[at]), at.map(|at| self.offset[at]));
-        let mut q = [0f32; N];
-        for i in 0..N {
-            q[i] = nearest(x[i], step[i], offset[i], self.codes);
-        }
-        q
+        let codes = self.codes;
+        wide(
+            #[inline(always)]
+            move || {
+                let mut q = [0f32; N];
+                for i in 0..N {
+                    q[i] = nearest(x[i], step[i], offset[i], codes);
+                }
+                q
+            },
+        )
     }
 }
 

@@ -248,8 +248,7 @@ pub fn infer_inlined(model: &mut Model, fixed: &InputShapes) -> (Inferred, usize
 
 /// The model for inputs of fixed shapes: what became constant is folded, in bodies too, branches that are always taken stand in the place of their Ifs,
 /// dead nodes and constants are gone, declared shapes are those inferred. Ids and names of what survives are unchanged.
-pub fn specialize(model: &Model, fixed: &InputShapes) -> crate::Result<Model> {
-    let mut m = model.clone();
+pub fn specialize(mut m: Model, fixed: &InputShapes) -> crate::Result<Model> {
     for (name, shape) in fixed {
         let id =
             m.graph.find_value(name).filter(|v| m.graph.inputs.contains(v)).ok_or_else(|| crate::Error::usage(format!("the model has no input {name}")))?;
@@ -391,10 +390,10 @@ mod tests {
         let (m, y) = chain();
         let fixed = InputShapes::from([("x".to_string(), vec![2, 3, 4, 4])]);
         assert_eq!(infer(&m, &fixed).shape(y), Some(vec![32, 3]));
-        let s = specialize(&m, &fixed).unwrap();
+        let s = specialize(m.clone(), &fixed).unwrap();
         let ops: Vec<Op> = s.graph.nodes().map(|(_, n)| n.op).collect();
         assert_eq!(ops, [Op::Reshape]);
-        assert!(specialize(&m, &InputShapes::from([("z".to_string(), vec![])])).is_err());
+        assert!(specialize(m.clone(), &InputShapes::from([("z".to_string(), vec![])])).is_err());
     }
 
     #[test]
@@ -448,7 +447,7 @@ mod tests {
         g.value_mut(which).ty = Type::Tensor { dtype: Some(DType::Bool), shape: Some(vec![]) };
         (g.inputs, g.outputs) = (vec![x, which], vec![y]);
         g.add_node(Node::new(Op::If, "if").with("then_branch", then).with("else_branch", other), &[Some(which)], &[Some(y)]);
-        let s = specialize(&m, &InputShapes::from([("x".to_string(), vec![3]), ("which".to_string(), vec![])])).unwrap();
+        let s = specialize(m.clone(), &InputShapes::from([("x".to_string(), vec![3]), ("which".to_string(), vec![])])).unwrap();
         let (_, node) = s.graph.nodes().next().unwrap();
         let (_, body) = node.bodies().next().unwrap();
         assert_eq!(body.nodes().map(|(_, n)| n.op).collect::<Vec<_>>(), [Op::Concat]);

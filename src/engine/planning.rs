@@ -10,6 +10,8 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Once};
 use tract_onnx::prelude::{InferenceModelExt, IntoArcTensor, TractResult, TypedModel};
+use tract_onnx::tract_core::knobs::KnobScope;
+use tract_onnx::tract_core::ops::cnn::Conv;
 use tract_onnx::tract_core::ops::dummy::Dummy;
 use tract_onnx::tract_hir::internal::{InferenceFact, InferenceModel, InferenceOp, SimplePlan, TypedFact, TypedOp};
 
@@ -74,10 +76,32 @@ fn attempt(model: &Model, given: &[Source], wanted: &[ValueId]) -> Result<Result
         }
         m.select_output_outlets(&wanted.iter().map(|&v| parsed.outlets_by_name[name(v)]).collect::<Vec<_>>())?;
         let typed: TypedModel = m.into_typed()?;
-        let optimized = typed.clone().into_optimized()?;
+        let products = if products_are_faster(&typed) { "true" } else { "false" };
+        let optimized = KnobScope::new([("TRACT_DISABLE_DIRECT_SPATIAL", products)])?.enter(|| typed.clone().into_optimized())?;
         // tract 0.23's optimizer may leave a hole where a wanted value was fused away.
         SimplePlan::new(if has_holes(&optimized)? { typed } else { optimized })
     }))
+}
+
+/// Whether the convolutions that tract would compute directly, four output channels in one reading of the input, take longer so than as products of
+/// matrices. Measured (AVX-512): directly a multiply-add takes the same whatever the sizes, in products the less of it the more output channels share what is
+/// packed, 27 of them break even, and small kernels spoil some of it. tract knows one answer for a whole plan.
+fn products_are_faster(m: &TypedModel) -> bool {
+    const EVEN: f64 = 27.0;
+    const SPOILT: f64 = 16.0;
+    /// What tract asks of a convolution that it computes directly: numbers in a row, and those that an output is summed over.
+    const ROW: usize = 128;
+    const SUMMED: usize = 576;
+    let saved = m.nodes().iter().filter_map(|node| {
+        let conv = node.op_as::<Conv>().filter(|c| c.group == 1 && c.pool_spec.kernel_shape.len() == 2)?;
+        let elements: usize = conv.pool_spec.kernel_shape.iter().product();
+        let (summed, outs) = (conv.input_channels() * elements, conv.output_channels());
+        let shape = m.outlet_fact(node.inputs[0]).ok()?.shape.as_concrete()?;
+        let places = node.outputs[0].fact.shape.as_concrete()?.iter().product::<usize>() as f64;
+        let direct = elements > 1 && summed <= SUMMED && shape.last() >= Some(&ROW);
+        direct.then(|| places * summed as f64 * (1.0 - EVEN / outs as f64 * (1.0 + SPOILT / summed as f64)))
+    });
+    saved.sum::<f64>() > 0.0
 }
 
 /// Whether a node that is run is one that tract took out.

@@ -40,6 +40,7 @@ fn prepare_graph(g: &mut Graph, opset: i64) {
             | Op::ReduceSum
             | Op::ReduceSumSquare => no_empty_axes(g, id),
             Op::Resize => sizes_for_corners(g, id, opset),
+            Op::Squeeze => leave_ones_out(g, id),
             Op::Upsample => repeat_neighbours(g, id),
             Op::GRU | Op::LSTM | Op::RNN => reverse::rewrite(g, id),
             _ => None,
@@ -213,6 +214,16 @@ fn no_empty_axes(g: &mut Graph, id: NodeId) -> Option<()> {
     }
     g.node_mut(id).remove_attr("axes");
     g.truncate_inputs(id, 1);
+    Some(())
+}
+
+/// tract wants to be told which axes go.
+fn leave_ones_out(g: &mut Graph, id: NodeId) -> Option<()> {
+    let n = g.node(id);
+    let x = n.input(0).filter(|_| n.input(1).is_none() && n.attr("axes").is_none())?;
+    let left: Vec<usize> = g.value(x).known_shape()?.into_iter().filter(|d| *d != 1).collect();
+    let left = ints(g, &left);
+    turn_into(g, id, Op::Reshape, &[x, left]);
     Some(())
 }
 

@@ -376,3 +376,16 @@ fn recurrence_starts_anew_at_each_run() {
         assert!(runner.run(&mut state, &sample(s), &b.m.quantizers).unwrap()[0] == fresh(s)[0], "what ran before must not show: {s}");
     }
 }
+
+/// x[1,64,2,128] → Conv 64 × 3 × 3 → y: tract would compute it four output channels at a time, and read the input sixteen times.
+#[test]
+fn wide_convolutions_of_long_rows_are_products_of_matrices() {
+    let mut b = Built::new();
+    let shape = [1, 64, 2, 128];
+    let x = b.input("x", &shape);
+    let w = b.m.graph.add_constant("w", Tensor::of_f32(&[64, 64, 3, 3], numbers(64 * 64 * 9)));
+    let y = b.node(Node::new(Op::Conv, "conv").with("pads", vec![1i64; 4]), &[x, w], "y", &shape);
+    let plan = planning::plan(&b.m, &[(x, DType::F32, shape.to_vec())], &[y]).unwrap();
+    let ops: Vec<String> = plan.model().nodes().iter().map(|n| n.op.name().into_owned()).collect();
+    assert!(!ops.iter().any(|op| op.contains("Direct")) && ops.iter().any(|op| op.contains("MatMul")), "{ops:?}");
+}

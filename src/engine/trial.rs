@@ -143,6 +143,8 @@ impl Trial {
 /// Rows of scores fewer than these are told apart by their noise: where a model is certain a divergence is next to nothing, and the few rows in which it
 /// is not would decide alone.
 const FEW_ROWS: f64 = 256.0;
+/// Numbers fewer than these tell nothing.
+const FEW_NUMBERS: u64 = 32;
 
 /// What samples lost, by probe: noise and signal, and of scores, whose rows are centred for these, divergences and rows.
 #[derive(Debug, Clone)]
@@ -174,6 +176,11 @@ impl Lost {
     /// Whether it speaks of a few rows of scores: of samples as many, of which each may differ much.
     pub fn is_of_few(&self) -> bool {
         self.0.iter().any(|(_, _, rows)| *rows > 0.0 && *rows < FEW_ROWS)
+    }
+
+    /// Whether it speaks of so few numbers, at any probe, that chance decides which are near.
+    pub fn is_chance(&self) -> bool {
+        self.0.iter().all(|(s, _, rows)| s.pairs() < FEW_NUMBERS && *rows < FEW_ROWS)
     }
 
     fn mean_with(&self, rows_needed: f64) -> Result<f64> {

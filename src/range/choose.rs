@@ -3,7 +3,7 @@
 use super::Method;
 use super::pow2;
 use super::saved::Seen;
-use crate::engine::Trial;
+use crate::engine::{Lost, Trial};
 use crate::error::{At, Error, Result};
 use crate::graph::{Flow, Model, NodeId, ValueId, constant_behind};
 use crate::note::Notes;
@@ -44,7 +44,8 @@ pub fn measured(method: Method, samples: usize) -> impl Fn(&Histogram, &Scheme) 
 
 /// Samples on which methods are compared.
 pub const COMPARED_ON: usize = 8;
-/// What loses this many times as much as the best on half of them is compared no further; where outputs are a few scores, which tell little.
+/// What loses this many times as much as the best on half of them is compared no further; where outputs are a few scores, which tell little. Where they
+/// are next to no numbers, all are compared on all.
 const HOPELESS: (f64, f64) = (1.5, 4.0);
 /// A harder cut than the methods compared must leave this much of the loss at most: what few samples show is no reason to cut off what others hold.
 const CLEARLY: f64 = 0.8;
@@ -67,8 +68,13 @@ pub fn best_of(model: &Model, found: &Found, trial: &Trial, progress: &dyn Progr
         candidates.push((lost.compared()?, lost, method, candidate, notes));
         progress.tick(1);
     }
-    let few = candidates.iter().any(|c| c.1.is_of_few());
-    let within = if few { HOPELESS.1 } else { HOPELESS.0 } * candidates.iter().map(|c| c.0).fold(f64::INFINITY, f64::min);
+    let any = |told: fn(&Lost) -> bool| candidates.iter().any(|c| told(&c.1));
+    let hopeless = match (any(Lost::is_chance), any(Lost::is_of_few)) {
+        (true, _) => f64::INFINITY,
+        (_, true) => HOPELESS.1,
+        _ => HOPELESS.0,
+    };
+    let within = hopeless * candidates.iter().map(|c| c.0).fold(f64::INFINITY, f64::min);
     let mut best: Option<(f64, Method, Model, Notes)> = None;
     let mut figures = Vec::new();
     for (mut loss, mut lost, method, candidate, notes) in candidates {
@@ -205,10 +211,9 @@ mod tests {
     use crate::pass::Silent;
     use crate::tensor::{DType, Tensor};
 
-    /// x[1,64,64] → FakeQuant → MatMul → Relu: one number of 3000 is large, and no weight but zero reads it. All methods that are compared at first
-    /// keep some of these.
-    #[test]
-    fn harder_cuts_are_tried_where_the_hardest_loses_least() {
+    /// x[1,64,64] → FakeQuant → MatMul → Relu, or its mean: one number of 3000 is large, and no weight but zero reads it. All methods that are compared at
+    /// first keep some of these. What is told of the comparison, and the step between codes.
+    fn chosen(mean: bool) -> (String, f32) {
         let dir = tempfile::tempdir().unwrap();
         let (samples, side) = (40usize, 64usize);
         let x = (0..samples * side * side).map(|i| match i % 3008 {
@@ -236,11 +241,28 @@ mod tests {
         g.add_node(Node::fake_quant(q, "fx"), &[Some(x)], &[Some(xq)]);
         g.add_node(Node::new(Op::MatMul, "product"), &[Some(xq), Some(w)], &[Some(p)]);
         g.add_node(Node::new(Op::Relu, "relu"), &[Some(p)], &[Some(y)]);
+        if mean {
+            let z = g.add_value("z");
+            g.add_node(Node::new(Op::ReduceMean, "mean"), &[Some(y)], &[Some(z)]);
+            g.outputs = vec![z];
+        }
         let how = Calibrate { activations: Method::Auto, weights: Weights::MinMax, outliers: None, unsigned: false, shifts: &[], threads: 1 };
         let all: Vec<usize> = (0..samples).collect();
         let notes = calibrate(&mut m, &how, Some((&data, &all)), None, None, &Silent).unwrap().notes;
-        assert!(notes.list().iter().any(|n| n.text.contains("ranges by percentile 99.95")), "{notes:?}");
-        let step = m.quantizers[q].params.as_ref().unwrap().scale_at(0);
-        assert!(step < 1.1 / 255.0, "{step}");
+        let told = notes.list().iter().find(|n| n.text.starts_with("ranges by")).unwrap().text.clone();
+        (told, m.quantizers[q].params.as_ref().unwrap().scale_at(0))
+    }
+
+    #[test]
+    fn harder_cuts_are_tried_where_the_hardest_loses_least() {
+        let (told, step) = chosen(false);
+        assert!(told.contains("ranges by percentile 99.95") && step < 1.1 / 255.0, "{told} {step}");
+    }
+
+    /// Four samples of one number each may come out right by chance.
+    #[test]
+    fn next_to_no_numbers_make_no_method_hopeless() {
+        let on_half = |mean| chosen(mean).0.contains("on half of them");
+        assert_eq!([on_half(false), on_half(true)], [true, false]);
     }
 }

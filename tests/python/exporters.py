@@ -111,6 +111,19 @@ def above_zero():
     return model(nodes, [info("x", [1, 3, 8, 8])], [info("y", [1, 4, 8, 8])], constants), {"x": RNG.standard_normal((40, 1, 3, 8, 8))}
 
 
+def squeeze_all():
+    """Every axis of one element goes, whichever those are."""
+    nodes = [
+        node("Conv", ["x", "w"], ["f"], name="conv", pads=[1, 1, 1, 1]),
+        node("GlobalMaxPool", ["f"], ["p"], name="pool"),
+        node("Squeeze", ["p"], ["s"], name="squeeze"),
+        node("Unsqueeze", ["s", "first"], ["r"], name="row"),
+        node("Gemm", ["r", "v"], ["y"], name="head"),
+    ]
+    constants = {"w": weight(6, 3, 3, 3), "first": np.array([0]), "v": weight(6, 5)}
+    return model(nodes, [info("x", ["n", 3, 8, 8])], [info("y", ["n", 5])], constants), {"x": RNG.standard_normal((40, 1, 3, 8, 8))}
+
+
 def squeeze_if():
     """torch.squeeze, exported: the axis goes where it is one long, which shapes tell."""
     squeeze = body([node("Constant", [], ["axes"], name="axes", value_ints=[2]), node("Squeeze", ["f", "axes"], ["s"], name="squeeze")], ["s"])
@@ -206,7 +219,7 @@ def log_share():
     return model(nodes, [info("x", [1, 4, 8])], [info("y", [1, 4, 12])], {"w": 6 * weight(8, 12)}), {"x": RNG.standard_normal((40, 1, 4, 8))}
 
 
-FORMS = [log_power, log_share, shared_weight, shared_constant, bounded_softmax, anchors, above_zero, squeeze_if, known_if, rate_if, positions]
+FORMS = [log_power, log_share, shared_weight, shared_constant, bounded_softmax, anchors, above_zero, squeeze_all, squeeze_if, known_if, rate_if, positions]
 
 
 def make(folder):

@@ -38,6 +38,10 @@ pub fn lower_qdq(model: &mut Model) -> Result<Notes> {
     Ok(notes)
 }
 
+/// From this opset on ReduceMax and ReduceMin take 8-bit codes: ONNX Runtime gives them codes wherever they stand between quantizers, and refuses the file
+/// where they take none.
+const LARGEST_OF_CODES: i64 = 12;
+
 /// The lowest opset of ONNX's own domain in which every quantizer of the model can be written.
 pub fn qdq_opset(model: &Model) -> Result<i64> {
     graph_opset(&model.graph, &model.quantizers)
@@ -48,6 +52,10 @@ fn graph_opset(g: &Graph, table: &Table) -> Result<i64> {
     for (_, node) in g.nodes() {
         for (_, body) in node.bodies() {
             need = need.max(graph_opset(body, table)?);
+        }
+        let of_codes = |v: ValueId| g.value(v).producer().is_some_and(|(n, _)| g.node(n).quantizer().is_some());
+        if matches!(node.op, Op::ReduceMax | Op::ReduceMin) && node.input(0).is_some_and(of_codes) {
+            need = need.max(LARGEST_OF_CODES);
         }
         let Some(id) = node.quantizer() else { continue };
         let quantizer = &table[table.root(id)];

@@ -4,6 +4,7 @@ use super::steps::Work;
 use super::{Args, FloatRecipe, Recipe, preprocess};
 use crate::error::{Error, Result};
 use crate::graph::NodeId;
+use crate::lift::lift;
 use crate::lower;
 use crate::note::Notes;
 use crate::observe::Extremes;
@@ -56,11 +57,16 @@ fn images(w: &mut Work, nhwc: bool) -> Result<Notes> {
     Ok(notes)
 }
 
-/// How large tensors of the float model get, where anything is known of it.
+/// How large tensors of the float model get, where anything is known of it; or those of a quantized file that stays one.
 fn peaks(w: &Work) -> Result<BTreeMap<String, Extremes>> {
-    let model = w.prepared.as_ref().unwrap_or(&w.model);
     match (w.data, w.saved) {
-        (Some(data), _) => range::peaks(model, (data, w.calibration), w.threads, w.progress),
+        (Some(data), _) => {
+            let mut model = w.prepared.as_ref().unwrap_or(&w.model).clone();
+            if w.prepared.is_none() {
+                lift(&mut model)?;
+            }
+            range::peaks(&model, (data, w.calibration), w.threads, w.progress)
+        }
         (None, saved) => Ok(saved.map(Ranges::peaks).unwrap_or_default()),
     }
 }

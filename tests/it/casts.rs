@@ -4,15 +4,29 @@ use requant::pass::Silent;
 use requant::recipe::{Outcome, Request, Sources, convert};
 use requant::report::Db;
 use serde_json::Value as Json;
+use std::path::Path;
 
 /// The repository's model under a recipe, and what ONNX and ONNX Runtime say of the file.
 fn converted(recipe: &str, set: &[&str]) -> (Outcome, Json) {
+    converted_twice(None, recipe, set)
+}
+
+/// The same of what another recipe made of it before.
+fn converted_twice(first: Option<&str>, recipe: &str, set: &[&str]) -> (Outcome, Json) {
     let dir = tempfile::tempdir().unwrap();
     let (model, data, out) = (crate::repository("models/kws_dscnn.onnx"), crate::repository("models/kws_calibration.npz"), dir.path().join("out.onnx"));
-    let set = ["data.samples=4", "data.validate=4"].iter().chain(set).map(|s| s.to_string()).collect();
-    let sources = Sources { recipe: Some(recipe.into()), set, ..Sources::default() };
-    let (text, owned) = (data.display().to_string(), out.clone());
-    let outcome = convert(&Request { model: model.clone(), data: Some(text.clone()), sources, output: Some(owned), ..Request::default() }, &Silent).unwrap();
+    let text = data.display().to_string();
+    let by = |recipe: &str, set: &[&str], model: &Path, out: &Path| {
+        let set = ["data.samples=4", "data.validate=4"].iter().chain(set).map(|s| s.to_string()).collect();
+        let sources = Sources { recipe: Some(recipe.into()), set, ..Sources::default() };
+        convert(&Request { model: model.into(), data: Some(text.clone()), sources, output: Some(out.into()), ..Request::default() }, &Silent).unwrap()
+    };
+    let model = first.map_or(model.clone(), |first| {
+        let made = dir.path().join("first.onnx");
+        by(first, &[], &model, &made);
+        made
+    });
+    let outcome = by(recipe, set, &model, &out);
     // The same samples as the report's: float16's noise differs a hundredfold between them.
     let judged: Vec<String> =
         outcome.report.data.as_ref().unwrap().validation.iter().map(|name| name[name.rfind('[').unwrap() + 1..name.len() - 1].into()).collect();
@@ -34,6 +48,14 @@ fn float16_keeps_every_class_and_runs_in_onnx_runtime_as_the_report_says() {
     assert!(ours > 55.0 && theirs > 55.0, "{ours} {said}");
     let (_, said) = converted("float16", &["float.keep_io=false"]);
     assert_eq!((&said["input"], &said["output"], &said["casts"]), (&"FLOAT16".into(), &"FLOAT16".into(), &0.into()), "{said}");
+}
+
+/// What a quantized file leaves float is written in halves, its codes stay.
+#[test]
+fn float16_of_a_quantized_file_is_near_it() {
+    let (outcome, said) = converted_twice(Some("int8-fast"), "float16", &[]);
+    let (ours, theirs) = (sqnr(&outcome), said["sqnr_db"].as_f64().unwrap());
+    assert!(ours > 30.0 && theirs > 30.0, "{ours} {said}");
 }
 
 /// No runtime at hand computes in bfloat16; ONNX's checker knows its types.

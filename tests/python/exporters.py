@@ -111,6 +111,17 @@ def above_zero():
     return model(nodes, [info("x", [1, 3, 8, 8])], [info("y", [1, 4, 8, 8])], constants), {"x": RNG.standard_normal((40, 1, 3, 8, 8))}
 
 
+def largest():
+    """The largest number of each channel, at an opset at which it takes no codes."""
+    nodes = [
+        node("Conv", ["x", "w"], ["f"], name="conv", pads=[1, 1, 1, 1]),
+        node("ReduceMax", ["f"], ["s"], name="largest", axes=[2, 3], keepdims=0),
+        node("Gemm", ["s", "v", "b"], ["y"], name="head"),
+    ]
+    constants = {"w": weight(6, 3, 3, 3), "v": weight(6, 5), "b": weight(5, 1)[:, 0]}
+    return model(nodes, [info("x", [1, 3, 8, 8])], [info("y", [1, 5])], constants, opset=9), {"x": RNG.standard_normal((40, 1, 3, 8, 8))}
+
+
 def squeeze_all():
     """Every axis of one element goes, whichever those are."""
     nodes = [
@@ -219,7 +230,7 @@ def log_share():
     return model(nodes, [info("x", [1, 4, 8])], [info("y", [1, 4, 12])], {"w": 6 * weight(8, 12)}), {"x": RNG.standard_normal((40, 1, 4, 8))}
 
 
-FORMS = [log_power, log_share, shared_weight, shared_constant, bounded_softmax, anchors, above_zero, squeeze_all, squeeze_if, known_if, rate_if, positions]
+FORMS = [log_power, log_share, shared_weight, shared_constant, bounded_softmax, anchors, above_zero, largest, squeeze_all, squeeze_if, known_if, rate_if, positions]
 
 
 def make(folder):

@@ -21,7 +21,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     stop_on_signals();
-    keep_memory();
     match run(&cli) {
         Ok(code) => code,
         Err(e) => {
@@ -51,13 +50,6 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Memory that tensors of one sample have freed serves those of the next. glibc gives it back to the system, and has it zeroed page by page when it is
-/// wanted again, unless it has seen a piece of this size freed; other allocators do not mind.
-fn keep_memory() {
-    const PIECE: usize = 8 << 20;
-    drop(std::hint::black_box(Vec::<u8>::with_capacity(PIECE)));
 }
 
 /// The first signal asks the running loops to stop and to clean up; the second ends the process at once.

@@ -35,5 +35,5 @@ pub use samples::{each_sample, over_samples};
 pub use segment::{Given, cut, cut_at};
 pub use staged::Staged;
 pub use support::{check_supported, label};
-pub use trial::{Lost, Probe, Trial};
+pub use trial::{Probe, Trial};
 pub use walk::Walk;

@@ -178,7 +178,7 @@ impl Lost {
         self.0.iter().any(|(_, _, rows)| *rows > 0.0 && *rows < FEW_ROWS)
     }
 
-    /// Whether it speaks of so few numbers, at any probe, that chance decides which are near.
+    /// Whether it speaks of so few numbers, at every probe, that chance decides which are near.
     pub fn is_chance(&self) -> bool {
         self.0.iter().all(|(s, _, rows)| s.pairs() < FEW_NUMBERS && *rows < FEW_ROWS)
     }

@@ -1,9 +1,8 @@
 """w4a8.py REQUANT [--work DIR] [--only NAME…] [--methods METHOD…]: 4-bit weights with a scale an output channel, 8-bit activations, method beside method.
 
-Models and data of REQUANT_SHARED: 512 samples calibrate, or as many as there are; others judge, in ONNX Runtime. Told are KL between the float model's scores
-and those of each method, its ratio to nearest
-rounding's with the 95 % interval of a paired bootstrap (tests/python/paired.py), how often the largest number is where the float model has it, and the CPU
-seconds of the conversion.
+Models and data of REQUANT_SHARED: 512 samples calibrate, or as many as there are; others judge, in ONNX Runtime. Told are KL between the float model's
+scores and those of each method, its ratio to nearest rounding's with the 95 % interval of a paired bootstrap (tests/python/paired.py), how often the largest
+number is where the float model has it, and the CPU seconds of the conversion.
 """
 
 import argparse

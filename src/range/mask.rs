@@ -113,7 +113,11 @@ impl Masks {
             let end = (start + size).min(x.len());
             for first in start..end.min(start + stride) {
                 let top = match stride {
-                    1 => largest(&x[first..end]),
+                    1 => {
+                        let mut row = Extremes::default();
+                        row.observe(&x[first..end]);
+                        row.hi
+                    }
                     _ => (first..end).step_by(stride).fold(f32::NEG_INFINITY, |top, i| top.max(x[i])),
                 };
                 if top > EXTREME {
@@ -123,22 +127,6 @@ impl Masks {
         }
         Some(())
     }
-}
-
-/// The largest of some numbers.
-fn largest(x: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    let mut largest = [f32::NEG_INFINITY; LANES];
-    for c in chunks {
-        for i in 0..LANES {
-            largest[i] = if c[i] > largest[i] { c[i] } else { largest[i] };
-        }
-    }
-    for (largest, v) in largest.iter_mut().zip(rest) {
-        *largest = largest.max(*v);
-    }
-    largest.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// The range of a mask's operand, where it is one: `other` is that of what it is added to.

@@ -12,6 +12,7 @@ use crate::onnx;
 use crate::range::{self, Ranges};
 use crate::target::{Keep, Spelling};
 use crate::tensor::DType;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The opset from which Conv and most other layers may be bfloat16.
@@ -61,10 +62,11 @@ fn images(w: &mut Work, nhwc: bool) -> Result<Notes> {
 fn peaks(w: &Work) -> Result<BTreeMap<String, Extremes>> {
     match (w.data, w.saved) {
         (Some(data), _) => {
-            let mut model = w.prepared.as_ref().unwrap_or(&w.model).clone();
-            if w.prepared.is_none() {
-                lift(&mut model)?;
-            }
+            let lifted = || {
+                let mut model = w.model.clone();
+                lift(&mut model).map(|_| Cow::Owned(model))
+            };
+            let model = w.prepared.as_ref().map_or_else(lifted, |m| Ok(Cow::Borrowed(m)))?;
             range::peaks(&model, (data, w.calibration), w.threads, w.progress)
         }
         (None, saved) => Ok(saved.map(Ranges::peaks).unwrap_or_default()),

@@ -5,6 +5,7 @@ use crate::graph::{Graph, InputShapes, Linear, Model, NodeId, Op, Recurrent, inf
 use crate::quant::{Format, Origin, Quantizer, QuantizerId, Timing, Zero};
 use crate::range::{self, Weights};
 use crate::target::{Legal, Limit, Must, Profile, Slot, name_of};
+use crate::tensor::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A layer, or several that share their weights.
@@ -126,7 +127,12 @@ pub type Bound<'a> = BTreeMap<NodeId, Vec<&'a Limit>>;
 pub fn legal_widths(model: &Model, profile: &Profile, bound: &Bound, layer: &Layer, widths: &[u8]) -> Vec<u8> {
     let limits = layer.nodes.iter().flat_map(|n| bound.get(n).into_iter().flatten());
     let lists: Vec<&[String]> = limits.filter_map(|l| if let Must::Weights(list) = &l.must { Some(&list[..]) } else { None }).collect();
-    let holds = |bits: &u8| layer.weights.iter().all(|q| holds(&profile.legal, Slot::Weights, &lists, model.quantizers[*q].scheme.format, *bits));
+    // Operators that find their input's scale when the model runs have 8-bit types.
+    let dynamic = layer.inputs.iter().any(|q| model.quantizers[*q].scheme.timing == Timing::Dynamic);
+    let holds = |bits: &u8| {
+        let typed = stored(*bits).is_some_and(|t| !dynamic || t.bits() == 8);
+        typed && layer.weights.iter().all(|q| holds(&profile.legal, Slot::Weights, &lists, model.quantizers[*q].scheme.format, *bits))
+    };
     let mut legal: Vec<u8> = widths.iter().copied().filter(holds).collect();
     legal.sort_unstable();
     legal.dedup();
@@ -140,10 +146,14 @@ pub fn holds(legal: &Legal, slot: Slot, lists: &[&[String]], format: Format, bit
     legal.refuses_format(slot, name).is_none() && lists.iter().all(|l| l.iter().any(|f| f == name))
 }
 
+/// The type that stores integers of `bits` bits.
+fn stored(bits: u8) -> Option<DType> {
+    Format::Int { bits, signed: true, narrow: false }.storage()
+}
+
 /// Bytes of the layer's weights as they are stored in `bits` bits.
 pub fn bytes(layer: &Layer, bits: u8) -> f64 {
-    let stored = Format::Int { bits, signed: true, narrow: false }.storage().map_or(32, |d| d.bits());
-    layer.elements as f64 * stored as f64 / 8.0
+    layer.elements as f64 * stored(bits).map_or(32, |d| d.bits()) as f64 / 8.0
 }
 
 /// Bit operations of the layer (HAWQ-V3): multiply-adds times the bits of both operands.

@@ -74,7 +74,9 @@ impl Walk {
     /// As [`Runner::run`]; a node or value that is not part of the model at these shapes.
     pub fn to(&mut self, node: NodeId, stop: ValueId) -> Result<&mut Vec<Tensor>> {
         let g = &self.fixed.graph;
-        let upto = self.position.get(&node).ok_or_else(|| Error::failed("the walk does not pass a node"))? + 1;
+        // In the place of an If stands the branch that is taken at these shapes.
+        let maker = || g.has_value(stop).then(|| g.value(stop).producer()).flatten().and_then(|(n, _)| self.position.get(&n));
+        let upto = self.position.get(&node).or_else(maker).ok_or_else(|| Error::failed("the walk does not pass a node"))? + 1;
         let nodes = &g.order()[self.at.min(upto)..upto];
         self.at = self.at.max(upto);
         let later = |v: ValueId| v == stop || g.is_output(v) || g.value(v).uses().iter().any(|p| self.position.get(&p.node).is_some_and(|i| *i >= upto));

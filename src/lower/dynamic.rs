@@ -287,7 +287,7 @@ mod tests {
     fn a_layer_is_an_integer_product_and_reads_back_as_it_was() {
         let gemm = Node::new(Op::Gemm, "gemm").with("transB", 1i64);
         let mut m = layer(gemm, Scheme::int(8, false), &[2, 3], 0, true, 13);
-        super::super::lower_qdq(&mut m).unwrap();
+        super::super::lower_qdq(&mut m, None).unwrap();
         assert_eq!(ops(&m), [Op::DynamicQuantizeLinear, Op::MatMulInteger, Op::Cast, Op::Mul, Op::Mul, Op::Add]);
         let (_, product) = m.graph.nodes().nth(1).unwrap();
         let codes = &m.graph.constant(product.input(1).unwrap()).unwrap().tensor;

@@ -264,7 +264,12 @@ impl Planner<'_> {
         let base = self.rules.activations.expect("asked before");
         let g = &self.model.graph;
         let mut sets = Sets::default();
-        cut.iter().filter(|(v, y)| self.wishes.value(*v, base) == self.wishes.value(*y, base)).for_each(|(v, y)| sets.join(*v, *y));
+        // Blocks and channels are other ones behind an operator that moves them.
+        let alike = |v: ValueId, y: ValueId| {
+            let keys = self.wishes.value(v, base);
+            matches!(keys.granularity, None | Some(Granularity::Tensor)) && keys == self.wishes.value(y, base)
+        };
+        cut.iter().filter(|(v, y)| alike(*v, *y)).for_each(|(v, y)| sets.join(*v, *y));
         for (id, node) in g.nodes() {
             let moves = self.plan.kinds[&id] == Kind::Moves;
             let joins = self.rules.profile.join.contains(&node.op);
@@ -273,12 +278,14 @@ impl Planner<'_> {
             }
             let Some(out) = node.output(0).filter(|v| coded.values.contains_key(v)) else { continue };
             for (_, v) in self.operands(node).into_iter().filter(|(_, v)| coded.values.contains_key(v)) {
-                if self.wishes.value(v, base) == self.wishes.value(out, base) {
+                if alike(v, out) {
                     sets.join(v, out);
                 }
             }
             for &v in node.outputs()[1..].iter().flatten().filter(|v| coded.values.contains_key(v)) {
-                sets.join(v, out);
+                if alike(v, out) {
+                    sets.join(v, out);
+                }
             }
         }
         // A fixed range holds for a set only if every value that is computed, not moved, has it.
@@ -391,7 +398,11 @@ impl Planner<'_> {
             let channels = constant.tensor.len();
             let scales = self.plan.quantizers[weight].scheme.blocks.clone();
             let plain = node.float("alpha").unwrap_or(1.0) == 1.0 && node.float("beta").unwrap_or(1.0) == 1.0;
-            if !plain || linear.is_some_and(|l| channels != l.out_channels(&self.model.graph)) || scales.block_axis().is_some() {
+            if !plain
+                || linear.is_some_and(|l| channels != l.out_channels(&self.model.graph))
+                || scales.block_axis().is_some()
+                || !self.plan.quantizers[input].scheme.blocks.is_tensor()
+            {
                 self.plan.notes.declined(&node.name, format!("its bias {name} stays float: it is not one value an output channel"));
                 continue;
             }

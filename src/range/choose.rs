@@ -139,7 +139,12 @@ pub fn fitted(model: &Model, range: Range, found: &Found) -> Result<(Model, Note
         if let Some([have]) = ranges.get_mut(&id).map(Vec::as_mut_slice) {
             let value = model.graph.node(node).input(0).expect("a FakeQuant reads something");
             let mut own = Extremes::default();
-            own.observe(&model.graph.constant(value).expect("it is a constant site").tensor.to_f32()?);
+            // An infinity, as a bound or a mask, saturates.
+            let mut numbers = model.graph.constant(value).expect("it is a constant site").tensor.to_f32()?;
+            if numbers.iter().any(|x| x.is_infinite()) {
+                numbers.to_mut().retain(|x| x.is_finite());
+            }
+            own.observe(&numbers);
             let own = kept.get(&id).map_or(own, |i| own.within(i));
             have.merge(&own);
             if moved.is_some() {

@@ -358,9 +358,9 @@ fn as_written(model: &Model, state: State) -> Result<Model> {
         State::Placed => remove_fake_quants(&mut model),
         State::Fitted | State::Rounded => {
             round::round_nearest(&mut model)?;
-            let need = lower::qdq_opset(&model)?;
+            let need = lower::qdq_opset(&model, None)?;
             onnx::raise_opset(&mut model, need)?;
-            lower::lower_qdq(&mut model)?;
+            lower::lower_qdq(&mut model, None)?;
         }
     }
     model.graph.name_nodes_apart();

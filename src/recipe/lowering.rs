@@ -1,7 +1,7 @@
 //! The step `lower`: a spelling, and what inputs, outputs and what stays float are written in.
 
 use super::steps::Work;
-use super::{Args, FloatRecipe, Recipe, preprocess};
+use super::{Args, FloatRecipe, Recipe, Step, preprocess};
 use crate::error::{Error, Result};
 use crate::graph::NodeId;
 use crate::lift::lift;
@@ -93,6 +93,9 @@ pub fn check_forms(recipe: &Recipe) -> Result<()> {
             _ => (None, &["version"]),
         };
         let refused = |why: String| Err(Error::usage(why).at(&step.origin));
+        if recipe.target.forms.as_deref() == Some(&[]) && recipe.steps.iter().any(|s| s.name == "round") {
+            return refused(format!("target {} reads float models only: take recipe {}, or another target", recipe.target.name, recipe.target.recipe));
+        }
         if needs.is_some_and(|needs| recipe.target.forms.as_ref().is_some_and(|reads| !reads.contains(&needs))) {
             return refused(format!("target {} does not read {form}: take `lower: qdq`, or another target", recipe.target.name));
         }
@@ -104,6 +107,31 @@ pub fn check_forms(recipe: &Recipe) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses schemes that the spelling to come cannot say, before they cost any work.
+pub fn check_schemes(w: &Work) -> Result<()> {
+    let spelled = |s: &&Step| s.name == "lower" && !["encodings", "mct-quantizers"].contains(&form_of(w.recipe, &s.args));
+    match w.recipe.steps.iter().find(spelled) {
+        Some(_) => needed_opset(w).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// The opset above which com.microsoft's Q/DQ stand in for ONNX's own: the last that the target reads, if it reads them.
+fn ceiling(recipe: &Recipe) -> Option<i64> {
+    let reads = recipe.target.forms.as_ref().is_none_or(|forms| forms.contains(&Spelling::MsQdq));
+    recipe.target.opset.filter(|_| reads)
+}
+
+/// The opset that the model's quantizers need, if the target reads it.
+fn needed_opset(w: &Work) -> Result<i64> {
+    let need = lower::qdq_opset(&w.model, ceiling(w.recipe))?;
+    let target = &w.recipe.target;
+    match target.opset.filter(|limit| *limit < need) {
+        Some(limit) => Err(Error::usage(format!("the formats asked for need opset {need}, and target {} reads at most opset {limit}", target.name))),
+        None => Ok(need),
+    }
 }
 
 /// Raises the opset as far as the formats ask, and writes in the spelling asked for.
@@ -129,14 +157,11 @@ pub fn lower(w: &mut Work, args: &Args) -> Result<Notes> {
         return Ok(notes);
     }
     notes.append(lower::spell(&mut w.model, form, &settings)?);
-    let need = lower::qdq_opset(&w.model)?;
-    if let Some(limit) = w.recipe.target.opset.filter(|limit| *limit < need) {
-        return Err(Error::usage(format!("the formats asked for need opset {need}, and target {} reads at most opset {limit}", w.recipe.target.name)));
-    }
+    let need = needed_opset(w)?;
     // Layers may be bfloat16 from opset 22 on; a target that reads less keeps them float32.
     let wished = if float.is_some_and(|f| f.dtype == DType::BF16) { BFLOAT16_LAYERS.min(recipe.target.opset.unwrap_or(BFLOAT16_LAYERS)) } else { 0 };
     notes.append(onnx::raise_opset(&mut w.model, need.max(wished))?);
-    notes.append(lower::lower_qdq(&mut w.model)?);
+    notes.append(lower::lower_qdq(&mut w.model, ceiling(recipe))?);
     if form == "qoperator" {
         notes.append(lower::qoperator(&mut w.model));
     }
@@ -178,7 +203,8 @@ mod tests {
         let names = || crate::recipe::targets().into_iter().map(|(name, _)| name);
         let other = names().find(|name| checked(name, &["lower.form=mct-quantizers"]).is_err());
         fails(&other.unwrap(), &["lower.form=mct-quantizers"], "does not read mct-quantizers");
-        let only = names().find(|name| checked(name, &["lower.io=uint8"]).is_err());
-        fails(&only.unwrap(), &["lower.io=uint8"], "`io` is no key of form mct-quantizers");
+        let refused = |words| names().find(|name| checked(name, &["lower.io=uint8"]).is_err_and(|e| e.to_string().contains(words)));
+        assert!(refused("`io` is no key of form mct-quantizers").is_some());
+        assert!(refused("reads float models only: take recipe float-prep").is_some());
     }
 }

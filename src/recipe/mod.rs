@@ -7,6 +7,7 @@ mod diff;
 mod driver;
 mod estimate;
 mod eval;
+mod legal;
 mod lowering;
 mod output;
 mod parse;

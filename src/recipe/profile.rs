@@ -162,6 +162,7 @@ fn legal(t: &Tree) -> Legal {
         taken: read::texts(t.get("taken")),
         bias: formats(Slot::Bias),
         granularity: granularities(t.get("granularity")),
+        scales: read::texts(t.get("scales")),
         symmetric: slots("symmetric"),
         pow2: slots("pow2"),
         otherwise: fate(t.get("otherwise")),

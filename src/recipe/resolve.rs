@@ -1,5 +1,6 @@
 //! Layers → one recipe: target's defaults < `extends` < recipe < command line.
 
+use super::legal::{Refusal, override_refusal, refusal};
 use super::parse::parse;
 use super::profile::profile;
 use super::shape::{Shape, Tree, unknown};
@@ -147,7 +148,11 @@ fn assemble(name: String, target: Profile, target_from: String, layers: Vec<Laye
     for layer in &layers {
         for (i, tree) in layer.tree.get("overrides").map_or(&[][..], Tree::list).iter().enumerate() {
             let origin = if layer.from.starts_with("--") { layer.from.clone() } else { format!("{}: overrides[{i}]", layer.from) };
-            overrides.push(read::override_of(tree, origin)?);
+            let over = read::override_of(tree, origin)?;
+            if let Some(why) = override_refusal(&target, &over, [&weights, &activations, &bias]) {
+                return Err(Error::usage(why).at(&over.origin));
+            }
+            overrides.push(over);
             override_trees.push(tree.clone());
         }
     }
@@ -216,24 +221,10 @@ fn merged_scheme(key: &str, base: &SchemeKeys, layers: &[Layer], target: &Profil
         }
     }
     let slot = Slot::ALL.into_iter().find(|s| s.word() == key).unwrap_or(Slot::Bias);
-    let refused = |name: &str, also: &str, what: String, held: String| {
-        let from = froms.get(name).or(froms.get(also)).or(froms.get("")).unwrap_or(&target_from);
-        Err(Error::usage(format!("{from}: {key}: target {} does not hold {what}; it holds {held}", target.name)))
-    };
-    let legal = target.legal.formats(slot);
-    if let Some(format) = keys.format.as_ref().filter(|f| !legal.is_empty() && !legal.contains(f))
-        && (slot == Slot::Bias || !keys.is_none())
-    {
-        let what = if keys.is_none() { "a float bias".to_string() } else { format.clone() };
-        return refused("format", "bits", what, legal.join(", "));
-    }
-    let held = &target.legal.granularity;
-    if let Some(asked) = keys.granularity.filter(|g| slot == Slot::Weights && !keys.is_none() && !held.is_empty() && !held.contains(g)) {
-        let words: Vec<&str> = held.iter().map(|g| read::granularity_name(*g)).collect();
-        return refused("granularity", "block_size", format!("one scale a {}", read::granularity_name(asked)), format!("one a {}", words.join(", a ")));
-    }
-    if target.legal.symmetric.contains(&slot) && keys.symmetric == Some(false) {
-        return refused("symmetric", "zero_point", "a zero point from data".into(), "symmetric ones".into());
+    if let Some(Refusal { keys: [name, also], why }) = refusal(target, slot, &keys) {
+        let last = layers.iter().rev().find(|l| l.tree.get(key).is_some()).map(|l| &l.from);
+        let from = froms.get(name).or(froms.get(also)).or(froms.get("")).or(last.filter(|_| name.is_empty())).unwrap_or(&target_from);
+        return Err(Error::usage(format!("{from}: {key}: {why}")));
     }
     match read::scheme_tree(&keys) {
         Tree::Map(entries) => {

@@ -239,6 +239,7 @@ fn place(w: &mut Work, _: &Args) -> Result<Notes> {
         None => place::place(&mut w.model, &rules(w.recipe))?,
     };
     w.decisions = decisions;
+    lowering::check_schemes(w)?;
     Ok(notes)
 }
 

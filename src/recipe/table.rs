@@ -2,7 +2,7 @@
 
 use super::shape::{Key, Shape};
 use super::{configs, shape};
-use crate::target::{Fate, Place, Slot, Spelling, Term};
+use crate::target::{Fate, Place, SCALES, Slot, Spelling, Term};
 
 pub(super) const COUNT: Shape = Shape::Int(1, i64::MAX);
 pub(super) const FLAG: Shape = Shape::Bool;
@@ -206,6 +206,11 @@ static LEGAL: &[Key] = &[
     Key::new("taken", Shape::List(&Shape::Format), "more formats of activations that the compiler takes of anyone's file; `convert` keeps none of them"),
     Key::new("bias", Shape::List(&Shape::Format), "formats of biases, none: float; absent: any"),
     Key::new("granularity", Shape::List(&GRANULARITY), "which elements of a weight may share a scale; absent: any"),
+    Key::new(
+        "scales",
+        Shape::List(&Shape::OneOf(&SCALES)),
+        "what scales may be: a type, of which float32 also holds powers of two, or codes under scales of their own; absent: any",
+    ),
     Key::new("symmetric", Shape::List(&Shape::OneOf(&Slot::WORDS)), "tensors without a zero point, or with one in the middle of an unsigned format"),
     Key::new("pow2", Shape::List(&Shape::OneOf(&Slot::WORDS)), "tensors whose scales are powers of two"),
     Key::new("otherwise", Shape::OneOf(&Fate::WORDS), "what becomes of a node whose codes are not legal; default float"),

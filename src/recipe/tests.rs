@@ -16,6 +16,18 @@ fn resolved(text: &str, set: &[&str]) -> crate::Result<Recipe> {
     resolve(&sources).map_err(|e| crate::Error::usage(e.to_string().replace(&format!("{}/", dir.path().display()), "")))
 }
 
+/// Of some target an override is refused as the recipe's own keys are.
+#[test]
+fn overrides_are_held_to_what_the_target_holds() {
+    for (asked, key) in [("weights: { bits: 4 }", "weights"), ("outputs: { 0: { bits: 16 } }", "outputs.0"), ("inputs: { 1: { format: nf4 } }", "inputs.1")] {
+        let text = |name: &str| format!("extends: int8\ntarget: {name}\noverrides: [ {{ ops: [Conv], {asked} }} ]\n");
+        let said = |name: String| resolved(&text(&name), &[]).err().map(|e| (e.exit_code(), e.to_string().replace(&name, "T")));
+        let told: Vec<_> = crate::recipe::targets().into_iter().filter_map(|(name, _)| said(name)).collect();
+        let want = format!("my.yaml: overrides[0]: {key}: target T does not hold ");
+        assert!(!told.is_empty() && told.iter().all(|(code, e)| *code == 2 && e.starts_with(&want) && e.contains("; it holds ")), "{asked}: {told:?}");
+    }
+}
+
 fn refused(text: &str, set: &[&str], want: &str) {
     let e = resolved(text, set).expect_err(text);
     assert_eq!(e.exit_code(), 2);
@@ -43,7 +55,11 @@ fn what_is_wrong_is_said_with_its_place() {
         ("extends: int8\nextends: int8\n", "my.yaml:2:1: key `extends` stands twice"),
         ("extends: int8\nweights: { format: nf5 }\n", "my.yaml:2:20: format: unknown value `nf5`"),
         ("extends: int8\nweights: 8\n", "my.yaml:2:10: weights: 8 is not a map of bits"),
-        ("extends: int8\nactivations: { format: int2 }\n", "my.yaml: activations: target generic does not hold int2; it holds int8"),
+        ("extends: int8\nactivations: { format: nf4 }\n", "my.yaml: activations: target generic does not hold nf4; it holds int2, int4"),
+        ("extends: int8\nweights: { format: float8e4m3fn, zero_point: real }\n", "my.yaml: weights: format `float8e4m3fn` has no zero point"),
+        ("extends: int8\nweights: { timing: dynamic }\n", "my.yaml: weights: `timing: dynamic` is for activations"),
+        ("extends: int8\nactivations: { granularity: token }\n", "my.yaml: activations: scales a token are found when the model runs"),
+        ("extends: int8\nactivations: { granularity: channel }\n", "my.yaml: activations: `granularity: channel` of activations needs the `axis`"),
         ("extends: int8\nactivations: { range: [2, 1] }\n", "my.yaml:2:23: range: a range is [low, high]"),
         ("extends: int8\noverrides: [ { keep: float } ]\n", "my.yaml: overrides[0]: it selects nothing"),
         ("extends: int8\noverrides: [ { ops: [Conv] } ]\n", "my.yaml: overrides[0]: it asks for nothing"),

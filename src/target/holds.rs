@@ -1,6 +1,6 @@
 //! Whether a target holds a quantizer as it stands: asked of finished files, and of files that were made for another target.
 
-use super::{Legal, Limit, Must, Slot, name_of};
+use super::{Legal, Limit, Must, Slot, name_of, scale_word};
 use crate::quant::{Params, Scheme, Zero, Zeros};
 
 impl Legal {
@@ -14,9 +14,19 @@ impl Legal {
         Some(format!("{is}; of {} the target holds {}", slot.word(), legal.join(", ").replace("none", "float")))
     }
 
+    /// Why no slot holds the scales of a scheme.
+    pub fn refuses_scales(&self, scheme: &Scheme) -> Option<String> {
+        let word = scale_word(&scheme.scale);
+        let has = if word == "codes" { "that are codes" } else { word };
+        (!self.scales.is_empty() && !self.scales.iter().any(|s| s == word)).then(|| format!("has scales {has}; the target holds {}", self.scales.join(", ")))
+    }
+
     /// Why a slot does not hold a scheme with these parameters: format, zero point, scale.
     pub fn refuses(&self, slot: Slot, scheme: &Scheme, params: Option<&Params>) -> Option<String> {
         if let Some(why) = self.refuses_format(slot, name_of(scheme.format).unwrap_or("a codebook")) {
+            return Some(why);
+        }
+        if let Some(why) = self.refuses_scales(scheme) {
             return Some(why);
         }
         if self.symmetric.contains(&slot) && !is_symmetric(scheme, params) {

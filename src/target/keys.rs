@@ -121,8 +121,14 @@ impl SchemeKeys {
                 }
             }
         };
-        if !integer && matches!(zero, Zero::Integer | Zero::Fixed(_)) {
+        let codebook = matches!(format, Format::Codebook { .. });
+        if !integer && (matches!(zero, Zero::Integer | Zero::Fixed(_)) || zero == Zero::Real && !codebook) {
             return Err(Error::usage(format!("format `{name}` has no zero point")));
+        }
+        if let (Zero::Fixed(z), Some((lo, hi))) = (zero, format.code_range())
+            && !(lo..=hi).contains(&z)
+        {
+            return Err(Error::usage(format!("zero point {z} is not a code of `{name}`: its codes are {lo} … {hi}")));
         }
         let blocks = match self.granularity.unwrap_or(Granularity::Tensor) {
             Granularity::Tensor => Blocks::tensor(),
@@ -145,6 +151,9 @@ impl SchemeKeys {
     /// Parameters, where the keys give them: a scale with its zero point, or a range.
     pub fn params(&self, scheme: &Scheme) -> Result<Option<Params>> {
         if let Some((lo, hi)) = self.range {
+            if matches!(scheme.scale, ScaleKind::Nested(_)) {
+                return Err(Error::usage("scales that are codes follow from the values: `range` cannot stand beside them"));
+            }
             let mut p = quant::fit_range(scheme, &[lo], &[hi])?;
             p.origin = Origin::Fixed;
             return Ok(Some(p));

@@ -3,6 +3,8 @@
 use super::limits::Limit;
 use super::{Granularity, SchemeKeys};
 use crate::graph::Op;
+use crate::quant::ScaleKind;
+use crate::tensor::DType;
 
 /// What one target wants.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -160,12 +162,26 @@ pub struct Legal {
     pub bias: Vec<String>,
     /// Of weights.
     pub granularity: Vec<Granularity>,
+    /// Words of [`SCALES`].
+    pub scales: Vec<String>,
     /// Which of them have no zero point, or one in the middle of an unsigned format.
     pub symmetric: Vec<Slot>,
     /// Which of them have scales that are powers of two.
     pub pow2: Vec<Slot>,
     /// What becomes of a node whose codes are not legal.
     pub otherwise: Fate,
+}
+
+/// What scales may be in a file: numbers of a type, where a power of two is a float32, or `codes` under scales of their own.
+pub const SCALES: [&str; 5] = ["float32", "float16", "bfloat16", "e8m0", "codes"];
+
+/// The word of a scheme's scales.
+pub fn scale_word(scale: &ScaleKind) -> &'static str {
+    match scale {
+        ScaleKind::Nested(_) => "codes",
+        ScaleKind::Pow2(DType::F8E8M0) => "e8m0",
+        ScaleKind::Exact(dtype) | ScaleKind::Pow2(dtype) => dtype.name(),
+    }
 }
 
 impl Legal {

@@ -29,8 +29,10 @@ pub fn qdq_opset(scheme: &Scheme, constant: Option<&[usize]>) -> Result<i64, Str
         if scheme.rounding != crate::quant::Rounding::HalfEven {
             return Err("QuantizeLinear rounds half to even only".into());
         }
-        if scheme.format.code_range().is_some() && scheme.format.code_range() != Format::of_dtype(storage).and_then(Format::code_range) {
-            return Err(format!("QuantizeLinear saturates at {storage}'s full range, which is wider than the format's"));
+        if !saturates_by_itself(scheme) && !scheme.blocks.is_tensor() {
+            return Err(format!(
+                "QuantizeLinear saturates at {storage}'s full range, which is wider than the format's, and a Clip before it has one range a tensor"
+            ));
         }
     }
     let of_type = |t: DType| match t {
@@ -65,7 +67,25 @@ pub fn qdq_opset(scheme: &Scheme, constant: Option<&[usize]>) -> Result<i64, Str
     } else {
         return Err("ONNX scales are per tensor, per axis or per block along one axis, and only constants have gates".into());
     };
-    Ok(of_type(storage).max(of_scale).max(of_blocks))
+    let of_clip = if constant.is_none() && !saturates_by_itself(scheme) { CLIP_OPSET } else { 0 };
+    Ok(of_type(storage).max(of_scale).max(of_blocks).max(of_clip))
+}
+
+/// The lowest opset in which the ends of a Clip are operands.
+const CLIP_OPSET: i64 = 11;
+
+/// Whether QuantizeLinear saturates where the format ends. Narrow formats, and those stored in wider types, need a Clip before it.
+pub fn saturates_by_itself(scheme: &Scheme) -> bool {
+    let stored = scheme.format.storage().and_then(Format::of_dtype).and_then(Format::code_range);
+    scheme.format.code_range().is_none_or(|range| stored == Some(range))
+}
+
+/// Whether com.microsoft's QuantizeLinear and DequantizeLinear hold a scheme that ONNX's own hold, whatever the model's opset.
+/// Source: ONNX Runtime 1.31's contrib operators: 4, 8 and 16 bits, a float32 scale a tensor or a channel.
+pub fn is_microsoft(scheme: &Scheme) -> bool {
+    let types = matches!(scheme.format.storage(), Some(DType::U8 | DType::I8 | DType::U16 | DType::I16 | DType::U4 | DType::I4));
+    let scales = matches!(scheme.scale, ScaleKind::Exact(DType::F32) | ScaleKind::Pow2(DType::F32));
+    types && scales && !is_spelled_out(scheme) && (scheme.blocks.is_tensor() || scheme.blocks.channel_axis().is_some())
 }
 
 /// Whether DequantizeLinear cannot say a scheme that Cast, Gather, Sub and Mul can: a codebook, or real zero points.
@@ -188,9 +208,10 @@ mod tests {
     #[test]
     fn what_cannot_be_said_says_why() {
         let narrow = Scheme { format: Format::Int { bits: 8, signed: true, narrow: true }, ..Scheme::int(8, true) };
-        assert!(qdq_opset(&narrow, None).is_err());
+        assert_eq!(qdq_opset(&narrow, None), Ok(11));
+        assert!(qdq_opset(&Scheme { blocks: Blocks::channel(1), ..narrow.clone() }, None).is_err());
         assert!(qdq_opset(&narrow, Some(&[2])).is_ok());
         assert!(qdq_opset(&Scheme { timing: Timing::Dynamic, ..Scheme::int(8, true) }, None).is_err());
-        assert!(qdq_opset(&Scheme::int(5, false), None).is_err());
+        assert_eq!(qdq_opset(&Scheme::int(5, false), None), Ok(11));
     }
 }

@@ -4,6 +4,46 @@ use requant::pass::Silent;
 use requant::recipe::{Request, Sources, convert};
 use std::collections::BTreeMap;
 
+/// What one recipe makes of a form; the samples are few.
+fn one(name: &str, recipe: &str, set: &[&str]) -> requant::Result<requant::recipe::Outcome> {
+    let dir = tempfile::tempdir().unwrap();
+    crate::python::run("exporters.py", &["make", dir.path().to_str().unwrap()]);
+    let [model, data] = ["onnx", "npz"].map(|end| dir.path().join(format!("{name}.{end}")));
+    let set = set.iter().chain(&["data.samples=8"]).map(|s| s.to_string()).collect();
+    let sources = Sources { recipe: Some(recipe.into()), set, ..Sources::default() };
+    convert(&Request { model, data: Some(data.display().to_string()), sources, threads: 1, ..Request::default() }, &Silent)
+}
+
+/// A walk through the model at the samples' shapes meets the branch that is taken in the place of an If.
+#[test]
+fn weights_behind_an_if_are_learnt() {
+    for recipe in ["adaquant", "gptq-w4"] {
+        let outcome = one("squeeze_if", recipe, &[]).unwrap_or_else(|e| panic!("{recipe}: {e}"));
+        assert!(outcome.report.outputs[0].sqnr_db.0 > 12.0, "{recipe}: {:?}", outcome.report.outputs);
+    }
+}
+
+/// −∞ as a bound sets no range, folded away or not.
+#[test]
+fn an_infinite_constant_saturates() {
+    let steps = "steps=[place, calibrate, { round: nearest }, { lower: qdq }]";
+    let outcome = one("bounded_softmax", "int8-fast", &[steps]).unwrap();
+    assert!(outcome.report.outputs[0].sqnr_db.0 > 18.0, "{:?}", outcome.report.outputs);
+}
+
+/// Casts of one value in both branches have names of their own, as ONNX wants.
+#[test]
+fn both_branches_of_an_if_become_halves() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().to_str().unwrap();
+    crate::python::run("exporters.py", &["make", folder]);
+    let [model, data, output] = ["squeeze_if.onnx", "squeeze_if.npz", "squeeze_if.int8.onnx"].map(|f| dir.path().join(f));
+    let set = ["float=float16", "weights.granularity=tensor", "activations.scale=e8m0"].map(String::from).to_vec();
+    let sources = Sources { recipe: Some("int8-fast".into()), set, ..Sources::default() };
+    convert(&Request { model, data: Some(data.display().to_string()), output: Some(output.clone()), sources, ..Request::default() }, &Silent).unwrap();
+    crate::python::run("exporters.py", &["check", output.to_str().unwrap()]);
+}
+
 #[test]
 fn what_exporters_write_is_converted_loads_and_computes_the_same() {
     // One measures wider activations in every model.

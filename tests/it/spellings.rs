@@ -93,6 +93,17 @@ fn dynamic_activations_lose_no_more_than_those_of_onnx_runtime_and_run_in_its_ke
     }
 }
 
+/// Widths to choose from are those that operators with scales found at inference have.
+#[test]
+fn dynamic_activations_leave_their_weights_8_bits_where_widths_are_chosen() {
+    let (model, data) = (crate::repository("models/kws_dscnn.onnx"), crate::repository("models/kws_calibration.npz").display().to_string());
+    let set = ["activations.timing=dynamic", "data.samples=4"].map(String::from).to_vec();
+    let sources = Sources { recipe: Some("mixed".into()), set, ..Sources::default() };
+    let request = Request { model, data: Some(data), output: Some("never.onnx".into()), sources, ..Request::default() };
+    let e = convert(&request, &Silent).unwrap_err();
+    assert!(e.exit_code() == 2 && e.to_string().contains("the smallest possible is"), "{e}");
+}
+
 #[test]
 fn tokens_have_scales_of_their_own_in_standard_operators() {
     let rows = dynamic(&["activations.format=int8", "activations.symmetric=true", "activations.granularity=token"]);
@@ -176,4 +187,72 @@ fn what_is_cut_off_a_detector_makes_of_its_heads_what_the_whole_did() {
     // A tail of an earlier run goes with it.
     written(dir.path(), "anchored", "cut", recipe.to_str().unwrap(), &["target=generic"]);
     assert!(!dir.path().join("anchored.cut.tail.onnx").exists());
+}
+
+/// Whatever ONNX can say of what flows: each format with one scale a tensor, a channel and a block, as onnx's reference computes the file. Narrow formats
+/// and those stored wider saturate in a Clip, which has one range a tensor.
+#[test]
+fn activations_in_every_format_are_what_the_reference_makes_of_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().to_str().unwrap();
+    crate::python::run("activations.py", &["make", folder]);
+    let granularities = [("tensor", "granularity: tensor"), ("channel", "granularity: channel, axis: 1"), ("block", "granularity: block, block_size: 4")];
+    let mut said = std::collections::BTreeMap::new();
+    for format in requant::target::FORMATS.iter().map(|f| f.name).filter(|f| !["int32", "nf4", "codebook4"].contains(f)) {
+        for (tag, granularity) in granularities {
+            let name = format!("{format}_{tag}");
+            let set = vec!["data.samples=8".into(), "data.validate=4".into(), format!("activations={{ format: {format}, {granularity} }}")];
+            let sources = Sources { recipe: Some("int8-fast".into()), set, ..Sources::default() };
+            let [model, data, output] = ["model.onnx", "model.npz", &format!("{name}.onnx")].map(|f| dir.path().join(f));
+            let request = Request { model, data: Some(data.display().to_string()), output: Some(output), sources, ..Request::default() };
+            match convert(&request, &Silent) {
+                Ok(outcome) => drop(said.insert(name, outcome.report.outputs[0].sqnr_db.0)),
+                Err(e) => {
+                    let stored_wider = ["3", "5", "6", "7"].iter().any(|bits| format.strip_prefix('u').unwrap_or(format) == format!("int{bits}"));
+                    assert!(
+                        stored_wider && tag != "tensor" && e.exit_code() == 2 && e.to_string().contains("a Clip before it has one range a tensor"),
+                        "{name}: {e}"
+                    );
+                }
+            }
+        }
+    }
+    let judged = json(&crate::python::run("activations.py", &["judge", folder]));
+    assert!(said.len() == judged.as_object().unwrap().len() && said.len() == 53, "{}", said.len());
+    for (name, ours) in said {
+        let theirs = judged[&name].as_f64().unwrap();
+        println!("{name}: {ours:.2} dB, the reference {theirs:.2}");
+        assert!((ours - theirs).abs() < 0.1, "{name}: {ours} dB, the reference {theirs}");
+    }
+}
+
+/// A target that stays below opset 21 gets types that came then by com.microsoft's operators, if it reads them.
+#[test]
+fn sixteen_bits_below_opset_21_are_com_microsofts() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().to_str().unwrap();
+    crate::python::run("spellings.py", &["make", folder]);
+    let target = dir.path().join("old.yaml");
+    let set = |forms: &str| {
+        std::fs::write(&target, format!("extends: generic\nopset: 17\nforms: {forms}\n")).unwrap();
+        [format!("target={}", target.display()), "activations.bits=16".into(), "weights.bits=4".into()]
+    };
+    for name in ["conv_bn_relu", "matmul_w_add", "residual"] {
+        let set = set("[qdq, ms-qdq]");
+        written(dir.path(), name, "old", "int8-fast", &set.each_ref().map(String::as_str));
+        let report: Json = serde_json::from_slice(&std::fs::read(dir.path().join(format!("{name}.old.report.json"))).unwrap()).unwrap();
+        let said = json(&crate::python::run("spellings.py", &["old", folder, name, "old"]));
+        println!("{name}: {said}");
+        assert!(
+            said["opset"].as_i64().unwrap() <= 17 && said["own"].as_i64() < said["microsoft"].as_i64() && said["microsoft"].as_i64().unwrap() > 2,
+            "{name}: {said}"
+        );
+        let (ours, theirs) = (report["outputs"][0]["sqnr_db"].as_f64().unwrap(), said["sqnr_db"].as_f64().unwrap());
+        assert!(ours > 10.0 && (ours - theirs).abs() < 1.0, "{name}: {ours} {said}");
+    }
+    let set = set("[qdq]");
+    let [model, data] = ["residual.onnx", "residual.npz"].map(|f| dir.path().join(f));
+    let sources = Sources { recipe: Some("int8-fast".into()), set: set.to_vec(), ..Sources::default() };
+    let e = convert(&Request { model, data: Some(data.display().to_string()), sources, ..Request::default() }, &Silent).unwrap_err();
+    assert!(e.exit_code() == 2 && e.to_string().contains("need opset 21, and target old reads at most opset 17"), "{e}");
 }

@@ -1,6 +1,7 @@
-"""exporters.py make|judge FOLDER: forms that exporters write and small test models seldom have, as found in models that packages ship.
+"""exporters.py make|judge|check PATH: forms that exporters write and small test models seldom have, as found in models that packages ship.
 
 make:  NAME.onnx and NAME.npz (40 samples, the first axis counts them) for each.
+check: of a file, whether onnx finds it sound.
 judge: {name: [SQNR in dB of NAME.int8.onnx against NAME.onnx in ONNX Runtime, nodes of the outermost graph that are Ifs]}
 """
 
@@ -261,5 +262,9 @@ def judge(folder):
     print(json.dumps(told))
 
 
+def check(path):
+    onnx.checker.check_model(str(path), full_check=True)
+
+
 if __name__ == "__main__":
-    {"make": make, "judge": judge}[sys.argv[1]](Path(sys.argv[2]))
+    {"make": make, "judge": judge, "check": check}[sys.argv[1]](Path(sys.argv[2]))

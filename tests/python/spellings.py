@@ -8,12 +8,16 @@ Prints {NAME: {"inputs": [types], "outputs": [types], "largest": largest distanc
 
 spellings.py dynamic DIR TAG: DIR/NAME.TAG.onnx beside the float model, and beside what ONNX Runtime's own dynamic quantizer makes of it, weights per channel.
 Prints {NAME: {"sqnr_db", "rival": its, "ops": {OP: count}, "fused": {OP: count} of the operators after optimisation} …}.
+
+spellings.py old DIR NAME TAG: DIR/NAME.TAG.onnx in ONNX Runtime with its optimisations off, on the samples that its report says judged.
+Prints {"sqnr_db", "opset": of ONNX's own domain, "own": Q and DQ of it, "microsoft": those of com.microsoft}.
 """
 
 import collections
 import json
 import logging
 import pathlib
+import re
 import sys
 
 import micro_models as micro
@@ -184,5 +188,23 @@ def dynamic(folder, tag):
     print(json.dumps(rows))
 
 
+def old(folder, name, tag):
+    path = folder / f"{name}.{tag}.onnx"
+    model = onnx.load(path)
+    pairs = [n for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    judged = json.loads((folder / f"{name}.{tag}.report.json").read_text())["data"]["validation"]
+    which = [int(re.search(r"\[(\d+)\]$", sample)[1]) for sample in judged]
+    data = np.load(folder / f"{name}.npz")
+    run = lambda s: np.concatenate([s.run(None, {k: data[k][i] for k in data.files})[0].astype(np.float64).ravel() for i in which])
+    wanted, got = run(session(folder / f"{name}.onnx")), run(session(path))
+    said = {
+        "sqnr_db": float(10 * np.log10((wanted**2).sum() / ((wanted - got) ** 2).sum())),
+        "opset": next(o.version for o in model.opset_import if o.domain == ""),
+        "own": sum(n.domain == "" for n in pairs),
+        "microsoft": sum(n.domain == "com.microsoft" for n in pairs),
+    }
+    print(json.dumps(said))
+
+
 if __name__ == "__main__":
-    {"make": make, "compare": compare, "io": io, "dynamic": dynamic}[sys.argv[1]](pathlib.Path(sys.argv[2]), *sys.argv[3:])
+    {"make": make, "compare": compare, "io": io, "dynamic": dynamic, "old": old}[sys.argv[1]](pathlib.Path(sys.argv[2]), *sys.argv[3:])

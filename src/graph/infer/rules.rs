@@ -80,7 +80,10 @@ pub fn outputs(node: &Node, inputs: &[Option<&Fact>]) -> Vec<Fact> {
         | Op::ReduceLogSumExp
         | Op::ReduceSumSquare => one(dtype, n.reduce()),
         Op::QuantizeLinear | Op::MsQuantizeLinear => one(n.quantized(), shape),
-        Op::DequantizeLinear | Op::MsDequantizeLinear => one(n.fact(1).and_then(|f| f.dtype), shape),
+        Op::DequantizeLinear | Op::MsDequantizeLinear => {
+            let said = n.node.int("output_dtype").and_then(|t| DType::of_onnx(t as i32));
+            one(said.or_else(|| n.fact(1).and_then(|f| f.dtype)), shape)
+        }
         Op::DynamicQuantizeLinear => vec![Fact::of(Some(DType::U8), shape), Fact::of(Some(DType::F32), Some(vec![])), Fact::of(Some(DType::U8), Some(vec![]))],
         Op::QLinearAdd | Op::QLinearMul => one(dtype, n.broadcast(&[0, 3])),
         Op::QLinearConcat => one(n.fact(1).and_then(|f| f.dtype), None),

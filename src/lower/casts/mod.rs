@@ -37,6 +37,8 @@ struct All<'a> {
     counts: (usize, usize, usize),
     /// Constants of which numbers became 0, and how many numbers.
     vanished: (usize, usize),
+    /// Bodies entered so far.
+    bodies: usize,
 }
 
 /// Values of the graphs around a body, by name: what is known of them, and the type that those which were float32 have now.
@@ -49,7 +51,7 @@ struct Outer {
 /// Gives the model's float32 tensors the type asked for, wherever nothing speaks against it.
 pub fn half_floats(model: &mut Model, how: &Casts) -> Result<Notes> {
     let inferred = infer(model, &InputShapes::new());
-    let mut all = All { how, opset: model.opset("").unwrap_or(0), notes: Notes::of("lower"), counts: (0, 0, 0), vanished: (0, 0) };
+    let mut all = All { how, opset: model.opset("").unwrap_or(0), notes: Notes::of("lower"), counts: (0, 0, 0), vanished: (0, 0), bodies: 0 };
     let kept = keep::kept(&model.graph, &inferred, &mut all);
     let ends = if how.keep_io { DType::F32 } else { how.dtype };
     Rewrite::new(&mut model.graph, &inferred, &mut all, kept, ends, &Outer::default()).run(true)?;
@@ -71,6 +73,8 @@ struct Rewrite<'a, 'h> {
     /// The type of inputs and outputs.
     ends: DType,
     outer: &'a Outer,
+    /// Ends the names of Casts: a name stands once in a graph, the graphs around it and those beside it.
+    suffix: String,
     /// The type now of values that were float32 and are no constants.
     made: BTreeMap<ValueId, DType>,
     cast: BTreeMap<(ValueId, DType), ValueId>,
@@ -88,7 +92,9 @@ impl<'a, 'h> Rewrite<'a, 'h> {
             };
             made.insert(v, dtype);
         }
-        Rewrite { g, inferred, all, kept, ends, outer, made, cast: BTreeMap::new() }
+        let suffix = if all.bodies == 0 { String::new() } else { format!("_body{}", all.bodies) };
+        all.bodies += 1;
+        Rewrite { g, inferred, all, kept, ends, outer, suffix, made, cast: BTreeMap::new() }
     }
 
     fn run(mut self, outermost: bool) -> Result<()> {
@@ -203,7 +209,7 @@ impl<'a, 'h> Rewrite<'a, 'h> {
             return Ok(known);
         }
         let at = self.g.value(v).producer().map_or(0, |(node, _)| self.g.position(node) + 1);
-        let y = self.g.add_value(&format!("{}_{want}", self.g.value(v).name));
+        let y = self.g.add_value(&format!("{}_{want}{}", self.g.value(v).name, self.suffix));
         self.g.value_mut(y).ty = self.g.value(v).ty.clone();
         self.g.value_mut(y).set_dtype(want);
         self.put_cast(at, v, y, want);
@@ -234,7 +240,7 @@ impl<'a, 'h> Rewrite<'a, 'h> {
             self.g.value_mut(v).set_dtype(dtype);
             v
         } else {
-            self.g.add_constant(&format!("{name}_{dtype}"), Constant::from(narrow))
+            self.g.add_constant(&format!("{name}_{dtype}{}", self.suffix), Constant::from(narrow))
         };
         self.cast.insert((v, dtype), y);
         Ok(y)

@@ -145,8 +145,8 @@ fn nf4_reads_back_bit_for_bit_in_either_spelling() {
         let before = stands(&m);
         lower_packed(&mut m, None).unwrap();
         assert_eq!(ops(&m).last(), Some(&want));
-        assert_eq!(qdq_opset(&m).unwrap(), if want == Op::MatMul { 21 } else { 0 });
-        lower_qdq(&mut m).unwrap();
+        assert_eq!(qdq_opset(&m, None).unwrap(), if want == Op::MatMul { 21 } else { 0 });
+        lower_qdq(&mut m, None).unwrap();
         lift(&mut m).unwrap();
         assert_eq!((sorted(stands(&m).0), sorted(stands(&m).1)), (sorted(before.0), sorted(before.1)), "{length}");
     }

@@ -2,6 +2,7 @@
 
 use super::{Row, Verdict, row};
 use crate::graph::{Dim, Flow, Graph, Model, Node, Type};
+use crate::onnx;
 use crate::target::{Fate, Profile, Spelling};
 use std::collections::BTreeMap;
 
@@ -14,7 +15,11 @@ pub fn rows(model: &Model, profile: &Profile) -> Vec<Row> {
     let mut refuse = |rule: &str, reason: String, remedy: &str| say(if rule == "static" { open } else { Verdict::Refused }, rule, reason, remedy);
     let opset = model.opset("").unwrap_or(0);
     if let Some(most) = profile.opset.filter(|most| *most < opset) {
-        refuse("opset", format!("the model has opset {opset}; the target reads at most {most}"), "export the model again with a lower opset");
+        let remedy = match onnx::lower_opset(&mut model.clone(), most, true) {
+            Ok(_) => format!("`requant convert` for this target writes opset {most}"),
+            Err(e) => format!("export the model again with a lower opset: {e}"),
+        };
+        refuse("opset", format!("the model has opset {opset}; the target reads at most {most}"), &remedy);
     }
     if let Some(most) = profile.ir.filter(|most| *most < model.ir_version) {
         refuse("ir", format!("the model has IR version {}; the target reads at most {most}", model.ir_version), "export the model again with a lower opset");

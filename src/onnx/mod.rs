@@ -8,6 +8,7 @@ mod external;
 mod hash;
 mod import;
 mod map;
+mod older;
 mod opset;
 mod proto;
 mod rest;
@@ -20,6 +21,7 @@ mod wire;
 mod write;
 
 pub use hash::{sha256, sha256_file, sha256_model};
+pub use older::lower_opset;
 pub use opset::raise_opset;
 pub use write::{WriteOptions, write};
 

@@ -55,7 +55,7 @@ fn raise_graph(g: &mut Graph, from: i64, to: i64) -> Result<usize> {
 /// Rewrites one node for the version given.
 type Rewrite = fn(&mut Graph, NodeId, i64) -> Result<(), String>;
 
-const REDUCE: &[Op] =
+pub(super) const REDUCE: &[Op] =
     &[Op::ReduceMean, Op::ReduceMax, Op::ReduceMin, Op::ReduceProd, Op::ReduceL1, Op::ReduceL2, Op::ReduceLogSum, Op::ReduceLogSumExp, Op::ReduceSumSquare];
 
 /// (version, ops, what changed), ascending.

@@ -243,6 +243,8 @@ impl End {
 
     /// Where to cut, if `cut` is nearly it.
     fn cut(&self, cut: f64, span: f64, steps: f64) -> f64 {
+        // A tail that begins at 0 may end there too, where it has no slope: it is looked at where it has fallen to a third.
+        let cut = if cut > 0.0 { cut } else { (self.threshold + self.excess).powf(1.0 / self.fall) };
         let beta = self.excess / (self.fall * cut.powf(self.fall - 1.0));
         (self.threshold + self.excess * (12.0 * steps * self.share * beta / span).ln().max(0.0)).powf(1.0 / self.fall)
     }
@@ -274,6 +276,16 @@ mod tests {
         }
         let all = Method::NoClip.range(&h, &scheme).unwrap();
         assert_eq!(all.hi, 40.0);
+    }
+
+    /// A few values below zero, fewer than a tail is fitted to, end somewhere.
+    #[test]
+    fn a_tail_that_begins_at_zero_ends() {
+        let mut h = Histogram::default();
+        h.observe(&(0..1000).map(|i| 1.0 + (i as f32 * 0.618_034).fract()).collect::<Vec<_>>());
+        h.observe(&(1..9).map(|i| -1e-5 * i as f32).collect::<Vec<_>>());
+        let r = Method::Tail.range(&h, &Scheme::int(8, false)).unwrap();
+        assert!(r.lo <= -8e-5 && r.lo > -0.01 && r.hi < 3.0, "{r:?}");
     }
 
     #[test]

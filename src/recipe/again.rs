@@ -16,15 +16,21 @@ pub fn places(recipe: &Recipe) -> bool {
     recipe.steps.iter().any(|s| s.name == "place")
 }
 
+/// Whether quantizers are taken off a model that comes with some: the recipe places its own, or the target reads float models only.
+pub fn lifts(recipe: &Recipe) -> bool {
+    places(recipe) || recipe.target.forms.as_deref() == Some(&[]) && !recipe.steps.is_empty()
+}
+
 /// Puts the quantizers of an encodings file onto its float model.
 pub fn encode(model: &mut Model, path: &Path) -> Result<()> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::usage(format!("{} cannot be read: {e}", path.display())))?;
     apply_encodings(model, &text).at(|| path.display())
 }
 
-/// Takes quantizers off a model that comes with some, if the recipe places its own.
+/// Takes quantizers off a model that comes with some, if they cannot stay. Where none are placed, constants are what their codes stood for, and floats like
+/// any others.
 pub fn take_off(w: &mut Work) -> Result<()> {
-    if !places(w.recipe) {
+    if !lifts(w.recipe) {
         return Ok(());
     }
     let notes = lift(&mut w.model)?;
@@ -33,7 +39,7 @@ pub fn take_off(w: &mut Work) -> Result<()> {
     }
     let (standing, said) = place::take_off(&mut w.model)?;
     w.notes.extend([notes, said]);
-    w.standing = Some(standing);
+    w.standing = places(w.recipe).then_some(standing);
     Ok(())
 }
 

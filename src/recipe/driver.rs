@@ -100,11 +100,11 @@ fn begin(request: &Request, progress: &dyn Progress) -> Result<Begun> {
         }
         again::encode(&mut source, path)?;
     }
-    if again::places(&recipe) {
+    if again::lifts(&recipe) {
         real_interface(&mut source).at(|| request.model.display())?;
     }
     start::fix_dims(&mut source, &recipe).at(|| request.model.display())?;
-    start::suit(&mut source, &recipe.target).at(|| request.model.display())?.iter().for_each(|line| progress.say(line));
+    start::suit(&mut source, &recipe.target, again::lifts(&recipe)).at(|| request.model.display())?.iter().for_each(|line| progress.say(line));
     let samples = match (&request.data, &request.validate_data) {
         (Some(data), validate) => Some(start::open_samples(&source, &recipe, data, validate.as_deref())?),
         (None, Some(_)) => return Err(Error::usage("--validate-data needs --data beside it: the samples that calibrate")),

@@ -5,6 +5,7 @@ use crate::data::{self, DataSettings, Dataset, Fill, InputInfo, InputSettings, S
 use crate::engine;
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Graph, Model, Type, ValueId, shape_text, specialize};
+use crate::onnx;
 use crate::target::Profile;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -99,22 +100,26 @@ pub fn fix_dims(model: &mut Model, recipe: &Recipe) -> Result<()> {
     Ok(())
 }
 
-/// Refuses what the target cannot read whatever becomes of the model, and freezes symbolic batches where it wants numbers. Returns what was done.
-pub fn suit(model: &mut Model, target: &Profile) -> Result<Vec<String>> {
+/// Lowers the opset to what the target reads, and freezes symbolic batches where it wants numbers; refuses what it cannot read whatever becomes of the
+/// model. `lifted`: Q/DQ will be taken off and written anew. Returns what was done.
+pub fn suit(model: &mut Model, target: &Profile, lifted: bool) -> Result<Vec<String>> {
     let name = &target.name;
-    let (opset, ir) = (model.opset("").unwrap_or(0), model.ir_version);
+    let opset = model.opset("").unwrap_or(0);
+    let mut said = Vec::new();
     if let Some(most) = target.opset.filter(|most| *most < opset) {
-        return Err(Error::usage(format!("it has opset {opset}, and target {name} reads at most {most}; export it again with a lower opset")));
+        onnx::lower_opset(model, most, lifted)
+            .map_err(|e| Error::usage(format!("it has opset {opset}, and target {name} reads at most {most}: {e}; export it again with a lower opset")))?;
+        said.push(format!("opset {opset} is written as {most}, the last that target {name} reads"));
     }
+    let ir = model.ir_version;
     if let Some(most) = target.ir.filter(|most| *most < ir) {
         return Err(Error::usage(format!("it has IR version {ir}, and target {name} reads at most {most}; export it again with a lower opset")));
     }
     if !target.static_shapes {
-        return Ok(Vec::new());
+        return Ok(said);
     }
     let batch = target.batch.unwrap_or(1);
     let mut sizes: BTreeMap<Arc<str>, usize> = BTreeMap::new();
-    let mut said = Vec::new();
     for v in inputs(&model.graph) {
         let Type::Tensor { shape: Some(shape), .. } = &mut model.graph.value_mut(v).ty else { continue };
         match shape.first_mut() {

@@ -229,3 +229,51 @@ fn encodings_hold_scales_that_are_codes() {
         assert!(table.values().any(|(said, scales)| nested(said) && scales.len() >= 32), "{table:?}");
     }
 }
+
+/// A target that stays at an older opset gets operators that came or changed later in words of its own; what has none is named.
+#[test]
+fn models_of_a_late_opset_are_lowered_to_what_the_target_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().to_str().unwrap();
+    crate::python::run("older.py", &["make", folder]);
+    let target = dir.path().join("old.yaml");
+    std::fs::write(&target, "extends: generic\nopset: 17\nrecipe: copy\n").unwrap();
+    let mut models: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().path()).filter(|p| p.extension().unwrap() == "onnx").collect();
+    models.sort();
+    let lowered = |model: &Path, recipe: Option<&str>| {
+        let sources = Sources { recipe: recipe.map(String::from), target: Some(target.display().to_string()), ..Sources::default() };
+        let (data, output) = (Some(model.with_extension("npz").display().to_string()), Some(model.with_extension("old.onnx")));
+        convert(&Request { model: model.into(), sources, data, output, force: true, ..Request::default() }, &Silent)
+    };
+    for model in &models {
+        lowered(model, None).unwrap_or_else(|e| panic!("{}: {e}", model.display()));
+    }
+    let told: BTreeMap<String, f64> = serde_json::from_str(&crate::python::run("older.py", &["judge", folder, "17"])).unwrap();
+    assert_eq!(told.len(), models.len());
+    for (name, far) in &told {
+        println!("{name}: {far:.1e}");
+        assert!(*far < 1e-6, "{name}: {far}");
+    }
+    // Codes are placed on what was lowered.
+    for model in &models {
+        lowered(model, Some("int8-fast")).unwrap_or_else(|e| panic!("{}: {e}", model.display()));
+    }
+    let told: BTreeMap<String, f64> = serde_json::from_str(&crate::python::run("older.py", &["judge", folder, "17"])).unwrap();
+    assert!(told.iter().all(|(name, far)| *far < 0.2 || name == "cast"), "{told:?}");
+    std::fs::write(&target, "extends: generic\nopset: 13\nrecipe: copy\n").unwrap();
+    lowered(&models[0], None).unwrap();
+}
+
+/// Compilers that calibrate by themselves get the float model that a quantized file stands for.
+#[test]
+fn a_target_of_float_models_gets_one_of_a_quantized_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, data) = (crate::repository("models/kws_dscnn.onnx"), crate::repository("models/kws_calibration.npz"));
+    let [codes, float] = ["codes.onnx", "float.onnx"].map(|f| dir.path().join(f));
+    written(&model, &codes, "generic", Some("int8-fast"), &["data.samples=8", "data.validate=4"], Some(&data)).unwrap();
+    let outcome = written(&codes, &float, "hailo-float", None, &["data.samples=8", "data.validate=4"], Some(&data)).unwrap();
+    let ops: Vec<String> = onnx::read(&float, &ReadOptions::default()).unwrap().graph.nodes().map(|(_, n)| n.op_type.to_string()).collect();
+    assert!(!ops.iter().any(|op| op.contains("Quantize") || op.contains("Dequantize")), "{ops:?}");
+    // What is lost are the activations' roundings.
+    assert!(outcome.report.outputs[0].sqnr_db.0 > 25.0, "{:?}", outcome.report.outputs);
+}

@@ -81,7 +81,11 @@ fn by_lists(profile: &Profile, inferred: &Inferred, node: &Node, barred: Option<
         Fate::Split => format!("the target does not run {}: the graph is split around it", node.op_type),
         Fate::Refused => format!("the target does not know {}", node.op_type),
     };
-    Some(Word::new(profile.others, "others", reason, "rewrite the model without it, or cut the model there"))
+    let remedy = match profile.spelled.contains(&node.op) {
+        true => "`requant convert` for this target writes it in operators that it runs",
+        false => "rewrite the model without it, or cut the model there",
+    };
+    Some(Word::new(profile.others, "others", reason, remedy))
 }
 
 /// Rows of a lifted model. Constants that are codes are given a tensor, so that weights are seen as such.

@@ -24,6 +24,7 @@ fn prepare_graph(g: &mut Graph, opset: i64) {
         // What cannot be rewritten is left, for `support` to judge.
         let _: Option<()> = match g.node(id).op {
             Op::Constant => take_constant(g, id),
+            Op::Attention => numbers_for_truths(g, id),
             Op::Celu => scaled_elu(g, id),
             Op::GatherND => count_from_the_front(g, id),
             Op::IsInf => compare_with_infinity(g, id),
@@ -46,6 +47,15 @@ fn prepare_graph(g: &mut Graph, opset: i64) {
             _ => None,
         };
     }
+}
+
+/// Tract adds an Attention's mask to its scores: what is true adds nothing, what is false leaves nothing.
+fn numbers_for_truths(g: &mut Graph, id: NodeId) -> Option<()> {
+    let mask = g.node(id).input(3).filter(|m| g.value(*m).dtype() == Some(DType::Bool))?;
+    let [all, nothing] = [0.0, f32::NEG_INFINITY].map(|n| g.add_constant("mask", Tensor::scalar(n)));
+    let added = before(g, id, Node::new(Op::Where, ""), &[mask, all, nothing]);
+    g.set_input(id, 3, Some(added));
+    Some(())
 }
 
 /// Inserts a node before `at`, under `at`'s name; its output.

@@ -14,6 +14,7 @@ mod proto;
 mod rest;
 #[cfg(test)]
 mod sample;
+mod spelled;
 mod stream;
 mod tensor;
 mod types;
@@ -23,6 +24,7 @@ mod write;
 pub use hash::{sha256, sha256_file, sha256_model};
 pub use older::lower_opset;
 pub use opset::raise_opset;
+pub use spelled::{SPELLED, spell_out};
 pub use write::{WriteOptions, write};
 
 use crate::error::{At, Error, Result};

@@ -3,8 +3,9 @@
 //! Source: the changes between versions of each operator in onnx 1.23's schemas, and the function bodies of operators that came.
 
 use super::opset::{HIGHEST, REDUCE};
+use super::spelled::{self, AXES_AS_INPUT};
 use crate::error::{Error, Result};
-use crate::graph::{AttrValue, Graph, Inferred, InputShapes, Model, Node, NodeId, Op, ValueId, half_since, infer, infer_body};
+use crate::graph::{AttrValue, Graph, Inferred, InputShapes, Model, NodeId, Op, half_since, infer, infer_body};
 use crate::note::Notes;
 use crate::tensor::{DType, Tensor};
 
@@ -125,8 +126,6 @@ enum Usual {
 use Change::{Attributes, Came, Function, Input, Rewritten, Values};
 use Usual::{Absent, Int, Ones, Word};
 
-/// From this opset on reductions take their axes as an input.
-const AXES_AS_INPUT: i64 = 18;
 const CODES: &[Op] = &[Op::QuantizeLinear, Op::DequantizeLinear];
 const SCATTER: &[Op] = &[Op::ScatterND, Op::ScatterElements];
 const RECURRENT: &[Op] = &[Op::LSTM, Op::GRU, Op::RNN];
@@ -136,13 +135,14 @@ const CHANGES: &[(i64, &[Op], Change)] = &[
     (25, &[Op::Attention], Attributes(&[("left_window_size", Int(-1)), ("right_window_size", Int(-1))])),
     (24, &[Op::Attention], Input(6, "nonpad_kv_seqlen")),
     (24, &[Op::Cast, Op::CastLike], Attributes(&[("round_mode", Word("up"))])),
-    (24, &[Op::Swish], Function(swish)),
-    (23, &[Op::Attention, Op::RotaryEmbedding], Came),
-    (23, &[Op::RMSNormalization], Function(rms_normalization)),
+    (24, &[Op::Swish], Function(spelled::swish)),
+    (23, &[Op::Attention], Function(spelled::attention)),
+    (23, &[Op::RotaryEmbedding], Came),
+    (23, &[Op::RMSNormalization], Function(spelled::rms_normalization)),
     (23, CODES, Attributes(&[("precision", Int(0)), ("output_dtype", Int(0))])),
     (21, CODES, Attributes(&[("block_size", Int(0)), ("output_dtype", Int(0))])),
     (21, &[Op::GroupNormalization], Came),
-    (20, &[Op::Gelu], Function(gelu)),
+    (20, &[Op::Gelu], Function(spelled::gelu)),
     (20, &[Op::GridSample], Rewritten(rename_interpolation)),
     (20, &[Op::DFT], Came),
     (19, &[Op::AveragePool], Attributes(&[("dilations", Ones)])),
@@ -156,7 +156,7 @@ const CHANGES: &[(i64, &[Op], Change)] = &[
     (18, &[Op::Resize], Attributes(&[("antialias", Int(0)), ("axes", Absent), ("keep_aspect_ratio_policy", Word("stretch"))])),
     (18, &[Op::LpPool], Attributes(&[("ceil_mode", Int(0)), ("dilations", Ones)])),
     (18, SCATTER, Values("reduction", &["max", "min"])),
-    (18, &[Op::Mish], Function(mish)),
+    (18, &[Op::Mish], Function(spelled::mish)),
     (18, &[Op::BitwiseAnd, Op::BitwiseNot, Op::BitwiseOr, Op::BitwiseXor, Op::CenterCropPad, Op::Col2Im], Came),
     (17, &[Op::LayerNormalization, Op::DFT, Op::STFT, Op::BlackmanWindow, Op::HammingWindow, Op::HannWindow, Op::MelWeightMatrix], Came),
     (16, SCATTER, Attributes(&[("reduction", Word("none"))])),
@@ -165,7 +165,7 @@ const CHANGES: &[(i64, &[Op], Change)] = &[
     (15, &[Op::CastLike, Op::Bernoulli], Came),
     (15, &[Op::Shape], Attributes(&[("start", Int(0)), ("end", Absent)])),
     (14, &[Op::Trilu], Came),
-    (14, &[Op::HardSwish], Function(hard_swish)),
+    (14, &[Op::HardSwish], Function(spelled::hard_swish)),
     (14, &[Op::Reshape], Attributes(&[("allowzero", Int(0))])),
     (14, RECURRENT, Attributes(&[("layout", Int(0))])),
     (14, &[Op::BatchNormalization], Attributes(&[("training_mode", Int(0))])),
@@ -252,130 +252,10 @@ fn equal_parts(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result
     Ok(())
 }
 
-/// Nodes on their way into the place of one.
-struct Spelled<'g> {
-    g: &'g mut Graph,
-    name: String,
-    at: usize,
-    dtype: DType,
-}
-
-impl<'g> Spelled<'g> {
-    fn new(g: &'g mut Graph, id: NodeId, inferred: &Inferred) -> Result<(Self, Node, ValueId, ValueId), String> {
-        let at = g.position(id);
-        let node = g.node(id).clone();
-        let (Some(x), Some(y)) = (node.input(0), node.output(0)) else { return Err("it has no input or output".into()) };
-        let dtype = inferred.get(x).dtype.ok_or("its type is not known")?;
-        g.remove_node(id);
-        Ok((Spelled { name: node.name.clone(), g, at, dtype }, node, x, y))
-    }
-
-    /// A number in the type that the function has.
-    fn number(&mut self, what: &str, x: f64) -> ValueId {
-        let v = self.g.add_constant(&format!("{}_{what}", self.name), Tensor::scalar(x as f32));
-        match self.dtype {
-            DType::F32 => v,
-            dtype => self.put(Node::new(Op::Cast, format!("{}_{what}_Cast", self.name)).with("to", dtype.onnx() as i64), &[v], None),
-        }
-    }
-
-    fn put(&mut self, node: Node, inputs: &[ValueId], to: Option<ValueId>) -> ValueId {
-        let y = to.unwrap_or_else(|| self.g.add_value(&format!("{}_{}", self.name, self.at)));
-        let inputs: Vec<Option<ValueId>> = inputs.iter().copied().map(Some).collect();
-        self.g.insert_node(self.at, node, &inputs, &[Some(y)]);
-        self.at += 1;
-        y
-    }
-
-    fn op(&mut self, op: Op, inputs: &[ValueId], to: Option<ValueId>) -> ValueId {
-        let node = Node::new(op, format!("{}_{}_{}", self.name, op.spelling().1, self.at));
-        self.put(node, inputs, to)
-    }
-}
-
-/// x · Sigmoid(alpha · x)
-fn swish(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<(), String> {
-    let (mut s, node, x, y) = Spelled::new(g, id, inferred)?;
-    let mut scaled = x;
-    if let Some(alpha) = node.float("alpha").filter(|a| *a != 1.0) {
-        let alpha = s.number("alpha", alpha.into());
-        scaled = s.op(Op::Mul, &[x, alpha], None);
-    }
-    let gate = s.op(Op::Sigmoid, &[scaled], None);
-    s.op(Op::Mul, &[x, gate], Some(y));
-    Ok(())
-}
-
-/// x · Tanh(Softplus(x))
-fn mish(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<(), String> {
-    let (mut s, _, x, y) = Spelled::new(g, id, inferred)?;
-    let soft = s.op(Op::Softplus, &[x], None);
-    let tanh = s.op(Op::Tanh, &[soft], None);
-    s.op(Op::Mul, &[x, tanh], Some(y));
-    Ok(())
-}
-
-/// x · HardSigmoid(x), with alpha 1/6 and beta 0.5
-fn hard_swish(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<(), String> {
-    let (mut s, node, x, y) = Spelled::new(g, id, inferred)?;
-    let gate = Node::new(Op::HardSigmoid, format!("{}_HardSigmoid", node.name)).with("alpha", 1.0f32 / 6.0).with("beta", 0.5f32);
-    let gate = s.put(gate, &[x], None);
-    s.op(Op::Mul, &[x, gate], Some(y));
-    Ok(())
-}
-
-/// ½ x · (1 + Erf(x / √2)), or ½ x · (1 + Tanh(√(2/π) · (x + 0.044715 x³)))
-fn gelu(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<(), String> {
-    let (mut s, node, x, y) = Spelled::new(g, id, inferred)?;
-    let inner = if node.str("approximate") == Some("tanh") {
-        let (cubic, root) = (s.number("cubic", 0.044715), s.number("root", (2.0 / std::f64::consts::PI).sqrt()));
-        let squared = s.op(Op::Mul, &[x, x], None);
-        let cubed = s.op(Op::Mul, &[squared, x], None);
-        let small = s.op(Op::Mul, &[cubed, cubic], None);
-        let sum = s.op(Op::Add, &[x, small], None);
-        let scaled = s.op(Op::Mul, &[sum, root], None);
-        s.op(Op::Tanh, &[scaled], None)
-    } else {
-        let root = s.number("root", std::f64::consts::SQRT_2);
-        let scaled = s.op(Op::Div, &[x, root], None);
-        s.op(Op::Erf, &[scaled], None)
-    };
-    let (one, half) = (s.number("one", 1.0), s.number("half", 0.5));
-    let sum = s.op(Op::Add, &[inner, one], None);
-    let product = s.op(Op::Mul, &[x, sum], None);
-    s.op(Op::Mul, &[product, half], Some(y));
-    Ok(())
-}
-
-/// x / Sqrt(ReduceMean(x²) + epsilon) · scale, over the last axes from `axis` on.
-fn rms_normalization(g: &mut Graph, id: NodeId, inferred: &Inferred, to: i64) -> Result<(), String> {
-    let scale = g.node(id).input(1).ok_or("it has no scale")?;
-    let (mut s, node, x, y) = Spelled::new(g, id, inferred)?;
-    if s.dtype != DType::F32 {
-        return Err("its mean is of another type than its input".into());
-    }
-    let rank = inferred.get(x).shape.as_ref().map(|d| d.len() as i64).ok_or("its rank is not known")?;
-    let axis = node.int("axis").unwrap_or(-1);
-    let axes: Vec<i64> = (if axis < 0 { axis + rank } else { axis }..rank).collect();
-    let epsilon = s.number("epsilon", node.float("epsilon").unwrap_or(1e-5).into());
-    let squared = s.op(Op::Mul, &[x, x], None);
-    let mean = Node::new(Op::ReduceMean, format!("{}_ReduceMean", node.name));
-    let mean = if to < AXES_AS_INPUT {
-        s.put(mean.with("axes", axes), &[squared], None)
-    } else {
-        let axes = s.g.add_constant(&format!("{}_axes", node.name), Tensor::of_i64(&[axes.len()], axes));
-        s.put(mean, &[squared, axes], None)
-    };
-    let safe = s.op(Op::Add, &[mean, epsilon], None);
-    let root = s.op(Op::Sqrt, &[safe], None);
-    let normal = s.op(Op::Div, &[x, root], None);
-    s.op(Op::Mul, &[normal, scale], Some(y));
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::{Node, ValueId};
 
     fn one(op: Op, attrs: &[(&'static str, AttrValue)], inputs: usize) -> (Model, NodeId) {
         let mut m = Model { ir_version: 11, opsets: vec![(String::new(), 23)], ..Model::default() };
@@ -392,7 +272,8 @@ mod tests {
     #[test]
     fn what_later_opsets_alone_can_say_is_named() {
         for (op, attrs, inputs, to, why) in [
-            (Op::Attention, vec![], 3, 22, "the operator came later"),
+            (Op::RotaryEmbedding, vec![], 3, 22, "the operator came later"),
+            (Op::Attention, vec![], 3, 22, "the rank of its query is not known"),
             (Op::AveragePool, vec![("dilations", vec![2i64, 1].into())], 1, 18, "its `dilations` came later"),
             (Op::Pad, vec![("mode", "wrap".into())], 2, 18, "its mode `wrap` came later"),
             (Op::Pad, vec![], 4, 17, "its input `axes` came later"),

@@ -6,6 +6,7 @@ use super::table::PROFILE;
 use super::{MAX_LAYERS, configs, read};
 use crate::error::{Error, Result};
 use crate::graph::{Op, since};
+use crate::onnx::SPELLED;
 use crate::target::{Fate, Fixed, Fuse, Granularity, Legal, Limit, Must, Profile, SchemeKeys, Shift, Slot, Spelling, Term, spelling};
 
 /// One file.
@@ -128,6 +129,7 @@ fn typed(file: &File, t: &Tree) -> Result<Profile, Wrong> {
         shifts: list("shifts").iter().enumerate().map(|(i, s)| shift(i, s)).collect::<Result<_, _>>()?,
         cut_tail: t.get("cut_tail").and_then(Tree::flag).unwrap_or(false),
         fused: ops("fused"),
+        spelled: ops("spelled"),
         groups: ops("groups"),
         join: ops("join"),
         never_wide: ops("never_wide"),
@@ -269,6 +271,9 @@ fn agrees(p: &Profile, own: &Tree) -> Result<(), Wrong> {
         if let Some(op) = ops.iter().find(|op| since(**op).is_none()) {
             return wrong(&[&[key]], format!("{key} lists {}, which `fuse` does not know spelled out", op.spelling().1));
         }
+    }
+    if let Some(op) = p.spelled.iter().find(|op| !SPELLED.contains(op) || p.fused.contains(op)) {
+        return wrong(&[&["spelled"]], format!("spelled lists {}, which `fuse` does not write out in other words, or makes of them", op.spelling().1));
     }
     let known = |op: &Op| [&p.quantize, &p.moves, &p.weights_only].iter().any(|l| l.contains(op));
     for (key, list) in [("join", &p.join), ("code_constants", &p.code_constants), ("float_results", &p.float_results)] {

@@ -33,7 +33,13 @@ pub static STEPS: &[StepRow] = &[
         scalar: None,
         run: steps::CUT_TAIL,
     },
-    StepRow { name: "fuse", doc: "write functions that stand spelled out as one operator, where the target has it", keys: &[], scalar: None, run: steps::FUSE },
+    StepRow {
+        name: "fuse",
+        doc: "write functions that stand spelled out as one operator, where the target has it, and operators without codes in others",
+        keys: &[],
+        scalar: None,
+        run: steps::FUSE,
+    },
     StepRow {
         name: "equalize",
         doc: "give channels that one layer makes and another reads like ranges in both",

@@ -90,6 +90,7 @@ pub fn run_of(name: &str) -> Option<&'static Run> {
 
 fn fuse(w: &mut Work, _: &Args) -> Result<Notes> {
     let mut notes = transform::fuse(&mut w.model, &w.recipe.target.fused, w.recipe.target.opset)?;
+    notes.append(transform::spell_out(&mut w.model, &w.recipe.target.spelled));
     notes.append(transform::orient(&mut w.model, &w.recipe.target));
     notes.append(transform::concat_pads(&mut w.model, &w.recipe.target));
     Ok(notes)

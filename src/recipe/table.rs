@@ -169,6 +169,11 @@ pub static PROFILE: &[Key] = &[
         OPS,
         "operators that the step `fuse` makes of what stands spelled out: Gelu, Swish, HardSwish, Mish, LayerNormalization, RMSNormalization",
     ),
+    Key::new(
+        "spelled",
+        OPS,
+        "operators that the step `fuse` writes out in others, which have codes: of Attention, Gelu, HardSwish, Mish, RMSNormalization, Swish",
+    ),
     Key::new("groups", OPS, "the same operators: within what stands spelled out nothing is quantized"),
     Key::new("join", OPS, "computing operators whose inputs and output share one quantizer"),
     Key::new("never_wide", OPS, "operators whose operands and results the step `widen` leaves as they are"),

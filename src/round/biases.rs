@@ -153,6 +153,7 @@ impl Biases<'_> {
         };
         let stood = stands_for(model, fake)?.unwrap_or(before);
         model.graph.set_input(fake, 0, Some(own));
+        model.graph.remove_idle(constant);
         let id = model.quantizers.root(model.graph.node(fake).quantizer().expect("a FakeQuant has a quantizer"));
         if !matches!(model.quantizers[id].params, Some(Params { origin: Origin::Product(..), .. })) {
             // Scales of its own follow the values.

@@ -51,6 +51,8 @@ pub struct Profile {
     pub cut_tail: bool,
     /// Ops that the step `fuse` makes of what stands spelled out.
     pub fused: Vec<Op>,
+    /// Operators that the step `fuse` writes out in others, which have codes.
+    pub spelled: Vec<Op>,
     /// Such ops within whose spelled-out form nothing is quantized.
     pub groups: Vec<Op>,
     /// Computing ops whose inputs and output share one quantizer.

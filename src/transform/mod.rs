@@ -14,6 +14,7 @@ mod fuse;
 mod orient;
 mod shift_negatives;
 mod smooth;
+mod spell_out;
 #[cfg(test)]
 mod testing;
 
@@ -28,3 +29,4 @@ pub use fuse::fuse;
 pub use orient::orient;
 pub use shift_negatives::{ShiftNegatives, shift_negatives};
 pub use smooth::{Smooth, smooth};
+pub use spell_out::spell_out;

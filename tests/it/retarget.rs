@@ -262,6 +262,12 @@ fn models_of_a_late_opset_are_lowered_to_what_the_target_reads() {
     assert!(told.iter().all(|(name, far)| *far < 0.2 || name == "cast"), "{told:?}");
     std::fs::write(&target, "extends: generic\nopset: 13\nrecipe: copy\n").unwrap();
     lowered(&models[0], None).unwrap();
+    // An Attention's products run on codes, whatever the opset.
+    for name in ["heads", "truths", "shared"] {
+        let [model, data, output] = ["onnx", "npz", "int8.onnx"].map(|end| dir.path().join(format!("{name}.{end}")));
+        let outcome = written(&model, &output, "generic", Some("int8-fast"), &[], Some(&data)).unwrap();
+        assert!(outcome.report.coverage.cov8 > 0.99, "{name}: {:?}", outcome.report.coverage);
+    }
 }
 
 /// Compilers that calibrate by themselves get the float model that a quantized file stands for.

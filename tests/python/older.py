@@ -35,6 +35,18 @@ FORMS = {
     "split": (18, [CONV, node("Split", ["c"], ["a", "b", "d"], name="f", axis=1, num_outputs=3), node("Concat", ["d", "b", "a"], ["y"], name="j", axis=1)], {}),
     "pool": (22, [CONV, node("AveragePool", ["c"], ["y"], name="f", kernel_shape=[2, 2], dilations=[1, 1])], {}),
     "cast": (19, [CONV, node("Cast", ["c"], ["i"], name="f", to=7, saturate=1), node("Cast", ["i"], ["y"], name="g", to=1)], {}),
+    "heads": (23, [CONV, node("Attention", ["c", "x", "x"], ["y"], name="f", is_causal=1)], {}),
+    "truths": (23, [CONV, node("Attention", ["c", "x", "c", "m"], ["y"], name="f", scale=0.3)], {"m": np.arange(36).reshape(6, 6) % 5 < 3}),
+    "shared": (
+        24,
+        [
+            node("Reshape", ["x", "rows"], ["r"], name="r"),
+            *(node("MatMul", ["r", p], [p + "_"], name=p) for p in ("q", "k", "v")),
+            node("Attention", ["q_", "k_", "v_", "m"], ["a"], name="f", q_num_heads=4, kv_num_heads=2),
+            node("Unsqueeze", ["a", "one"], ["y"], name="u"),
+        ],
+        {"rows": np.array([1, 16, 9]), "q": weight(9, 12), "k": weight(9, 6), "v": weight(9, 10), "m": weight(16, 16), "one": np.array([1])},
+    ),
     "branch": (
         20,
         [
@@ -62,7 +74,7 @@ FORMS = {
 
 def make(folder):
     for name, (opset, nodes, constants) in FORMS.items():
-        rank = {"mean": 2, "branch": 4}.get(name, 4)
+        rank = 2 if name == "mean" else 4
         made = model(opset, nodes, [X], [info("y", [None] * rank)], W | constants)
         onnx.checker.check_model(made)
         onnx.save(made, folder / f"{name}.onnx")

@@ -2,6 +2,7 @@
 
     clients.py CLIENT [--models a,b] [--out DIR] [--own | --gate] [--recipe R]     CLIENT: onnxruntime, qnn, openvino, rknn, tpumlir, acuity, imx500
 
+A model is a name of those below, or NAME=MODEL.onnx:SAMPLES.npz: any file, whose inputs take the sizes of the samples, one at a time.
 Files: the shared models and micro-models under the client's own profiles, and variants that break its rules: other types, zero points, granularities,
 holes of float, spellings and opsets. A file counts as refused where the compiler does not take it, or takes it and computes something else.
 --gate asks of the files under the client's own profiles whether they run as they must: exit code 1 and a line for each that does not.
@@ -15,6 +16,7 @@ import glob
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -205,19 +207,28 @@ def last(prefix, text):
 
 
 def run(command, seconds=900):
-    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=dict(os.environ, NPU_VENVS=VENVS))
+    """What became of a program, and of all that it started; one that does not end in time is ended, and says so."""
+    environment = dict(os.environ, NPU_VENVS=VENVS)
+    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    try:
+        out, err = p.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(p.pid, signal.SIGKILL)
+        out, err = p.communicate()
+        err += f"\nno end within {seconds} s"
+    return subprocess.CompletedProcess(command, p.returncode, out, err)
 
 
-def truth(client, path):
-    """What the compiler makes of a file: its table, and whether its numbers are right."""
+def truth(client, path, sample, seconds):
+    """What the compiler makes of a file: its table, and whether its numbers are right, on one sample or on noise."""
     venv, script, _, most = CLIENTS[client]
-    npz = path.replace(".onnx", ".input.npz")
     script = next(p for p in (os.path.join(HERE, script), os.path.join(TOOLS, script)) if os.path.exists(p))
-    result = last("RESULT ", run(["python3", script, path, *([npz] if os.path.exists(npz) else [])]).stdout) or {"accepted": False}
+    done = run(["python3", script, path, *([sample] if sample else [])], seconds)
+    result = last("RESULT ", done.stdout) or {"accepted": False, "error": done.stderr[-300:]}
     python = os.path.join(VENVS, venv, "bin", "python")
     answer = {"accepted": bool(result["accepted"]), "nodes": {}}
     if f"table_{client}" in globals():
-        own = run([python, os.path.abspath(__file__), "--table", client, path])
+        own = run([python, os.path.abspath(__file__), "--table", client, path], seconds)
         answer = last("TABLE ", own.stdout) or {"accepted": False, "nodes": {}, "error": f"it died: {own.stderr[-300:]}"}
     deviation = result.get("rel_dev_vs_ort_unoptimised")
     wrong = answer["accepted"] and isinstance(deviation, float) and not deviation <= most
@@ -238,11 +249,19 @@ def check(path, target):
     return json.loads(done.stdout)
 
 
-def named(source, destination):
-    """The model with a name for every node, since compilers speak of nodes by name."""
+def named(source, destination, sample={}):
+    """The model with a name for every node, since compilers speak of nodes by name, and with the sizes of a sample, since some want numbers."""
     import onnx
 
     m = onnx.load(source)
+    for i in m.graph.input:
+        if i.name in sample:
+            i.CopyFrom(onnx.helper.make_tensor_value_info(i.name, i.type.tensor_type.elem_type, sample[i.name].shape))
+    if sample:
+        # What was told of the rest may speak of other sizes.
+        del m.graph.value_info[:]
+        for o in m.graph.output:
+            o.type.tensor_type.ClearField("shape")
     seen = collections.Counter()
     for n in m.graph.node:
         n.name = n.name or n.output[0]
@@ -250,6 +269,22 @@ def named(source, destination):
         if seen[n.name] > 1:
             n.name += f"_{seen[n.name]}"
     onnx.save(m, destination)
+
+
+def foreign(text, out):
+    """NAME=MODEL.onnx:SAMPLES.npz -> its name, its model with the sizes of one sample, its samples, and the first of them."""
+    import numpy as np
+    import onnx
+
+    name, _, rest = text.partition("=")
+    path, _, samples = rest.partition(":")
+    declared = {i.name: len(i.type.tensor_type.shape.dim) for i in onnx.load(path, load_external_data=False).graph.input}
+    # Samples lie along a first axis, which is the batch's where an input has as many dimensions.
+    first = {k: v[:1] if v.ndim == declared[k] else v[0] for k, v in np.load(samples).items()}
+    model, sample = (os.path.join(out, f"{name}.{end}") for end in ("onnx", "sample.npz"))
+    named(path, model, first)
+    np.savez(sample, **first)
+    return name, model, samples, sample
 
 
 def cnn():
@@ -402,11 +437,13 @@ def main():
         table(*sys.argv[2:4])
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("client", choices=CLIENTS)
-    p.add_argument("--models", help="names, with commas between; variants are made of all of them")
+    p.add_argument("--models", help="names, or NAME=MODEL.onnx:SAMPLES.npz, with commas between; variants are made of all of them")
     p.add_argument("--out", default=tempfile.mkdtemp(prefix="clients"))
     p.add_argument("--own", action="store_true", help="only what is written for the client's own profiles")
     p.add_argument("--gate", action="store_true", help="only what is written for the client's own profiles, and whether it runs as it must")
     p.add_argument("--recipe", help="another than the profiles' own, for the own files")
+    p.add_argument("--samples", type=int, help="how many calibrate")
+    p.add_argument("--seconds", type=int, default=900, help="a compiler that takes longer for one file is ended, and counts as refusing it")
     p.add_argument("--jobs", type=int, default=os.cpu_count(), help="files at a time")
     a = p.parse_args()
     os.makedirs(a.out, exist_ok=True)
@@ -414,17 +451,22 @@ def main():
 
     sources = micro(a.out)
     wanted = a.models.split(",") if a.models else GATED[a.client] if a.gate else list({**sources, **MODELS})
+    others = [foreign(text, a.out) for text in wanted if "=" in text]
+    wanted = [text.partition("=")[0] for text in wanted]
+    sources.update((name, model) for name, model, _, _ in others)
+    samples = {name: npz for name, _, npz, _ in others}
+    first = {name: sample for name, _, _, sample in others}
     for name, path in MODELS.items():
         sources[name] = os.path.join(a.out, f"{name}.onnx")
         if name in wanted:
             named(os.path.join(SHARED, "models", path), sources[name])
-    base = lambda name: ["--data", prepared(name, a.out), "--set", "data.validate=8"]
+    base = lambda name: ["--data", samples.get(name) or prepared(name, a.out), "--set", "data.validate=8"]
 
     def own(target, name):
         path = os.path.join(a.out, f"{name}.{target}.onnx")
         recipe = ["-r", a.recipe, *(["--set", "activations.bits=16"] if target.endswith("16") else [])] if a.recipe else []
         # A gate judges what the compiler takes, not the accuracy: few samples do.
-        few = ["--set", "data.samples=16"] if a.gate else []
+        few = ["--set", f"data.samples={a.samples or 16}"] if a.gate or a.samples else []
         return path, convert(sources[name], path, target, [*base(name), *recipe, *few])
 
     files = []  # (name, path, target, own)
@@ -453,7 +495,8 @@ def main():
         files += [(n, path, t, False) for n, path in peers({n: sources[n] for n in varied}, a.out) for t in targets]
 
     total, log = {True: Score(), False: Score()}, []
-    answers = {path: pool.submit(truth, a.client, path) for path in dict.fromkeys(f[1] for f in files)}
+    asked = {path: name.split(".")[0] for name, path, _, _ in files}
+    answers = {path: pool.submit(truth, a.client, path, first.get(name), a.seconds) for path, name in asked.items()}
     for name, path, target, own in files:
         said = check(path, target)
         if not said["quantized"]:

@@ -1,4 +1,5 @@
-//! Folds what depends on constants alone into initializers, and takes out nodes that do nothing or that nothing depends on, and square roots that are squared.
+//! Folds what depends on constants alone into initializers, and takes out nodes that do nothing or that nothing depends on, and square roots that are squared;
+//! puts the constants of sums and products second.
 //! Exact: constants are computed in the type of the model; a square of a root is what the root was taken of, up to its rounding. Needs nothing. Declines: results larger than both 16 Mi elements and every input.
 
 use crate::error::Result;
@@ -14,6 +15,7 @@ pub fn fold_constants(model: &mut Model) -> Result<Notes> {
     let passed = remove_idle(&mut model.graph);
     let pools = name_global_pools(&mut model.graph, &inferred);
     let roots = drop_squared_roots(&mut model.graph);
+    let turned = put_constants_second(&mut model.graph);
     let dead = model.graph.remove_dead();
     if folded + passed + dead > 0 {
         notes.changed("", format!("{folded} nodes folded into constants, {passed} that only pass their input on and {dead} that nothing reads removed"));
@@ -23,6 +25,9 @@ pub fn fold_constants(model: &mut Model) -> Result<Notes> {
     }
     if roots > 0 {
         notes.changed("", format!("{roots} square roots that are squared again removed, with the squares"));
+    }
+    if turned > 0 {
+        notes.changed("", format!("{turned} sums and products have their constant as second operand"));
     }
     if pools > 0 {
         notes.changed("", format!("{pools} average pools over their whole input are global ones"));
@@ -77,6 +82,18 @@ fn remove_idle(g: &mut Graph) -> usize {
         removed += g.bypass(id) as usize;
     }
     removed
+}
+
+/// Lets the constant of an Add or Mul be the second operand, where compilers look for it: rknn-toolkit2 runs products with a constant first in float.
+fn put_constants_second(g: &mut Graph) -> usize {
+    let is_first = |n: &Node| n.input(0).is_some_and(|v| g.constant(v).is_some()) && n.input(1).is_some_and(|v| g.constant(v).is_none());
+    let first: Vec<NodeId> = g.nodes().filter(|(_, n)| matches!(n.op, Op::Add | Op::Mul) && is_first(n)).map(|(id, _)| id).collect();
+    for id in &first {
+        let (constant, x) = (g.node(*id).input(0), g.node(*id).input(1));
+        g.set_input(*id, 0, x);
+        g.set_input(*id, 1, constant);
+    }
+    first.len()
 }
 
 /// Takes out each Sqrt of which nothing but a square is taken, behind moves or not: of the power of a spectrum, say, whose amplitude nobody asks for.
@@ -186,6 +203,22 @@ mod tests {
         assert_eq!(g.constant(add.input(1).unwrap()).unwrap().tensor, Tensor::scalar(4.0));
         assert!(g.find_value("a").is_none());
         assert_eq!(notes.list().len(), 1);
+    }
+
+    #[test]
+    fn a_constant_stands_second_where_the_order_is_free() {
+        let order = |op: Op| {
+            let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+            let g = &mut m.graph;
+            let [x, y] = ["x", "y"].map(|n| g.add_value(n));
+            let c = g.add_constant("c", Tensor::of_f32(&[2], vec![2.0, 3.0]));
+            (g.inputs, g.outputs) = (vec![x], vec![y]);
+            g.add_node(Node::new(op, "node"), &[Some(c), Some(x)], &[Some(y)]);
+            let notes = fold_constants(&mut m).unwrap();
+            let (_, n) = m.graph.nodes().next().unwrap();
+            (n.input(0) == Some(x) && n.input(1) == Some(c), notes.list().len())
+        };
+        assert_eq!([order(Op::Mul), order(Op::Add), order(Op::Sub)], [(true, 1), (true, 1), (false, 0)]);
     }
 
     #[test]

@@ -84,7 +84,7 @@ fn remove_idle(g: &mut Graph) -> usize {
     removed
 }
 
-/// Lets the constant of an Add or Mul be the second operand, where compilers look for it: rknn-toolkit2 runs products with a constant first in float.
+/// Lets the constant of an Add or Mul be the second operand, where compilers look for it: there is one that runs products with a constant first in float.
 fn put_constants_second(g: &mut Graph) -> usize {
     let is_first = |n: &Node| n.input(0).is_some_and(|v| g.constant(v).is_some()) && n.input(1).is_some_and(|v| g.constant(v).is_none());
     let first: Vec<NodeId> = g.nodes().filter(|(_, n)| matches!(n.op, Op::Add | Op::Mul) && is_first(n)).map(|(id, _)| id).collect();

@@ -109,67 +109,6 @@ fn every_target_takes_what_is_written_for_it() {
     }
 }
 
-/// x → conv → swish (HardSwish) → rows (times a number a column) → first (MatMul, its weight in front) → up (ConvTranspose) → log → y
-fn odd() -> crate::graph::Model {
-    use crate::graph::{Dim, Model, Node, Op, Type};
-    use crate::tensor::{DType, Tensor};
-    let mut m = Model { ir_version: 8, opsets: vec![(String::new(), 14)], ..Model::default() };
-    let g = &mut m.graph;
-    let v = ["x", "c", "s", "r", "f", "u", "y"].map(|n| g.add_value(n));
-    for v in [v[0], v[6]] {
-        g.value_mut(v).ty = Type::Tensor { dtype: Some(DType::F32), shape: Some([1, 4, 6, 6].map(Dim::Known).to_vec()) };
-    }
-    (g.inputs, g.outputs) = (vec![v[0]], vec![v[6]]);
-    let mut numbers = |name: &str, shape: &[usize]| {
-        let n: usize = shape.iter().product();
-        Some(g.add_constant(name, Tensor::of_f32(shape, (0..n).map(|i| (1 + i * 7919 % 97) as f32 / 60.0).collect())))
-    };
-    let [w, c, a, t] = [("w", &[4, 4, 1, 1][..]), ("c", &[1, 1, 1, 6]), ("a", &[6, 6]), ("t", &[4, 4, 1, 1])].map(|(name, shape)| numbers(name, shape));
-    g.add_node(Node::new(Op::Conv, "conv"), &[Some(v[0]), w], &[Some(v[1])]);
-    g.add_node(Node::new(Op::HardSwish, "swish"), &[Some(v[1])], &[Some(v[2])]);
-    g.add_node(Node::new(Op::Mul, "rows"), &[Some(v[2]), c], &[Some(v[3])]);
-    g.add_node(Node::new(Op::MatMul, "first"), &[a, Some(v[3])], &[Some(v[4])]);
-    g.add_node(Node::new(Op::ConvTranspose, "up"), &[Some(v[4]), t], &[Some(v[5])]);
-    g.add_node(Node::new(Op::Log, "log"), &[Some(v[5])], &[Some(v[6])]);
-    m
-}
-
-/// What compilers made of models that others had shipped: layers in float16 behind which a function stood without a quantizer, scales along axes that are not read.
-#[test]
-fn quantizers_stand_and_scales_lie_where_compilers_were_found_to_want_them() {
-    let dir = tempfile::tempdir().unwrap();
-    let from = dir.path().join("odd.onnx");
-    crate::onnx::write(&odd(), &from, &crate::onnx::WriteOptions::default()).unwrap();
-    let written = |target: &str| {
-        let to = dir.path().join(format!("{target}.onnx"));
-        let sources = Sources { target: Some(target.into()), recipe: Some("int8-fast".into()), ..Sources::default() };
-        let request = Request { model: from.clone(), data: Some("random:4".into()), sources, output: Some(to.clone()), threads: 1, ..Request::default() };
-        convert(&request, &crate::pass::Silent).unwrap_or_else(|e| panic!("{target}: {e}"));
-        crate::onnx::read(&to, &crate::onnx::ReadOptions::default()).unwrap()
-    };
-    let node = |m: &crate::graph::Model, name: &str| m.graph.nodes().find(|(_, n)| n.name == name).unwrap_or_else(|| panic!("no {name}")).1.clone();
-    // Who reads the layer; how many scales the constant at a slot has, 0: it is float.
-    let reader = |m: &crate::graph::Model| m.graph.node(m.graph.value(node(m, "conv").output(0).unwrap()).uses()[0].node).op;
-    let scales = |m: &crate::graph::Model, name: &str, slot: usize| {
-        let v = node(m, name).input(slot).unwrap();
-        if m.graph.constant(v).is_some() {
-            return 0;
-        }
-        let dequantize = m.graph.node(m.graph.value(v).producer().unwrap().0);
-        m.graph.constant(dequantize.input(1).unwrap()).unwrap().tensor.len()
-    };
-    let [generic, ort, rknn, sophgo] = ["generic", "ort", "rknn", "sophgo"].map(written);
-    assert_eq!([&generic, &rknn, &sophgo].map(reader), [Op::HardSwish, Op::QuantizeLinear, Op::QuantizeLinear]);
-    assert_eq!([&generic, &ort].map(|m| scales(m, "first", 0)), [6, 1]);
-    assert_eq!([&generic, &sophgo].map(|m| scales(m, "rows", 1)), [6, 1]);
-    assert_eq!([&generic, &sophgo].map(|m| scales(m, "up", 1)), [4, 0]);
-    let log = |target: &str| check(&from, target, None).unwrap().nodes.iter().find(|r| r.node == "log").unwrap().verdict;
-    assert_eq!([log("qnn"), log("qnn-16"), log("qnn-lpbq4")], [Verdict::Float; 3]);
-    // A file of others that has a scale a row at the first operand.
-    let verdicts = check(&dir.path().join("generic.onnx"), "ort", None).unwrap().nodes;
-    assert!(verdicts.iter().any(|r| r.node == "first" && r.verdict == Verdict::Float && r.rule == "limits"), "{verdicts:?}");
-}
-
 #[test]
 fn schema_and_docs_know_every_target() {
     blessed("docs/targets.md", &targets().iter().map(|(name, _)| section(name)).collect::<String>());

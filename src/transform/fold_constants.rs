@@ -2,8 +2,8 @@
 //! puts the constants of sums and products second.
 //! Exact: constants are computed in the type of the model; a square of a root is what the root was taken of, up to its rounding. Needs nothing. Declines: results larger than both 16 Mi elements and every input.
 
-use crate::error::Result;
 use super::edit::rename;
+use crate::error::Result;
 use crate::graph::{self, Graph, Inferred, InputShapes, Model, Node, NodeId, Op, ValueId};
 use crate::note::Notes;
 

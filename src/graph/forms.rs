@@ -209,8 +209,8 @@ fn cube_of(g: &Graph, v: ValueId) -> Option<(ValueId, Vec<NodeId>)> {
     }
 }
 
-/// `x` of `v = x²`: Pow, or Mul with itself.
-fn square_of(g: &Graph, v: ValueId) -> Option<(ValueId, NodeId)> {
+/// `x` of `v = x²`, and the node: a Pow, or a Mul with itself.
+pub fn square_of(g: &Graph, v: ValueId) -> Option<(ValueId, NodeId)> {
     let (id, _) = g.value(v).producer()?;
     let node = g.node(id);
     let (a, b) = (node.input(0)?, node.input(1)?);

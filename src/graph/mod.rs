@@ -16,7 +16,7 @@ mod sets;
 
 pub use attr::{Attr, AttrValue, Constant, Storage};
 pub use eval::{broadcast, eval};
-pub use forms::{Form, forms, since};
+pub use forms::{Form, forms, since, square_of};
 pub use graph::{Dim, Graph, NodeId, Port, Type, Value, ValueId, shape_text};
 pub use halves::{half_since, stays_float32};
 pub use infer::{Fact, Inferred, InputShapes, fold, infer, infer_body, infer_inlined, specialize};

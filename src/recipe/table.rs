@@ -130,7 +130,7 @@ static OVERRIDE: &[Key] = &[
     Key::new(
         "where",
         Shape::OneOf(&Place::WORDS),
-        "products of two operands that flow; with a constant weight; convolutions with a group a channel; those that no other stands before, or behind",
+        "products of two operands that flow; with a constant weight; with that as first operand; convolutions with a group a channel; those that no other stands before, or behind",
     ),
     Key::new("optional", FLAG, "matching nothing is no error"),
     Key::new("keep", Shape::OneOf(&["float", "input"]), "leave the nodes alone: in the recipe's float type, or in that of the input file"),

@@ -37,6 +37,8 @@ pub enum Place {
     DynamicOperands,
     /// Products with a constant weight, recurrent layers among them.
     ConstantWeight,
+    /// MatMuls whose constant weight is the first operand.
+    WeightFirst,
     /// Convolutions with a group an input channel.
     Depthwise,
     /// Products that no other stands before: the first layers.
@@ -47,9 +49,10 @@ pub enum Place {
 
 impl Place {
     /// Every place with the word for it.
-    pub const NAMES: [(&'static str, Place); 5] = [
+    pub const NAMES: [(&'static str, Place); 6] = [
         ("dynamic-operands", Place::DynamicOperands),
         ("constant-weight", Place::ConstantWeight),
+        ("weight-first", Place::WeightFirst),
         ("depthwise", Place::Depthwise),
         ("first", Place::First),
         ("last", Place::Last),
@@ -135,6 +138,7 @@ fn standing(g: &Graph, place: Place) -> BTreeSet<NodeId> {
     match place {
         Place::DynamicOperands => products().filter(|id| linear(*id).is_some_and(|l| !l.constant)).collect(),
         Place::ConstantWeight => products().filter(|id| linear(*id).is_none_or(|l| l.constant)).collect(),
+        Place::WeightFirst => products().filter(|id| linear(*id).is_some_and(|l| l.constant && l.weight_slot == 0)).collect(),
         Place::Depthwise => products()
             .filter(|id| {
                 let weight = |l: &Linear| g.constant(crate::graph::constant_behind(g, l.weight)?);
@@ -236,12 +240,24 @@ mod tests {
         g.add_node(Node::new(Op::Relu, "relu"), &[Some(p)], &[Some(d)]);
         g.add_node(Node::new(Op::Conv, "alone"), &[Some(e), Some(full)], &[Some(f)]);
         let at = |place| names(&m, &Select { place: Some(place), ..Select::default() });
+        assert_eq!(at(Place::WeightFirst), [""; 0]);
         assert_eq!(at(Place::Depthwise), ["depthwise"]);
         assert_eq!(at(Place::DynamicOperands), ["attention"]);
         assert_eq!(at(Place::ConstantWeight), ["depthwise", "matmul", "alone"]);
         assert_eq!(at(Place::First), ["depthwise", "alone"]);
         assert_eq!(at(Place::Last), ["attention", "alone"]);
         assert_eq!(names(&m, &Select { place: Some(Place::Last), ops: Some(vec![Op::Conv]), ..Select::default() }), ["alone"]);
+    }
+
+    #[test]
+    fn a_weight_may_be_the_first_operand() {
+        let mut m = Model::default();
+        let g = &mut m.graph;
+        let [x, y, z] = ["x", "y", "z"].map(|n| g.add_value(n));
+        let w = g.add_constant("w", Tensor::of_f32(&[2, 2], vec![1.0; 4]));
+        g.add_node(Node::new(Op::MatMul, "first"), &[Some(w), Some(x)], &[Some(y)]);
+        g.add_node(Node::new(Op::MatMul, "second"), &[Some(y), Some(w)], &[Some(z)]);
+        assert_eq!(names(&m, &Select { place: Some(Place::WeightFirst), ..Select::default() }), ["first"]);
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! Folds what depends on constants alone into initializers, and takes out nodes that do nothing or that nothing depends on.
-//! Exact: constants are computed in the type of the model. Needs nothing. Declines: results larger than both 16 Mi elements and every input.
+//! Folds what depends on constants alone into initializers, and takes out nodes that do nothing or that nothing depends on, and square roots that are squared;
+//! puts the constants of sums and products second.
+//! Exact: constants are computed in the type of the model; a square of a root is what the root was taken of, up to its rounding. Needs nothing. Declines: results larger than both 16 Mi elements and every input.
 
+use super::edit::rename;
 use crate::error::Result;
 use crate::graph::{self, Graph, Inferred, InputShapes, Model, Node, NodeId, Op, ValueId};
 use crate::note::Notes;
@@ -12,12 +14,20 @@ pub fn fold_constants(model: &mut Model) -> Result<Notes> {
     let folded = graph::fold(&mut model.graph, &inferred);
     let passed = remove_idle(&mut model.graph);
     let pools = name_global_pools(&mut model.graph, &inferred);
+    let roots = drop_squared_roots(&mut model.graph);
+    let turned = put_constants_second(&mut model.graph);
     let dead = model.graph.remove_dead();
     if folded + passed + dead > 0 {
         notes.changed("", format!("{folded} nodes folded into constants, {passed} that only pass their input on and {dead} that nothing reads removed"));
     }
     if branches > 0 {
         notes.changed("", format!("{branches} Ifs whose condition is always the same are the branch that they take"));
+    }
+    if roots > 0 {
+        notes.changed("", format!("{roots} square roots that are squared again removed, with the squares"));
+    }
+    if turned > 0 {
+        notes.changed("", format!("{turned} sums and products have their constant as second operand"));
     }
     if pools > 0 {
         notes.changed("", format!("{pools} average pools over their whole input are global ones"));
@@ -74,10 +84,104 @@ fn remove_idle(g: &mut Graph) -> usize {
     removed
 }
 
+/// Lets the constant of an Add or Mul be the second operand, where compilers look for it: there is one that runs products with a constant first in float.
+fn put_constants_second(g: &mut Graph) -> usize {
+    let is_first = |n: &Node| n.input(0).is_some_and(|v| g.constant(v).is_some()) && n.input(1).is_some_and(|v| g.constant(v).is_none());
+    let first: Vec<NodeId> = g.nodes().filter(|(_, n)| matches!(n.op, Op::Add | Op::Mul) && is_first(n)).map(|(id, _)| id).collect();
+    for id in &first {
+        let (constant, x) = (g.node(*id).input(0), g.node(*id).input(1));
+        g.set_input(*id, 0, x);
+        g.set_input(*id, 1, constant);
+    }
+    first.len()
+}
+
+/// Takes out each Sqrt of which nothing but a square is taken, behind moves or not: of the power of a spectrum, say, whose amplitude nobody asks for.
+/// Only where the root is of what is never negative: of others it is no number.
+fn drop_squared_roots(g: &mut Graph) -> usize {
+    let mut dropped = 0;
+    for id in g.order().to_vec() {
+        let made = g.get_node(id).and_then(|n| n.output(0));
+        let Some((x, square)) = made.and_then(|y| graph::square_of(g, y)) else { continue };
+        let Some((root, between)) = root_behind(g, x, square) else { continue };
+        rename(g, between, "squared");
+        g.bypass(square);
+        g.bypass(root);
+        dropped += 1;
+    }
+    dropped
+}
+
+/// The Sqrt that makes what `reader` alone reads, and the values that moves hand on from it.
+fn root_behind(g: &Graph, mut x: ValueId, mut reader: NodeId) -> Option<(NodeId, Vec<ValueId>)> {
+    let mut moved = vec![];
+    loop {
+        if g.is_output(x) || g.value(x).uses().iter().any(|p| p.node != reader) {
+            return None;
+        }
+        let (id, _) = g.value(x).producer()?;
+        let node = g.node(id);
+        match node.op {
+            Op::Sqrt => return is_never_negative(g, node.input(0)?, 16).then_some((id, moved)),
+            Op::Transpose | Op::Reshape | Op::Flatten | Op::Squeeze | Op::Unsqueeze | Op::Slice => moved.push(x),
+            _ => return None,
+        }
+        (x, reader) = (node.input(0)?, id);
+    }
+}
+
+/// Whether a value is a square, a magnitude, or made of such; looked for `depth` nodes back.
+fn is_never_negative(g: &Graph, v: ValueId, depth: usize) -> bool {
+    if let Some(c) = g.constant(v) {
+        return c.tensor.to_f32().is_ok_and(|x| x.iter().all(|x| *x >= 0.0));
+    }
+    let Some((id, _)) = g.value(v).producer().filter(|_| depth > 0) else { return false };
+    let node = g.node(id);
+    let of = |slot: usize| node.input(slot).is_some_and(|v| is_never_negative(g, v, depth - 1));
+    match node.op {
+        Op::Relu | Op::Abs | Op::Exp | Op::Sigmoid => true,
+        Op::Clip => graph::bounds(g, node).is_some_and(|(low, _)| low >= 0.0),
+        Op::Max => of(0) || of(1),
+        Op::Add | Op::Div => of(0) && of(1),
+        Op::Mul | Op::Pow => graph::square_of(g, v).is_some() || node.op == Op::Mul && of(0) && of(1),
+        Op::ReduceSum | Op::ReduceMean | Op::ReduceMax | Op::Transpose | Op::Reshape | Op::Squeeze | Op::Unsqueeze | Op::Slice => of(0),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::tensor::Tensor;
+
+    /// x → first → Sqrt → Transpose → square → y; with `shared` the root is an output too.
+    fn squared_root(first: Op, pow: bool, shared: bool) -> Vec<Op> {
+        let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+        let g = &mut m.graph;
+        let [x, a, r, t, y] = ["x", "a", "r", "t", "y"].map(|n| g.add_value(n));
+        let two = g.add_constant("two", Tensor::scalar(2.0));
+        (g.inputs, g.outputs) = (vec![x], if shared { vec![r, y] } else { vec![y] });
+        let operands = if first == Op::Mul { vec![Some(x), Some(x)] } else { vec![Some(x)] };
+        g.add_node(Node::new(first, "first"), &operands, &[Some(a)]);
+        g.add_node(Node::new(Op::Sqrt, "root"), &[Some(a)], &[Some(r)]);
+        g.add_node(Node::new(Op::Transpose, "turn").with("perm", vec![1i64, 0]), &[Some(r)], &[Some(t)]);
+        let square = if pow { [Some(t), Some(two)] } else { [Some(t), Some(t)] };
+        g.add_node(Node::new(if pow { Op::Pow } else { Op::Mul }, "square"), &square, &[Some(y)]);
+        fold_constants(&mut m).unwrap();
+        assert!(m.graph.outputs.contains(&y) && m.graph.value(y).producer().is_some());
+        m.graph.nodes().map(|(_, n)| n.op).collect()
+    }
+
+    #[test]
+    fn a_root_that_is_squared_was_never_taken() {
+        for pow in [true, false] {
+            assert_eq!(squared_root(Op::Mul, pow, false), [Op::Mul, Op::Transpose]);
+            assert_eq!(squared_root(Op::Relu, pow, false), [Op::Relu, Op::Transpose]);
+            // Of numbers below zero it is none; and who reads it wants it.
+            assert_eq!(squared_root(Op::Neg, pow, false).len(), 4);
+            assert_eq!(squared_root(Op::Mul, pow, true).len(), 4);
+        }
+    }
 
     #[test]
     fn constants_fold_and_idle_nodes_go() {
@@ -99,6 +203,22 @@ mod tests {
         assert_eq!(g.constant(add.input(1).unwrap()).unwrap().tensor, Tensor::scalar(4.0));
         assert!(g.find_value("a").is_none());
         assert_eq!(notes.list().len(), 1);
+    }
+
+    #[test]
+    fn a_constant_stands_second_where_the_order_is_free() {
+        let order = |op: Op| {
+            let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+            let g = &mut m.graph;
+            let [x, y] = ["x", "y"].map(|n| g.add_value(n));
+            let c = g.add_constant("c", Tensor::of_f32(&[2], vec![2.0, 3.0]));
+            (g.inputs, g.outputs) = (vec![x], vec![y]);
+            g.add_node(Node::new(op, "node"), &[Some(c), Some(x)], &[Some(y)]);
+            let notes = fold_constants(&mut m).unwrap();
+            let (_, n) = m.graph.nodes().next().unwrap();
+            (n.input(0) == Some(x) && n.input(1) == Some(c), notes.list().len())
+        };
+        assert_eq!([order(Op::Mul), order(Op::Add), order(Op::Sub)], [(true, 1), (true, 1), (false, 0)]);
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod quant;
 mod raw_images;
 mod retarget;
 mod spellings;
+mod targets;
 mod toy;
 mod weights;
 

@@ -3,6 +3,7 @@
 use super::reverse;
 use crate::error::Result;
 use crate::graph::{self, Constant, Graph, Model, Node, NodeId, Op, Site, ValueId};
+use crate::onnx;
 use crate::quant;
 use crate::tensor::{DType, Tensor};
 
@@ -12,6 +13,16 @@ pub fn prepare(model: &mut Model) -> Result<()> {
     for id in model.graph.order().to_vec() {
         if model.graph.node(id).op == Op::Pad && rounded_filler(model, id)?.is_some_and(|number| number != 0.0) {
             fill_by_mask(&mut model.graph, id);
+        }
+    }
+    // Tract knows no Attention with a mask of truths.
+    let truths = |n: &Node| n.op == Op::Attention && n.input(3).is_some_and(|m| model.graph.value(m).dtype() == Some(DType::Bool));
+    let spelled: Vec<NodeId> = model.graph.nodes().filter(|(_, n)| truths(n)).map(|(id, _)| id).collect();
+    if !spelled.is_empty() {
+        let inferred = graph::infer(model, &graph::InputShapes::new());
+        for id in spelled {
+            // What cannot be written so is left, for `support` to judge.
+            let _ = onnx::attention_exactly(&mut model.graph, id, &inferred);
         }
     }
     prepare_graph(&mut model.graph, opset);
@@ -24,7 +35,6 @@ fn prepare_graph(g: &mut Graph, opset: i64) {
         // What cannot be rewritten is left, for `support` to judge.
         let _: Option<()> = match g.node(id).op {
             Op::Constant => take_constant(g, id),
-            Op::Attention => numbers_for_truths(g, id),
             Op::Celu => scaled_elu(g, id),
             Op::GatherND => count_from_the_front(g, id),
             Op::IsInf => compare_with_infinity(g, id),
@@ -47,15 +57,6 @@ fn prepare_graph(g: &mut Graph, opset: i64) {
             _ => None,
         };
     }
-}
-
-/// Tract adds an Attention's mask to its scores: what is true adds nothing, what is false leaves nothing.
-fn numbers_for_truths(g: &mut Graph, id: NodeId) -> Option<()> {
-    let mask = g.node(id).input(3).filter(|m| g.value(*m).dtype() == Some(DType::Bool))?;
-    let [all, nothing] = [0.0, f32::NEG_INFINITY].map(|n| g.add_constant("mask", Tensor::scalar(n)));
-    let added = before(g, id, Node::new(Op::Where, ""), &[mask, all, nothing]);
-    g.set_input(id, 3, Some(added));
-    Some(())
 }
 
 /// Inserts a node before `at`, under `at`'s name; its output.

@@ -179,6 +179,7 @@ fn special(g: &Graph, n: &Node) -> Option<String> {
     let dtype = |slot: usize| n.input(slot).and_then(|v| g.value(v).dtype());
     match n.op {
         Op::Dropout if n.input(2).is_some_and(|v| g.constant(v).is_none_or(|c| c.tensor.bytes().iter().any(|b| *b != 0))) => Some("in training mode".into()),
+        Op::Attention if dtype(3) == Some(DType::Bool) => Some("with a mask of booleans cannot be planned by the engine".into()),
         Op::Celu if dtype(0) == Some(DType::F16) => Some("on float16 tensors is computed wrongly by the engine".into()),
         _ => None,
     }

@@ -150,8 +150,18 @@ pub fn rms_normalization(g: &mut Graph, id: NodeId, inferred: &Inferred, to: i64
     Ok(())
 }
 
-/// Softmax(scale · Q Kᵀ + mask) V, head by head; a key and value that several queries share stand once for each.
+/// Softmax(scale · Q Kᵀ + mask) V, head by head; a key and value that several queries share stand once for each. Where a mask of truths hides every key
+/// from a query, that gets the mean of the values, and not the 0 that runtimes give.
 pub fn attention(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<(), String> {
+    heads(g, id, inferred, false)
+}
+
+/// The same with that 0, at the cost of a Where behind the Softmax.
+pub fn attention_exactly(g: &mut Graph, id: NodeId, inferred: &Inferred) -> Result<(), String> {
+    heads(g, id, inferred, true)
+}
+
+fn heads(g: &mut Graph, id: NodeId, inferred: &Inferred, exactly: bool) -> Result<(), String> {
     let node = g.node(id).clone();
     let int = |name: &str| node.int(name).unwrap_or(0);
     let (Some(q), Some(k), Some(v)) = (node.input(0), node.input(1), node.input(2)) else { return Err("it lacks a query, key or value".into()) };
@@ -236,15 +246,22 @@ pub fn attention(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Resu
         let before = s.typed(before);
         scores = s.op(Op::Add, &[scores, before], None);
     }
-    if let Some(mut mask) = mask {
-        if truths {
-            let (zero, least) = (s.number("zero", 0.0), s.number("least", LEAST.into()));
-            mask = s.op(Op::Where, &[mask, zero, least], None);
-        }
-        scores = s.op(Op::Add, &[scores, mask], None);
+    let zero = if truths { Some(s.number("zero", 0.0)) } else { None };
+    if let Some(mask) = mask {
+        let added = match zero {
+            Some(zero) => {
+                let least = s.number("least", LEAST.into());
+                s.op(Op::Where, &[mask, zero, least], None)
+            }
+            None => mask,
+        };
+        scores = s.op(Op::Add, &[scores, added], None);
     }
     let softmax = Node::new(Op::Softmax, format!("{}_Softmax", s.name)).with("axis", -1i64);
-    let shares = s.put(softmax, &[scores], None);
+    let mut shares = s.put(softmax, &[scores], None);
+    if let (Some(mask), Some(zero), true) = (mask, zero, exactly) {
+        shares = s.op(Op::Where, &[mask, shares, zero], None);
+    }
     let y = node.output(0);
     if rank == 3 {
         let mixed = s.op(Op::MatMul, &[shares, v], None);

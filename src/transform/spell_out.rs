@@ -1,5 +1,6 @@
 //! Writes operators that the target has no codes for, but for what they stand for, in other words: an Attention's two products then run on codes.
-//! Exact up to the order of float sums. Needs nothing. Declines, with the reason: what depends on shapes that are not known.
+//! Exact up to the order of float sums, but for queries from which a mask of truths hides every key: they get the mean of the values, not 0. Needs nothing.
+//! Declines, with the reason: what depends on shapes that are not known.
 
 use crate::graph::{Graph, Inferred, InputShapes, Model, Op, infer, infer_body};
 use crate::note::Notes;

@@ -87,6 +87,7 @@ pub fn fix_dims(model: &mut Model, recipe: &Recipe) -> Result<()> {
         }
         for (d, a) in declared.iter().zip(asked) {
             if let Dim::Symbol(s) = d
+                && is_name(s)
                 && *sizes.entry(s.clone()).or_insert(*a) != *a
             {
                 return Err(Error::usage(format!("inputs.{name}.shape: dimension {s} is given two sizes, {} and {a}", sizes[s])));
@@ -123,8 +124,8 @@ pub fn suit(model: &mut Model, target: &Profile, lifted: bool) -> Result<Vec<Str
     for v in inputs(&model.graph) {
         let Type::Tensor { shape: Some(shape), .. } = &mut model.graph.value_mut(v).ty else { continue };
         match shape.first_mut() {
-            Some(Dim::Symbol(s)) => drop(sizes.insert(s.clone(), batch)),
-            Some(d @ Dim::Unknown) => *d = Dim::Known(batch),
+            Some(Dim::Symbol(s)) if is_name(s) => drop(sizes.insert(s.clone(), batch)),
+            Some(d @ (Dim::Unknown | Dim::Symbol(_))) => *d = Dim::Known(batch),
             _ => {}
         }
     }
@@ -135,7 +136,9 @@ pub fn suit(model: &mut Model, target: &Profile, lifted: bool) -> Result<Vec<Str
         let Type::Tensor { shape: Some(shape), .. } = &value.ty else { continue };
         let remedy = match shape.iter().find(|d| !matches!(d, Dim::Known(_))) {
             // Those of all inputs at once.
-            Some(Dim::Symbol(_)) => format!("say {}", symbols(&model.graph).iter().map(|s| format!("--fix-dim {s}=N")).collect::<Vec<_>>().join(" ")),
+            Some(Dim::Symbol(s)) if is_name(s) => {
+                format!("say {}", symbols(&model.graph).iter().map(|s| format!("--fix-dim {s}=N")).collect::<Vec<_>>().join(" "))
+            }
             Some(_) => format!("say its `shape` with `fix: true` under inputs.{} of the recipe", value.name),
             None => continue,
         };
@@ -144,12 +147,17 @@ pub fn suit(model: &mut Model, target: &Profile, lifted: bool) -> Result<Vec<Str
     Ok(said)
 }
 
+/// Whether a symbol is one dimension's own: Paddle's exporter writes `?` for every size that it does not know.
+fn is_name(symbol: &str) -> bool {
+    symbol != "?"
+}
+
 fn symbols(g: &Graph) -> std::collections::BTreeSet<&str> {
     let shapes = inputs(g).into_iter().filter_map(|v| match &g.value(v).ty {
         Type::Tensor { shape: Some(s), .. } => Some(s),
         _ => None,
     });
-    shapes.flatten().filter_map(|d| if let Dim::Symbol(s) = d { Some(&**s) } else { None }).collect()
+    shapes.flatten().filter_map(|d| if let Dim::Symbol(s) = d { Some(&**s).filter(|s| is_name(s)) } else { None }).collect()
 }
 
 /// Symbolic dimensions become numbers in every declaration, bodies included.

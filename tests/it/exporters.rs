@@ -73,3 +73,13 @@ fn what_exporters_write_is_converted_loads_and_computes_the_same() {
         }
     }
 }
+
+/// Paddle writes `?` for every size that it does not know: they are no one dimension.
+#[test]
+fn sizes_without_a_name_are_fixed_apart() {
+    let outcome = |set: &[&str]| one("nameless", "int8-fast", &[&["target=webnn"], set].concat());
+    let e = outcome(&[]).unwrap_err();
+    assert!(e.exit_code() == 2 && e.to_string().contains("under inputs.x"), "{e}");
+    let outcome = outcome(&["inputs={ x: { shape: [1, 4, 6, 8], fix: true } }"]).unwrap();
+    assert!(outcome.report.outputs[0].sqnr_db.0 > 25.0 && !outcome.report.check.iter().any(|row| row.rule == "static"), "{:?}", outcome.report.check);
+}

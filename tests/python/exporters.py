@@ -231,7 +231,14 @@ def log_share():
     return model(nodes, [info("x", [1, 4, 8])], [info("y", [1, 4, 12])], {"w": 6 * weight(8, 12)}), {"x": RNG.standard_normal((40, 1, 4, 8))}
 
 
-FORMS = [log_power, log_share, shared_weight, shared_constant, bounded_softmax, anchors, above_zero, largest, squeeze_all, squeeze_if, known_if, rate_if, positions]
+def nameless():
+    """Paddle: every size that is not known is called ?."""
+    nodes = [node("Conv", ["x", "w"], ["f"], name="conv", pads=[1, 1, 1, 1]), node("Relu", ["f"], ["y"], name="relu")]
+    made = model(nodes, [info("x", ["?", 4, "?", "?"])], [info("y", ["?", 8, "?", "?"])], {"w": weight(8, 4, 3, 3)})
+    return made, {"x": RNG.standard_normal((40, 1, 4, 6, 8))}
+
+
+FORMS = [log_power, log_share, shared_weight, shared_constant, bounded_softmax, anchors, above_zero, largest, squeeze_all, squeeze_if, known_if, rate_if, positions, nameless]
 
 
 def make(folder):

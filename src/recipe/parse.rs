@@ -240,13 +240,18 @@ impl<'de, 'a> Visitor<'de> for Seed<'a> {
         for shape in self.shape.choices() {
             match shape {
                 Shape::Map(keys) => return self.map(keys, &[], &mut map),
-                Shape::MapOf(each) => {
+                Shape::MapOf(each) | Shape::Slots(each) => {
                     let mut entries: Vec<(String, Tree)> = Vec::new();
                     while let Some(key) = map.next_key_seed(Text(self))? {
                         if entries.iter().any(|(k, _)| *k == key) {
                             return self.fail(format!("key `{key}` stands twice"));
                         }
-                        let value = map.next_value_seed(self.inner(each, &key))?;
+                        let inner = match shape {
+                            Shape::Slots(each) => each.in_slots(&key),
+                            _ => Ok(*each),
+                        };
+                        let inner = inner.or_else(|why| self.fail(why))?;
+                        let value = map.next_value_seed(self.inner(inner, &key))?;
                         entries.push((key, value));
                     }
                     return Ok(Tree::Map(entries));

@@ -170,6 +170,9 @@ pub fn place(word: &str) -> Option<Place> {
     Place::NAMES.iter().find(|(name, _)| *name == word).map(|(_, place)| *place)
 }
 
+/// Slots of an operator at most, of which `inputs` or `outputs` without a number speak.
+const SLOTS: usize = 64;
+
 /// One entry of `overrides`; `origin` is said in complaints.
 pub fn override_of(t: &Tree, origin: String) -> Result<Override> {
     let text = |key: &str| t.get(key).and_then(Tree::text).map(str::to_string);
@@ -185,14 +188,13 @@ pub fn override_of(t: &Tree, origin: String) -> Result<Override> {
         return fail("it selects nothing: say `nodes`, `ops`, `tensors`, `between` or `where`".into());
     }
     let slots = |key: &str| -> Result<BTreeMap<usize, SchemeKeys>> {
-        t.get(key)
-            .map_or(&[][..], Tree::entries)
-            .iter()
-            .map(|(slot, keys)| match slot.parse() {
-                Ok(slot) => Ok((slot, scheme(keys))),
-                Err(_) => Err(Error::usage(format!("{origin}: {key}: `{slot}` is not the number of a slot"))),
-            })
-            .collect()
+        let Some(tree) = t.get(key) else { return Ok(BTreeMap::new()) };
+        let slots: Vec<Option<usize>> = tree.entries().iter().map(|(slot, _)| slot.parse().ok()).collect();
+        match slots.iter().flatten().count() {
+            0 => Ok((0..SLOTS).map(|slot| (slot, scheme(tree))).collect()),
+            n if n == slots.len() => Ok(tree.entries().iter().zip(slots).filter_map(|((_, keys), slot)| Some((slot?, scheme(keys)))).collect()),
+            _ => Err(Error::usage(format!("{origin}: {key}: slots and keys for all slots stand side by side"))),
+        }
     };
     let set = Wish {
         keep: text("keep").map(|k| if k == "input" { Keep::Input } else { Keep::Float }),

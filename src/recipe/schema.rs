@@ -52,6 +52,9 @@ fn of(shape: &Shape) -> Value {
         Shape::List(each) => json!({ "type": "array", "items": of(each) }),
         Shape::Map(keys) => map(keys, &[]),
         Shape::MapOf(each) => json!({ "type": "object", "additionalProperties": of(each) }),
+        Shape::Slots(each) => {
+            json!({ "anyOf": [{ "type": "object", "patternProperties": { "^[0-9]+$": of(each) }, "additionalProperties": false }, of(each)] })
+        }
         Shape::Any(shapes) => json!({ "anyOf": shapes.iter().map(of).collect::<Vec<_>>() }),
         Shape::Steps => json!({ "type": "array", "items": step() }),
     }

@@ -35,6 +35,7 @@ fn walk<'k>(mut shape: &'k Shape, keys: &[&str]) -> Result<&'k Shape, String> {
             .find_map(|s| match s {
                 Shape::Map(inner) => Some(find(inner.iter(), key)),
                 Shape::MapOf(each) => Some(Ok(*each)),
+                Shape::Slots(each) => Some(each.in_slots(key)),
                 _ => None,
             })
             .unwrap_or_else(|| Err(format!("`{key}`: nothing stands below; {} is wanted there", shape.wants())))?;

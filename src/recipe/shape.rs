@@ -33,6 +33,8 @@ pub enum Shape {
     Map(&'static [Key]),
     /// Any keys, each of this shape.
     MapOf(&'static Shape),
+    /// Slots, each of this shape; or the keys of its map, for every slot.
+    Slots(&'static Shape),
     Steps,
     /// The first that fits what stands there.
     Any(&'static [Shape]),
@@ -76,9 +78,19 @@ impl Shape {
             Shape::Range => "[low, high]".into(),
             Shape::List(each) => format!("a list of {}", each.wants()),
             Shape::Map(keys) => format!("a map of {}", keys.iter().map(|k| k.name).collect::<Vec<_>>().join(", ")),
-            Shape::MapOf(_) => "a map".into(),
+            Shape::MapOf(_) | Shape::Slots(_) => "a map".into(),
             Shape::Steps => "a list of steps".into(),
             Shape::Any(shapes) => shapes.iter().map(Shape::wants).collect::<Vec<_>>().join(", or "),
+        }
+    }
+
+    /// Of slots that hold this shape: what stands under a key, which is a slot's number or one of the map's own.
+    pub fn in_slots(&self, key: &str) -> Result<&Shape, String> {
+        let keys = || self.choices().iter().flat_map(|s| if let Shape::Map(keys) = s { *keys } else { &[] });
+        match keys().find(|k| k.name == key) {
+            _ if key.parse::<usize>().is_ok() => Ok(self),
+            Some(k) => Ok(&k.shape),
+            None => Err(format!("`{key}` is not the number of a slot, and {}", unknown("key", key, keys().map(|k| k.name)))),
         }
     }
 

@@ -137,8 +137,8 @@ static OVERRIDE: &[Key] = &[
     Key::new("weights", SCHEME_OR_NONE, "scheme of their weights"),
     Key::new("activations", SCHEME_OR_NONE, "scheme of their activations"),
     Key::new("bias", SCHEME_OR_NONE, "scheme of their biases"),
-    Key::new("inputs", Shape::MapOf(&SCHEME_OR_NONE), "scheme of single inputs, by slot"),
-    Key::new("outputs", Shape::MapOf(&SCHEME_OR_NONE), "scheme of single outputs, by slot"),
+    Key::new("inputs", Shape::Slots(&SCHEME_OR_NONE), "scheme of single inputs, by slot, or of all"),
+    Key::new("outputs", Shape::Slots(&SCHEME_OR_NONE), "scheme of single outputs, by slot, or of all"),
 ];
 
 const OPS: Shape = Shape::List(&Shape::Op);

@@ -34,6 +34,16 @@ fn refused(text: &str, set: &[&str], want: &str) {
     assert!(e.to_string().starts_with(want), "{text:?} {set:?}\n  said:   {e}\n  wanted: {want}");
 }
 
+/// What `outputs` says without a slot's number is said of every one.
+#[test]
+fn a_scheme_without_a_slot_is_for_all() {
+    let one = |text: &str| {
+        resolved(&format!("extends: int8\noverrides: [ {{ ops: [Softmax], outputs: {text} }} ]\n"), &[]).unwrap().overrides.pop().unwrap().set.outputs
+    };
+    let (all, first) = (one("{ format: uint16, scale: 1/65536, zero_point: 0 }"), one("{ 0: { format: uint16, scale: 1/65536, zero_point: 0 } }"));
+    assert!(first.len() == 1 && all.len() > 16 && all[&0] == first[&0] && all[&5] == first[&0]);
+}
+
 #[test]
 fn what_is_wrong_is_said_with_its_place() {
     for (text, want) in [
@@ -64,7 +74,14 @@ fn what_is_wrong_is_said_with_its_place() {
         ("extends: int8\noverrides: [ { keep: float } ]\n", "my.yaml: overrides[0]: it selects nothing"),
         ("extends: int8\noverrides: [ { ops: [Conv] } ]\n", "my.yaml: overrides[0]: it asks for nothing"),
         ("extends: int8\noverrides: [ { ops: [Cnv], keep: float } ]\n", "my.yaml:2:22: ops: unknown value `Cnv`; did you mean `Conv`?"),
-        ("extends: int8\noverrides: [ { ops: [Conv], inputs: { first: none } } ]\n", "my.yaml: overrides[0]: inputs: `first` is not the number of a slot"),
+        (
+            "extends: int8\noverrides: [ { ops: [Conv], inputs: { first: none } } ]\n",
+            "my.yaml:2:37: inputs: `first` is not the number of a slot, and unknown key `first`",
+        ),
+        (
+            "extends: int8\noverrides: [ { ops: [Conv], inputs: { 0: none, bits: 8 } } ]\n",
+            "my.yaml: overrides[0]: inputs: slots and keys for all slots stand side by side",
+        ),
         ("weights: { bits: 8 }\n", "my: neither the recipe nor what it extends says any `steps`"),
         ("", "my.yaml: it is empty"),
         ("# nothing\n\n", "my.yaml: it is empty"),

@@ -24,7 +24,7 @@ mod write;
 pub use hash::{sha256, sha256_file, sha256_model};
 pub use older::lower_opset;
 pub use opset::raise_opset;
-pub use spelled::{SPELLED, attention_exactly, spell_out};
+pub use spelled::{attention_exactly, is_spelled, spell_out};
 pub use write::{WriteOptions, write};
 
 use crate::error::{At, Error, Result};

@@ -3,11 +3,12 @@
 //! Source: the changes between versions of each operator in onnx 1.23's schemas, and the function bodies of operators that came.
 
 use super::opset::{HIGHEST, REDUCE};
-use super::spelled::{self, AXES_AS_INPUT};
+use super::spelled::{AXES_AS_INPUT, Undo, spell_out};
 use crate::error::{Error, Result};
 use crate::graph::{AttrValue, Graph, Inferred, InputShapes, Model, NodeId, Op, half_since, infer, infer_body};
 use crate::note::Notes;
 use crate::tensor::{DType, Tensor};
+use std::collections::BTreeMap;
 
 /// The lowest opset that models are lowered to.
 const LOWEST: i64 = 13;
@@ -52,9 +53,9 @@ fn lower_graph(g: &mut Graph, inferred: &Inferred, way: &Way) -> Result<usize> {
         if let Some(why) = untyped(g, id, inferred, way) {
             return Err(fail(why));
         }
-        let scope: Vec<_> = g.node(id).captures().iter().map(|v| (g.value(*v).name.clone(), inferred.get(*v).clone())).collect();
+        let scope = inferred.around(g, g.node(id), &BTreeMap::new());
         for body in g.node_mut(id).bodies_mut() {
-            let inner = infer_body(body, &scope.iter().cloned().collect());
+            let inner = infer_body(body, &scope);
             changed += lower_graph(body, &inner, way)?;
         }
         g.refresh_captures(id);
@@ -97,15 +98,12 @@ fn untyped(g: &Graph, id: NodeId, inferred: &Inferred, way: &Way) -> Option<Stri
     })
 }
 
-/// Rewrites a node for opset `to`, by what is known of the values around it.
-type Undo = fn(&mut Graph, NodeId, &Inferred, to: i64) -> Result<(), String>;
-
 /// What an opset changed of an operator.
 enum Change {
     /// It came then.
     Came,
     /// It came then, and is a function of operators that were there.
-    Function(Undo),
+    Function,
     /// Attributes came, which mean what was before where they are absent or have these values.
     Attributes(&'static [(&'static str, Usual)]),
     /// An attribute may have these values since then.
@@ -135,14 +133,14 @@ const CHANGES: &[(i64, &[Op], Change)] = &[
     (25, &[Op::Attention], Attributes(&[("left_window_size", Int(-1)), ("right_window_size", Int(-1))])),
     (24, &[Op::Attention], Input(6, "nonpad_kv_seqlen")),
     (24, &[Op::Cast, Op::CastLike], Attributes(&[("round_mode", Word("up"))])),
-    (24, &[Op::Swish], Function(spelled::swish)),
-    (23, &[Op::Attention], Function(spelled::attention)),
+    (24, &[Op::Swish], Function),
+    (23, &[Op::Attention], Function),
     (23, &[Op::RotaryEmbedding], Came),
-    (23, &[Op::RMSNormalization], Function(spelled::rms_normalization)),
+    (23, &[Op::RMSNormalization], Function),
     (23, CODES, Attributes(&[("precision", Int(0)), ("output_dtype", Int(0))])),
     (21, CODES, Attributes(&[("block_size", Int(0)), ("output_dtype", Int(0))])),
     (21, &[Op::GroupNormalization], Came),
-    (20, &[Op::Gelu], Function(spelled::gelu)),
+    (20, &[Op::Gelu], Function),
     (20, &[Op::GridSample], Rewritten(rename_interpolation)),
     (20, &[Op::DFT], Came),
     (19, &[Op::AveragePool], Attributes(&[("dilations", Ones)])),
@@ -156,7 +154,7 @@ const CHANGES: &[(i64, &[Op], Change)] = &[
     (18, &[Op::Resize], Attributes(&[("antialias", Int(0)), ("axes", Absent), ("keep_aspect_ratio_policy", Word("stretch"))])),
     (18, &[Op::LpPool], Attributes(&[("ceil_mode", Int(0)), ("dilations", Ones)])),
     (18, SCATTER, Values("reduction", &["max", "min"])),
-    (18, &[Op::Mish], Function(spelled::mish)),
+    (18, &[Op::Mish], Function),
     (18, &[Op::BitwiseAnd, Op::BitwiseNot, Op::BitwiseOr, Op::BitwiseXor, Op::CenterCropPad, Op::Col2Im], Came),
     (17, &[Op::LayerNormalization, Op::DFT, Op::STFT, Op::BlackmanWindow, Op::HammingWindow, Op::HannWindow, Op::MelWeightMatrix], Came),
     (16, SCATTER, Attributes(&[("reduction", Word("none"))])),
@@ -165,7 +163,7 @@ const CHANGES: &[(i64, &[Op], Change)] = &[
     (15, &[Op::CastLike, Op::Bernoulli], Came),
     (15, &[Op::Shape], Attributes(&[("start", Int(0)), ("end", Absent)])),
     (14, &[Op::Trilu], Came),
-    (14, &[Op::HardSwish], Function(spelled::hard_swish)),
+    (14, &[Op::HardSwish], Function),
     (14, &[Op::Reshape], Attributes(&[("allowzero", Int(0))])),
     (14, RECURRENT, Attributes(&[("layout", Int(0))])),
     (14, &[Op::BatchNormalization], Attributes(&[("training_mode", Int(0))])),
@@ -174,7 +172,8 @@ const CHANGES: &[(i64, &[Op], Change)] = &[
 fn undo(g: &mut Graph, id: NodeId, change: &Change, inferred: &Inferred, to: i64) -> Result<(), String> {
     match change {
         Came => Err("the operator came later".into()),
-        Function(rewrite) | Rewritten(rewrite) => rewrite(g, id, inferred, to),
+        Function => spell_out(g, id, inferred, to),
+        Rewritten(rewrite) => rewrite(g, id, inferred, to),
         Attributes(list) => list.iter().try_for_each(|(name, usual)| {
             let node = g.node_mut(id);
             let as_before = match (node.attr(name), usual) {

@@ -7,21 +7,30 @@ use crate::tensor::{DType, Tensor};
 /// From this opset on reductions take their axes as an input.
 pub const AXES_AS_INPUT: i64 = 18;
 
-/// Writes a node out in operators of opset `opset`; nothing is changed where it says why it cannot.
-pub fn spell_out(g: &mut Graph, id: NodeId, inferred: &Inferred, opset: i64) -> Result<(), String> {
-    match g.node(id).op {
-        Op::Attention => attention(g, id, inferred, opset),
-        Op::Gelu => gelu(g, id, inferred, opset),
-        Op::HardSwish => hard_swish(g, id, inferred, opset),
-        Op::Mish => mish(g, id, inferred, opset),
-        Op::RMSNormalization => rms_normalization(g, id, inferred, opset),
-        Op::Swish => swish(g, id, inferred, opset),
-        _ => Err("it is not known in other words".into()),
-    }
+/// Rewrites a node for opset `to`, by what is known of the values around it.
+pub type Undo = fn(&mut Graph, NodeId, &Inferred, to: i64) -> Result<(), String>;
+
+/// Operators that are known in other words.
+const WORDS: &[(Op, Undo)] = &[
+    (Op::Attention, attention),
+    (Op::Gelu, gelu),
+    (Op::HardSwish, hard_swish),
+    (Op::Mish, mish),
+    (Op::RMSNormalization, rms_normalization),
+    (Op::Swish, swish),
+];
+
+/// Whether [`spell_out`] knows an operator.
+pub fn is_spelled(op: Op) -> bool {
+    WORDS.iter().any(|(known, _)| *known == op)
 }
 
-/// Operators that [`spell_out`] knows.
-pub const SPELLED: &[Op] = &[Op::Attention, Op::Gelu, Op::HardSwish, Op::Mish, Op::RMSNormalization, Op::Swish];
+/// Writes a node out in operators of opset `to`; nothing is changed where it says why it cannot.
+pub fn spell_out(g: &mut Graph, id: NodeId, inferred: &Inferred, to: i64) -> Result<(), String> {
+    let op = g.node(id).op;
+    let (_, undo) = WORDS.iter().find(|(known, _)| *known == op).ok_or("it is not known in other words")?;
+    undo(g, id, inferred, to)
+}
 
 /// Nodes on their way into the place of one.
 struct Spelled<'g> {
@@ -70,7 +79,7 @@ impl<'g> Spelled<'g> {
 }
 
 /// x · Sigmoid(alpha · x)
-pub fn swish(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<(), String> {
+fn swish(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<(), String> {
     let (mut s, node, x, y) = Spelled::new(g, id, inferred)?;
     let mut scaled = x;
     if let Some(alpha) = node.float("alpha").filter(|a| *a != 1.0) {
@@ -83,7 +92,7 @@ pub fn swish(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<(
 }
 
 /// x · Tanh(Softplus(x))
-pub fn mish(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<(), String> {
+fn mish(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<(), String> {
     let (mut s, _, x, y) = Spelled::new(g, id, inferred)?;
     let soft = s.op(Op::Softplus, &[x], None);
     let tanh = s.op(Op::Tanh, &[soft], None);
@@ -92,7 +101,7 @@ pub fn mish(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<()
 }
 
 /// x · HardSigmoid(x), with alpha 1/6 and beta 0.5
-pub fn hard_swish(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<(), String> {
+fn hard_swish(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<(), String> {
     let (mut s, node, x, y) = Spelled::new(g, id, inferred)?;
     let gate = Node::new(Op::HardSigmoid, format!("{}_HardSigmoid", node.name)).with("alpha", 1.0f32 / 6.0).with("beta", 0.5f32);
     let gate = s.put(gate, &[x], None);
@@ -101,7 +110,7 @@ pub fn hard_swish(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Res
 }
 
 /// ½ x · (1 + Erf(x / √2)), or ½ x · (1 + Tanh(√(2/π) · (x + 0.044715 x³)))
-pub fn gelu(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<(), String> {
+fn gelu(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<(), String> {
     let (mut s, node, x, y) = Spelled::new(g, id, inferred)?;
     let inner = if node.str("approximate") == Some("tanh") {
         let (cubic, root) = (s.number("cubic", 0.044715), s.number("root", (2.0 / std::f64::consts::PI).sqrt()));
@@ -124,7 +133,7 @@ pub fn gelu(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<()
 }
 
 /// x / Sqrt(ReduceMean(x²) + epsilon) · scale, over the last axes from `axis` on.
-pub fn rms_normalization(g: &mut Graph, id: NodeId, inferred: &Inferred, to: i64) -> Result<(), String> {
+fn rms_normalization(g: &mut Graph, id: NodeId, inferred: &Inferred, to: i64) -> Result<(), String> {
     let scale = g.node(id).input(1).ok_or("it has no scale")?;
     let given = inferred.get(g.node(id).input(0).ok_or("it has no input")?);
     if given.dtype != Some(DType::F32) {
@@ -152,7 +161,7 @@ pub fn rms_normalization(g: &mut Graph, id: NodeId, inferred: &Inferred, to: i64
 
 /// Softmax(scale · Q Kᵀ + mask) V, head by head; a key and value that several queries share stand once for each. Where a mask of truths hides every key
 /// from a query, that gets the mean of the values, and not the 0 that runtimes give.
-pub fn attention(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<(), String> {
+fn attention(g: &mut Graph, id: NodeId, inferred: &Inferred, _: i64) -> Result<(), String> {
     heads(g, id, inferred, false)
 }
 

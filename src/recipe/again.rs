@@ -18,7 +18,7 @@ pub fn places(recipe: &Recipe) -> bool {
 
 /// Whether quantizers are taken off a model that comes with some: the recipe places its own, or the target reads float models only.
 pub fn lifts(recipe: &Recipe) -> bool {
-    places(recipe) || recipe.target.forms.as_deref() == Some(&[]) && !recipe.steps.is_empty()
+    places(recipe) || recipe.target.is_float() && !recipe.steps.is_empty()
 }
 
 /// Puts the quantizers of an encodings file onto its float model.

@@ -93,7 +93,7 @@ pub fn check_forms(recipe: &Recipe) -> Result<()> {
             _ => (None, &["version"]),
         };
         let refused = |why: String| Err(Error::usage(why).at(&step.origin));
-        if recipe.target.forms.as_deref() == Some(&[]) && recipe.steps.iter().any(|s| s.name == "round") {
+        if recipe.target.is_float() && recipe.steps.iter().any(|s| s.name == "round") {
             return refused(format!("target {} reads float models only: take recipe {}, or another target", recipe.target.name, recipe.target.recipe));
         }
         if needs.is_some_and(|needs| recipe.target.forms.as_ref().is_some_and(|reads| !reads.contains(&needs))) {

@@ -6,7 +6,7 @@ use super::table::PROFILE;
 use super::{MAX_LAYERS, configs, read};
 use crate::error::{Error, Result};
 use crate::graph::{Op, since};
-use crate::onnx::SPELLED;
+use crate::onnx::is_spelled;
 use crate::target::{Fate, Fixed, Fuse, Granularity, Legal, Limit, Must, Profile, SchemeKeys, Shift, Slot, Spelling, Term, spelling};
 
 /// One file.
@@ -272,7 +272,7 @@ fn agrees(p: &Profile, own: &Tree) -> Result<(), Wrong> {
             return wrong(&[&[key]], format!("{key} lists {}, which `fuse` does not know spelled out", op.spelling().1));
         }
     }
-    if let Some(op) = p.spelled.iter().find(|op| !SPELLED.contains(op) || p.fused.contains(op)) {
+    if let Some(op) = p.spelled.iter().find(|op| !is_spelled(**op) || p.fused.contains(op)) {
         return wrong(&[&["spelled"]], format!("spelled lists {}, which `fuse` does not write out in other words, or makes of them", op.spelling().1));
     }
     let known = |op: &Op| [&p.quantize, &p.moves, &p.weights_only].iter().any(|l| l.contains(op));

@@ -186,6 +186,13 @@ pub fn scale_word(scale: &ScaleKind) -> &'static str {
     }
 }
 
+impl Profile {
+    /// Whether it reads no codes in any spelling.
+    pub fn is_float(&self) -> bool {
+        self.forms.as_ref().is_some_and(Vec::is_empty)
+    }
+}
+
 impl Legal {
     /// Formats that a slot may have; empty: any.
     pub fn formats(&self, slot: Slot) -> &[String] {

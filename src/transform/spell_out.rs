@@ -10,6 +10,9 @@ use std::collections::BTreeMap;
 /// Writes the nodes of `ops` out, those of bodies too.
 pub fn spell_out(model: &mut Model, ops: &[Op]) -> Notes {
     let mut notes = Notes::of("fuse");
+    if !stand_in(&model.graph, ops) {
+        return notes;
+    }
     let opset = model.opset("").unwrap_or(0);
     let inferred = infer(model, &InputShapes::new());
     let mut done: BTreeMap<&str, usize> = BTreeMap::new();
@@ -21,11 +24,15 @@ pub fn spell_out(model: &mut Model, ops: &[Op]) -> Notes {
     notes
 }
 
+fn stand_in(g: &Graph, ops: &[Op]) -> bool {
+    g.nodes().any(|(_, n)| ops.contains(&n.op) || n.bodies().any(|(_, body)| stand_in(body, ops)))
+}
+
 fn in_graph(g: &mut Graph, inferred: &Inferred, how: (&[Op], i64), done: &mut BTreeMap<&'static str, usize>, notes: &mut Notes) {
     for id in g.order().to_vec() {
-        let scope: Vec<_> = g.node(id).captures().iter().map(|v| (g.value(*v).name.clone(), inferred.get(*v).clone())).collect();
+        let scope = inferred.around(g, g.node(id), &BTreeMap::new());
         for body in g.node_mut(id).bodies_mut() {
-            let inner = infer_body(body, &scope.iter().cloned().collect());
+            let inner = infer_body(body, &scope);
             in_graph(body, &inner, how, done, notes);
         }
         let (name, op) = (g.node(id).name.clone(), g.node(id).op);

@@ -48,8 +48,8 @@ impl Inferred {
         Some(if condition.bytes().iter().any(|b| *b != 0) { "then_branch" } else { "else_branch" })
     }
 
-    /// What a body knows of the values around it, by name.
-    fn around(&self, g: &Graph, node: &Node, outer: &BTreeMap<String, Fact>) -> BTreeMap<String, Fact> {
+    /// What a body of `node` knows of the values around it, by name; `outer`: what is known around `g` itself.
+    pub fn around(&self, g: &Graph, node: &Node, outer: &BTreeMap<String, Fact>) -> BTreeMap<String, Fact> {
         let mut scope = outer.clone();
         scope.extend(node.captures().iter().map(|v| (g.value(*v).name.clone(), self.get(*v).clone())));
         scope

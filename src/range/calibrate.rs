@@ -4,9 +4,9 @@
 
 use super::Method;
 use super::choose::{COMPARED_ON, Found, best_of, fitted, measured};
-use super::mask::{self, Masks};
+use super::mask::Masks;
+use super::saturate::{constant_masks, saturate};
 use super::saved::{Ranges, Row, Seen};
-use super::tails::Tails;
 use super::weights::{Weights, fit_weights};
 use crate::data::Dataset;
 use crate::engine::{Plans, RunnerOptions, Running, Trial, over_samples, shapes_of};
@@ -61,10 +61,14 @@ pub fn calibrate(
 ) -> Result<Calibrated> {
     let mut notes = Notes::of("calibrate");
     let mut ranges = Ranges { samples: saved.map_or(data.map_or(0, |d| d.1.len()), |s| s.samples), ..Ranges::default() };
-    let shared = watched_values(model).into_iter().map(|(_, q)| q).collect();
-    fit_weights(model, how.weights, &shared, data, how.threads, &mut notes)?;
+    let shapes = data.and_then(|(data, samples)| samples.first().map(|&i| data.sample(i))).transpose()?.map(|sample| shapes_of(&sample));
+    let masks = Masks::of(model, &shapes.unwrap_or_default());
+    let flowing: BTreeSet<QuantizerId> = watched_values(model).into_iter().map(|(_, q)| q).collect();
+    // What masks are added to tells where they end.
+    let constant_masks = constant_masks(model, &masks, &flowing)?;
+    let later = flowing.into_iter().chain(constant_masks.keys().copied()).collect();
+    fit_weights(model, how.weights, &later, data, how.threads, &mut notes)?;
     let watched = watched_values(model);
-    let masks = Masks::of(model);
     let passed = !watched.is_empty() && saved.is_none();
     let mut compared = None;
     if !watched.is_empty() {
@@ -88,7 +92,7 @@ pub fn calibrate(
                 rows.push(row);
             }
         }
-        let kept = saturate(model, &watched, &masks, &mut seen, &mut notes);
+        let kept = saturate(model, &watched, (&masks, &constant_masks), &mut seen, &mut notes)?;
         if let Some(deviations) = how.outliers {
             seen.iter_mut().for_each(|s| {
                 if let Seen::Histogram(h) = s {
@@ -124,6 +128,7 @@ pub fn calibrate(
         *model = best;
         notes.append(said);
     } else {
+        saturate(model, &[], (&masks, &constant_masks), &mut [], &mut notes)?;
         super::settle(model, &mut notes)?;
         super::shifts::hold(model, how.shifts, &[], &mut notes)?;
     }
@@ -321,45 +326,6 @@ fn merge(have: &mut Option<Seen>, new: Seen, method: Method) -> Result<()> {
         _ => return Err(Error::failed("samples of different shapes have different numbers of blocks; a static scale must not depend on the sample")),
     }
     Ok(())
-}
-
-/// Cuts off what no reader can tell apart: what attention masks hold far below zero, and the flat tails of activation functions. The intervals kept.
-fn saturate(model: &Model, watched: &[(ValueId, QuantizerId)], masks: &Masks, seen: &mut [Seen], notes: &mut Notes) -> BTreeMap<QuantizerId, Extremes> {
-    let mut extremes: BTreeMap<QuantizerId, Extremes> = BTreeMap::new();
-    for ((_, id), seen) in watched.iter().zip(&*seen) {
-        let have = extremes.entry(*id).or_default();
-        match seen {
-            Seen::Extremes(e) | Seen::Average(e) => e.iter().for_each(|e| have.merge(e)),
-            Seen::Histogram(h) => have.merge(&h.extremes),
-        }
-    }
-    let mut kept: BTreeMap<QuantizerId, Extremes> = BTreeMap::new();
-    for (mask, other) in &masks.operands {
-        let (Some(&range), Some(&other)) = (extremes.get(mask), extremes.get(other)) else { continue };
-        let cut = mask::saturated(range, other);
-        if cut != range {
-            notes.changed(&model.quantizers[*mask].name, format!("an attention mask: it saturates at {:.1}, from where Softmax gives 0", cut.lo));
-            kept.insert(*mask, Extremes { lo: cut.lo, hi: f32::INFINITY });
-        }
-    }
-    let tails = Tails::of(model);
-    let step = |q: QuantizerId| match (&model.quantizers[q].params, extremes.get(&q), model.quantizers[q].scheme.format.code_range()) {
-        (Some(p), ..) => Some(p.scale_at(0) as f64),
-        (None, Some(e), Some((first, last))) if !e.is_empty() => Some((e.hi.max(0.0) - e.lo.min(0.0)) as f64 / (last - first) as f64),
-        _ => None,
-    };
-    for q in tails.quantizers().filter(|q| extremes.contains_key(q)) {
-        let Some(flat) = tails.interval(q, step).filter(|i| extremes[&q].lo < i.lo || extremes[&q].hi > i.hi) else { continue };
-        kept.entry(q).or_insert(flat);
-    }
-    for ((_, id), seen) in watched.iter().zip(seen) {
-        let Some(i) = kept.get(id) else { continue };
-        match seen {
-            Seen::Extremes(e) | Seen::Average(e) => e.iter_mut().for_each(|e| *e = e.within(i)),
-            Seen::Histogram(h) => h.saturate(i),
-        }
-    }
-    kept
 }
 
 #[cfg(test)]

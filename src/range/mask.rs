@@ -1,14 +1,15 @@
 //! Attention masks. A mask adds 0 where a position counts and −1e9, −3.4e38 or −∞ where it does not; what Softmax makes of the latter is 0 either
 //! way. Taken at their word such constants set a scale at which every score rounds to 0. Here they saturate at what Softmax can still tell apart:
 //!
-//! * the input of a Softmax: in each row, whatever lies more than [`REACH`] below the row's largest value counts as that far below it;
-//! * an operand of an Add before it that reaches below [`EXTREME`]: `REACH` and the span of the other operand below its own largest value.
+//! * the input of a Softmax, and what is moved there row by row: whatever lies more than [`REACH`] below the row's largest value counts as that far below it;
+//! * any other value that reaches below [`EXTREME`]: `REACH` below the least of its values that does not, and farther by the span of what it is added to.
 //!
-//! Both hold only for values that reach nothing but Softmax. Exact up to `exp(−REACH)` in each row.
+//! Both hold only for values that reach nothing but Softmax, by way of any number of additions. Exact up to `exp(−REACH)` in each row.
 
-use crate::graph::{Flow, Graph, Model, Op, ValueId};
+use crate::graph::{Flow, Graph, Inferred, InputShapes, Model, Op, ValueId, infer};
 use crate::observe::Extremes;
 use crate::quant::QuantizerId;
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -20,12 +21,12 @@ const EXTREME: f32 = -1000.0;
 /// Where values saturate.
 #[derive(Debug, Default, PartialEq)]
 pub struct Masks {
-    /// Inputs of Softmax, and the axis of their rows: counted from the end, and whether all later axes belong to the row.
+    /// Inputs of Softmax and what they are moved from, and the axis of their rows: counted from the end, and whether all later axes belong to the row.
     rows: BTreeMap<ValueId, Rows>,
     /// Values that reach nothing but Softmax.
     before: BTreeSet<ValueId>,
-    /// Quantizers of an Add's operand, with that of the other operand.
-    pub operands: BTreeMap<QuantizerId, QuantizerId>,
+    /// Quantizers of such values alone, with those of what an Add adds to them.
+    pub quantizers: BTreeMap<QuantizerId, BTreeSet<QuantizerId>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,35 +37,40 @@ struct Rows {
 }
 
 impl Masks {
-    /// Looks at every Softmax of a placed model.
-    pub fn of(model: &Model) -> Masks {
+    /// Looks at every Softmax of a placed model, whose inputs have these shapes where they are known.
+    pub fn of(model: &Model, shapes: &InputShapes) -> Masks {
         let g = &model.graph;
+        let inferred = LazyCell::new(|| infer(model, shapes));
         let mut masks = Masks::default();
         let mut only = BTreeMap::new();
         let modern = model.opset("").unwrap_or(0) >= 13;
         for (_, node) in g.nodes().filter(|(_, n)| n.op == Op::Softmax) {
-            let Some(x) = node.input(0) else { continue };
-            let raw = behind(g, x);
-            if reaches_only_softmax(g, raw, &mut only) {
-                let axis = node.int("axis").unwrap_or(if modern { -1 } else { 1 });
-                masks.rows.insert(raw, Rows { axis, flat: !modern });
-            }
-            let Some(add) = addition(g, raw) else { continue };
-            let quantizers: Vec<_> = add.iter().map(|&v| quantizer(model, v)).collect();
-            if let [Some(a), Some(b)] = quantizers[..]
-                && a != b
-            {
-                masks.operands.insert(a, b);
-                masks.operands.insert(b, a);
+            let Some(mut x) = node.input(0).map(|x| behind(g, x)) else { continue };
+            let rows = Rows { axis: node.int("axis").unwrap_or(if modern { -1 } else { 1 }), flat: !modern };
+            while reaches_only_softmax(g, x, &mut only) && masks.rows.insert(x, rows).is_none() {
+                let Some(from) = moved_by_rows(g, x, rows, &inferred) else { break };
+                x = from;
             }
         }
-        let stray: BTreeSet<QuantizerId> = g
-            .nodes()
-            .filter_map(|(_, n)| Some((model.quantizers.root(n.quantizer()?), n.output(0)?)))
-            .filter(|(_, y)| !reaches_only_softmax(g, *y, &mut only))
-            .map(|(q, _)| q)
-            .collect();
-        masks.operands.retain(|q, _| !stray.contains(q));
+        let mut stray = BTreeSet::new();
+        for (_, node) in g.nodes() {
+            if let (Some(q), Some(y)) = (node.quantizer(), node.output(0)) {
+                let q = model.quantizers.root(q);
+                match reaches_only_softmax(g, y, &mut only) {
+                    true => drop(masks.quantizers.entry(q).or_default()),
+                    false => drop(stray.insert(q)),
+                }
+            }
+            let sum = node.output(0).filter(|y| node.op == Op::Add && reaches_only_softmax(g, *y, &mut only));
+            let operands: Vec<_> = node.inputs().iter().flatten().filter_map(|v| quantizer(model, *v)).collect();
+            if let (Some(_), &[a, b]) = (sum, &operands[..])
+                && a != b
+            {
+                masks.quantizers.entry(a).or_default().insert(b);
+                masks.quantizers.entry(b).or_default().insert(a);
+            }
+        }
+        masks.quantizers.retain(|q, _| !stray.contains(q));
         masks.before = g.nodes().flat_map(|(_, n)| n.outputs().iter().flatten()).copied().filter(|y| reaches_only_softmax(g, *y, &mut only)).collect();
         masks
     }
@@ -129,11 +135,22 @@ impl Masks {
     }
 }
 
-/// The range of a mask's operand, where it is one: `other` is that of what it is added to.
-pub fn saturated(range: Extremes, other: Extremes) -> Extremes {
-    let span = if other.is_empty() || other.lo <= EXTREME { 0.0 } else { other.hi - other.lo };
-    let floor = range.hi.min(0.0) - REACH - span;
-    if range.lo <= EXTREME && range.hi > EXTREME && floor.is_finite() { Extremes { lo: range.lo.max(floor), hi: range.hi } } else { range }
+/// Whether values this small hold a mask.
+pub fn is_mask(range: &Extremes) -> bool {
+    range.lo <= EXTREME && range.hi > EXTREME
+}
+
+/// The least value that no mask made, of some in any order.
+pub fn least_unmasked(values: impl Iterator<Item = f32>) -> Option<f32> {
+    values.filter(|v| *v > EXTREME).reduce(f32::min)
+}
+
+/// Where a value saturates that holds a mask: `least` is the least that it holds beside, if that is known, and `others` are the ranges of what it is
+/// added to.
+pub fn floor(range: Extremes, least: Option<f32>, others: impl Iterator<Item = Extremes>) -> Option<f32> {
+    let span = |o: Extremes| if o.is_empty() || o.lo <= EXTREME { 0.0 } else { o.hi - o.lo };
+    let floor = least.unwrap_or(range.hi).min(0.0) - REACH - others.map(span).fold(0.0, f32::max);
+    (is_mask(&range) && floor.is_finite()).then_some(floor)
 }
 
 /// The value before a FakeQuant.
@@ -144,17 +161,14 @@ fn behind(g: &Graph, v: ValueId) -> ValueId {
     }
 }
 
-/// The operands of the addition that makes `v`, seen through moves.
-fn addition(g: &Graph, mut v: ValueId) -> Option<[ValueId; 2]> {
-    loop {
-        v = behind(g, v);
-        let node = g.node(g.value(v).producer()?.0);
-        match node.op {
-            Op::Add => return Some([node.input(0)?, node.input(1)?]),
-            op if op.flow() == Flow::Move && op != Op::Where => v = node.input(0)?,
-            _ => return None,
-        }
-    }
+/// What `v` is made from where its rows are moved as they are.
+fn moved_by_rows(g: &Graph, v: ValueId, rows: Rows, inferred: &LazyCell<Inferred, impl FnOnce() -> Inferred>) -> Option<ValueId> {
+    let node = g.node(g.value(v).producer()?.0);
+    let from = behind(g, node.input(0).filter(|_| matches!(node.op, Op::Reshape | Op::Squeeze | Op::Unsqueeze | Op::Identity))?);
+    let (a, b) = (inferred.shape(from)?, inferred.shape(v)?);
+    // The axis is the last of both, counted in the same way.
+    let is_last = rows.axis == -1 || rows.axis + 1 == b.len() as i64 && a.len() == b.len();
+    (is_last && a.last() == b.last()).then_some(from)
 }
 
 fn quantizer(model: &Model, v: ValueId) -> Option<QuantizerId> {
@@ -212,11 +226,13 @@ mod tests {
 
     #[test]
     fn a_mask_sets_no_scale_and_a_bias_keeps_its_own() {
-        let scores = Extremes { lo: -5.0, hi: 5.0 };
-        assert_eq!(saturated(Extremes { lo: f32::MIN, hi: 0.0 }, scores), Extremes { lo: -REACH - 10.0, hi: 0.0 });
-        assert_eq!(saturated(Extremes { lo: -1e9, hi: 0.0 }, Extremes { lo: -1e9, hi: 5.0 }).lo, -REACH);
-        let bias = Extremes { lo: -60.0, hi: 3.0 };
-        assert_eq!(saturated(bias, scores), bias);
-        assert_eq!(saturated(scores, Extremes { lo: f32::MIN, hi: 0.0 }), scores);
+        let range = |lo, hi| Extremes { lo, hi };
+        let at = |r, least, others: &[Extremes]| floor(r, least, others.iter().copied());
+        assert_eq!(at(range(f32::MIN, 0.0), Some(0.0), &[range(-5.0, 5.0)]), Some(-REACH - 10.0));
+        assert_eq!(at(range(f32::NEG_INFINITY, 0.0), None, &[range(-1e9, 5.0), range(-1.0, 1.0)]), Some(-REACH - 2.0));
+        assert_eq!(at(range(-1e9, 6.0), Some(-30.0), &[]), Some(-30.0 - REACH), "scores that hold a mask already");
+        assert_eq!(at(range(-60.0, 3.0), Some(-60.0), &[range(-5.0, 5.0)]), None);
+        assert_eq!(at(range(-5.0, 5.0), Some(-5.0), &[range(f32::MIN, 0.0)]), None);
+        assert_eq!(least_unmasked([3.0, -1e9, -7.0].into_iter()), Some(-7.0));
     }
 }

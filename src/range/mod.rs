@@ -8,6 +8,7 @@ mod mask;
 mod method;
 mod peaks;
 mod pow2;
+mod saturate;
 mod saved;
 mod settle;
 mod shifts;

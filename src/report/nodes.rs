@@ -4,7 +4,7 @@
 //! own quantizers. A node's output is what its readers read: behind its quantizer, if it has one; an attention mask is compared as Softmax sees it.
 
 use crate::data::Dataset;
-use crate::engine::{Plans, RunnerOptions, Running, over_samples};
+use crate::engine::{Plans, RunnerOptions, Running, over_samples, shapes_of};
 use crate::error::{At, Result};
 use crate::graph::{Flow, Graph, Model, Node, NodeId, Op, Site, ValueId};
 use crate::observe::{Db, Sums};
@@ -70,7 +70,8 @@ pub fn node_errors(prepared: &Model, quantized: &Model, data: &Dataset, samples:
     let floats: Vec<ValueId> = probes.iter().map(|p| p.reference).chain(probes.iter().filter_map(|p| p.own)).collect();
     let reads: Vec<ValueId> = probes.iter().map(|p| p.read).collect();
     let plans = (Plans::new(&copies, &floats, RunnerOptions::default()), Plans::new(quantized, &reads, RunnerOptions::default()));
-    let masks = Masks::of(prepared);
+    let shapes = samples.first().map(|&i| data.sample(i)).transpose()?.map(|sample| shapes_of(&sample));
+    let masks = Masks::of(prepared, &shapes.unwrap_or_default());
     let mut total = vec![Seen::default(); probes.len()];
     progress.begin("measure nodes", samples.len() as u64);
     over_samples(

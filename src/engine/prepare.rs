@@ -32,6 +32,7 @@ pub fn prepare(model: &mut Model) -> Result<()> {
 fn prepare_graph(g: &mut Graph, opset: i64) {
     for id in g.order().to_vec() {
         g.node_mut(id).bodies_mut().for_each(|body| prepare_graph(body, opset));
+        let _ = through_float64(g, id);
         // What cannot be rewritten is left, for `support` to judge.
         let _: Option<()> = match g.node(id).op {
             Op::Constant => take_constant(g, id),
@@ -51,6 +52,7 @@ fn prepare_graph(g: &mut Graph, opset: i64) {
             | Op::ReduceSum
             | Op::ReduceSumSquare => no_empty_axes(g, id),
             Op::Resize => sizes_for_corners(g, id, opset),
+            Op::Slice => gather_every_nth(g, id),
             Op::Squeeze => leave_ones_out(g, id),
             Op::Upsample => repeat_neighbours(g, id),
             Op::GRU | Op::LSTM | Op::RNN => reverse::rewrite(g, id),
@@ -114,6 +116,36 @@ fn take_constant(g: &mut Graph, id: NodeId) -> Option<()> {
     g.remove_node(id);
     g.value_mut(value).constant = Some(constant);
     Some(())
+}
+
+/// tract takes int64 for expressions of dimensions, with which it cannot compute all that it can with numbers. Exact up to 2⁵³.
+fn through_float64(g: &mut Graph, id: NodeId) -> Option<()> {
+    let n = g.node(id);
+    let slots: &[usize] = match n.op {
+        Op::ArgMax | Op::ArgMin | Op::CumSum | Op::EyeLike | Op::ReduceSumSquare | Op::Sign | Op::TopK => &[0],
+        // tract makes a square of it.
+        Op::Mul if n.input(0) == n.input(1) => &[0, 1],
+        Op::MatMul | Op::Einsum => &[0, 1],
+        Op::Pad => &[0, 2],
+        _ => return None,
+    };
+    let y = n.output(0)?;
+    let is_int64 = |v: ValueId| g.value(v).dtype() == Some(DType::I64);
+    n.input(0).filter(|x| is_int64(*x))?;
+    let cast = |to: DType| Node::new(Op::Cast, "").with("to", to.onnx() as i64);
+    let whole = is_int64(y) && !matches!(n.op, Op::ArgMax | Op::ArgMin | Op::EyeLike);
+    for &slot in slots {
+        let Some(x) = g.node(id).input(slot) else { continue };
+        let real = match g.constant(x) {
+            Some(c) => {
+                let (shape, numbers) = (c.tensor.shape().to_vec(), c.tensor.to_i64().ok()?);
+                g.add_constant("", Tensor::of(DType::F64, &shape, numbers.into_iter().map(|n| n as f64).collect()))
+            }
+            None => before(g, id, cast(DType::F64), &[x]),
+        };
+        g.set_input(id, slot, Some(real));
+    }
+    if whole { behind(g, id, 0, cast(DType::I64), &[]) } else { Some(()) }
 }
 
 /// tract's Celu forgets a factor α: `celu(x) = α · elu(x / α)`.
@@ -225,6 +257,37 @@ fn no_empty_axes(g: &mut Graph, id: NodeId) -> Option<()> {
     }
     g.node_mut(id).remove_attr("axes");
     g.truncate_inputs(id, 1);
+    Some(())
+}
+
+/// tract moves strided slices to where they are cheapest, and stops at a Reshape that it cannot take them through. Those of inputs have nowhere to go.
+fn gather_every_nth(g: &mut Graph, id: NodeId) -> Option<()> {
+    let steps = g.constant(g.node(id).input(4)?)?.tensor.to_i64().ok()?;
+    let mut from = g.node(id).input(0)?;
+    while let Some((n, _)) = g.value(from).producer().filter(|(n, _)| g.node(*n).op == Op::Slice) {
+        from = g.node(n).input(0)?;
+    }
+    g.value(from).producer().filter(|_| steps.iter().any(|s| s.abs() > 1))?;
+    let shape = g.value(g.node(id).input(0)?).known_shape()?;
+    let numbers = |slot: usize| g.constant(g.node(id).input(slot)?)?.tensor.to_i64().ok();
+    let (starts, ends) = (numbers(1)?, numbers(2)?);
+    let axes = g.node(id).input(3).map_or_else(|| Some((0..starts.len() as i64).collect()), |_| numbers(3))?;
+    let mut taken = Vec::new();
+    for (i, axis) in axes.iter().enumerate() {
+        let axis = graph::axis_of(*axis, shape.len())?;
+        let (start, count) = graph::slice_axis(shape[axis], *starts.get(i)?, *ends.get(i)?, *steps.get(i)?)?;
+        taken.push((axis, (0..count as i64).map(|k| start as i64 + k * steps[i]).collect::<Vec<_>>()));
+    }
+    let (last, rest) = taken.split_last()?;
+    let mut x = g.node(id).input(0)?;
+    let gather = |axis: usize| Node::new(Op::Gather, "").with("axis", axis as i64);
+    for (axis, indices) in rest {
+        let indices = g.add_constant("", Tensor::of_i64(&[indices.len()], indices.clone()));
+        x = before(g, id, gather(*axis), &[x, indices]);
+    }
+    let indices = g.add_constant("", Tensor::of_i64(&[last.1.len()], last.1.clone()));
+    turn_into(g, id, Op::Gather, &[x, indices]);
+    g.node_mut(id).set_attr("axis", last.0 as i64);
     Some(())
 }
 

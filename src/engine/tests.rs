@@ -176,6 +176,43 @@ fn what_shapes_give_is_rounded_as_the_table_says() {
     }
 }
 
+/// Cast(x) → op → Cast: tract takes whole numbers for dimensions, with which some ops do not compute.
+#[test]
+fn ops_compute_with_whole_numbers() {
+    let cast = |to: DType| Node::new(Op::Cast, "cast").with("to", to.onnx() as i64);
+    let whole = |values: &[i64], shape: &[usize]| Tensor::of_i64(shape, values.to_vec());
+    let cases: &[(Node, &[Tensor], &[f32])] = &[
+        (Node::new(Op::CumSum, "op"), &[whole(&[1], &[])], &[3.0, 1.0, 5.0, -2.0, -2.0, 5.0]),
+        (Node::new(Op::Sign, "op"), &[], &[1.0, -1.0, 1.0, -1.0, 0.0, 1.0]),
+        (Node::new(Op::Pad, "op"), &[whole(&[0, 0, 1, 0], &[4]), whole(&[9], &[])], &[3.0, -2.0, 4.0, -2.0, 0.0, 7.0, 9.0, 9.0, 9.0]),
+        (Node::new(Op::ReduceSumSquare, "op").with("axes", vec![1i64]).with("keepdims", 0i64), &[], &[29.0, 53.0]),
+        (Node::new(Op::ArgMax, "op").with("axis", 1i64).with("keepdims", 0i64), &[], &[2.0, 2.0]),
+        (Node::new(Op::TopK, "op"), &[whole(&[2], &[1])], &[4.0, 3.0, 7.0, 0.0]),
+        (Node::new(Op::MatMul, "op"), &[whole(&[1, 2, 3], &[3, 1])], &[11.0, 19.0]),
+    ];
+    for (op, more, wanted) in cases {
+        let mut b = Built::new();
+        let x = b.input("x", &[2, 3]);
+        let value = |b: &mut Built, name: &str, dtype: DType, shape: Option<Vec<Dim>>| {
+            let v = b.m.graph.add_value(name);
+            b.m.graph.value_mut(v).ty = Type::Tensor { dtype: Some(dtype), shape };
+            v
+        };
+        let w = value(&mut b, "w", DType::I64, Some(vec![Dim::Known(2), Dim::Known(3)]));
+        b.m.graph.add_node(cast(DType::I64), &[Some(x)], &[Some(w)]);
+        let more = more.iter().enumerate().map(|(i, t)| b.m.graph.add_constant(&format!("c{i}"), t.clone()));
+        let inputs: Vec<_> = std::iter::once(w).chain(more.collect::<Vec<_>>()).map(Some).collect();
+        let z = value(&mut b, "z", DType::I64, None);
+        let indices = (op.op == Op::TopK).then(|| value(&mut b, "indices", DType::I64, None));
+        b.m.graph.add_node(op.clone(), &inputs, &[vec![Some(z)], indices.map(Some).into_iter().collect()].concat());
+        let y = value(&mut b, "y", DType::F32, None);
+        b.m.graph.add_node(cast(DType::F32), &[Some(z)], &[Some(y)]);
+        let sample = feed("x", Tensor::of_f32(&[2, 3], vec![3.0, -2.0, 4.0, -2.0, 0.0, 7.0]));
+        let r = Runner::new(&b.m, &shapes_of(&sample), &[y]).unwrap();
+        assert_eq!(r.run(&mut r.spawn(), &sample, &b.m.quantizers).unwrap()[0].to_f32().unwrap().to_vec(), *wanted, "{}", op.op_type);
+    }
+}
+
 /// Pad(FakeQuant(x), FakeQuant(0)) under one quantizer.
 #[test]
 fn zeros_that_fill_share_a_quantizer_with_what_flows() {

@@ -15,7 +15,7 @@ mod op;
 mod sets;
 
 pub use attr::{Attr, AttrValue, Constant, Storage};
-pub use eval::{broadcast, eval};
+pub use eval::{axis_of, broadcast, eval, slice_axis};
 pub use forms::{Form, forms, since, square_of};
 pub use graph::{Dim, Graph, NodeId, Port, Type, Value, ValueId, shape_text};
 pub use halves::{half_since, stays_float32};

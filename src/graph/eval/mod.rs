@@ -36,6 +36,7 @@ impl<'a> Call<'a> {
     fn run(&self) -> Option<Vec<Tensor>> {
         match self.node.op {
             Op::Split => movement::split(self),
+            Op::BatchNormalization => reduce::batch_norm(self),
             Op::TopK | Op::Unique => None,
             _ => {
                 let one = movement::eval(self).or_else(|| arithmetic::eval(self)).or_else(|| reduce::eval(self))?;
@@ -191,6 +192,23 @@ mod tests {
         assert_eq!((y[0].shape(), &*y[0].to_f32().unwrap()), (&[2][..], &[2.0, 5.0][..]));
         let y = call(Node::new(Op::MatMul, ""), &[x, f(&[3, 1], &[1.0, 0.0, -1.0])], 1).unwrap();
         assert_eq!((y[0].shape(), &*y[0].to_f32().unwrap()), (&[2, 1][..], &[-2.0, -2.0][..]));
+    }
+
+    #[test]
+    fn weights_are_standardized_by_what_they_hold_or_by_what_is_told() {
+        let x = f(&[1, 2, 4], &[1.0, 2.0, 3.0, 4.0, -3.0, -1.0, 1.0, 3.0]);
+        let [scale, bias, mean, var] = [[2.0, 1.0], [0.0, 10.0], [4.0, 0.0], [1.0, 9.0]].map(|v: [f32; 2]| f(&[2], &v));
+        let node = |training: i64| Node::new(Op::BatchNormalization, "").with("training_mode", training).with("epsilon", 0.0f32).with("momentum", 0.75f32);
+        let inputs = [x, scale, bias, mean, var];
+        let y = call(node(1), &inputs, 3).unwrap();
+        // Channels of variance 1.25 and 5.
+        let wanted =
+            [-1.5, -0.5, 0.5, 1.5].map(|v: f32| v / 1.25f32.sqrt() * 2.0).into_iter().chain([-3.0, -1.0, 1.0, 3.0].map(|v: f32| v / 5f32.sqrt() + 10.0));
+        assert!(y[0].to_f32().unwrap().iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-6), "{y:?}");
+        assert_eq!((&*y[1].to_f32().unwrap(), &*y[2].to_f32().unwrap()), (&[3.625, 0.0][..], &[1.0625, 8.0][..]));
+        let y = call(node(0), &inputs, 1).unwrap();
+        assert_eq!(*y[0].to_f32().unwrap(), [-6.0, -4.0, -2.0, 0.0, 9.0, 10.0 - 1.0 / 3.0, 10.0 + 1.0 / 3.0, 11.0]);
+        assert!(call(node(0), &inputs, 3).is_none(), "it has one output");
     }
 
     #[test]

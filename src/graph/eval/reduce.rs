@@ -94,6 +94,41 @@ fn reduce(c: &Call) -> Option<Tensor> {
     out.tensor(t.dtype(), &shape)
 }
 
+/// Batch normalization by the statistics given, or (`training_mode`, opset 14) by those of the input itself: as exporters write weights that are
+/// standardized. Then with the running statistics, which nobody reads here.
+pub fn batch_norm(c: &Call) -> Option<Vec<Tensor>> {
+    let x = c.input(0)?;
+    let trains = c.node.int("training_mode") == Some(1);
+    let (outputs, channels) = (c.node.outputs().len(), *x.shape().get(1)?);
+    if x.dtype() != DType::F32 || outputs > if trains { 3 } else { 1 } || c.node.int("spatial") == Some(0) {
+        return None;
+    }
+    let given = (1..5).map(|slot| c.input(slot).filter(|t| t.shape() == [channels])?.to_f32().ok()).collect::<Option<Vec<_>>>()?;
+    let data = x.to_f32().ok()?;
+    let inner = x.shape()[2..].iter().product::<usize>();
+    let of_channel = |k: usize| data.chunks_exact((channels * inner).max(1)).flat_map(move |image| &image[k * inner..(k + 1) * inner]).map(|v| *v as f64);
+    let n = (data.len() / channels.max(1)).max(1) as f64;
+    let own = |k: usize| {
+        let mean = of_channel(k).sum::<f64>() / n;
+        (mean, of_channel(k).map(|v| (v - mean).powi(2)).sum::<f64>() / n)
+    };
+    let (epsilon, momentum) = (c.node.float("epsilon").unwrap_or(1e-5) as f64, c.node.float("momentum").unwrap_or(0.9) as f64);
+    let told = |k: usize| (given[2][k] as f64, given[3][k] as f64);
+    let used: Vec<(f64, f64)> = (0..channels).map(|k| if trains { own(k) } else { told(k) }).collect();
+    let one = |(k, v): (usize, &f32)| {
+        let ((mean, variance), scale, bias) = (used[k], given[0][k] as f64, given[1][k] as f64);
+        ((*v as f64 - mean) / (variance + epsilon).sqrt() * scale + bias) as f32
+    };
+    let y = data.iter().enumerate().map(|(i, v)| one((i / inner.max(1) % channels, v))).collect();
+    let running = |part: fn((f64, f64)) -> f64| {
+        let mixed = (0..channels).map(|k| (part(told(k)) * momentum + part(used[k]) * (1.0 - momentum)) as f32);
+        Tensor::of_f32(&[channels], mixed.collect())
+    };
+    let mut all = vec![Tensor::of_f32(x.shape(), y), running(|s| s.0), running(|s| s.1)];
+    all.truncate(outputs);
+    Some(all)
+}
+
 fn cumulate(c: &Call) -> Option<Tensor> {
     let t = c.input(0)?;
     let a = axis_of(*c.input(1)?.to_i64().ok()?.first()?, t.rank())?;

@@ -396,24 +396,42 @@ mod tests {
         assert!(specialize(m.clone(), &InputShapes::from([("z".to_string(), vec![])])).is_err());
     }
 
+    /// The shape of what `node` makes of inputs of these shapes.
+    fn shape_of(node: Node, inputs: &[&[usize]]) -> Option<Vec<usize>> {
+        let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+        let g = &mut m.graph;
+        let y = g.add_value("y");
+        let mut fixed = InputShapes::new();
+        for (i, s) in inputs.iter().enumerate() {
+            let x = g.add_value(&format!("x{i}"));
+            g.value_mut(x).ty = Type::Tensor { dtype: Some(DType::F32), shape: None };
+            g.inputs.push(x);
+            fixed.insert(format!("x{i}"), s.to_vec());
+        }
+        let inputs: Vec<_> = g.inputs.iter().copied().map(Some).collect();
+        g.outputs.push(y);
+        g.add_node(node, &inputs, &[Some(y)]);
+        infer(&m, &fixed).shape(y)
+    }
+
+    #[test]
+    fn rarer_ops_have_their_shapes() {
+        let of = |op: Op| Node::new(op, "n");
+        assert_eq!(shape_of(of(Op::EyeLike), &[&[3, 4]]), Some(vec![3, 4]));
+        assert_eq!(shape_of(of(Op::GatherND), &[&[5, 6, 7, 8], &[2, 9, 2]]), Some(vec![2, 9, 7, 8]));
+        assert_eq!(shape_of(of(Op::GatherND).with("batch_dims", 1i64), &[&[5, 6, 7, 8], &[5, 9, 2]]), Some(vec![5, 9, 8]));
+        assert_eq!(shape_of(of(Op::GatherND), &[&[5], &[9, 2]]), None);
+        assert_eq!(shape_of(of(Op::GridSample), &[&[2, 3, 8, 8], &[2, 5, 6, 2]]), Some(vec![2, 3, 5, 6]));
+        assert_eq!(shape_of(of(Op::RoiAlign).with("output_height", 7i64).with("output_width", 5i64), &[&[1, 3, 8, 8], &[9, 4], &[9]]), Some(vec![9, 3, 7, 5]));
+        assert_eq!(shape_of(of(Op::ReverseSequence), &[&[4, 2], &[2]]), Some(vec![4, 2]));
+        assert_eq!(shape_of(of(Op::Attention), &[&[1, 8, 5, 16], &[1, 2, 7, 16], &[1, 2, 7, 24]]), Some(vec![1, 8, 5, 24]));
+        let flat = of(Op::Attention).with("q_num_heads", 8i64).with("kv_num_heads", 2i64);
+        assert_eq!(shape_of(flat, &[&[1, 5, 128], &[1, 7, 32], &[1, 7, 48]]), Some(vec![1, 5, 192]));
+    }
+
     #[test]
     fn einsum_has_the_sizes_of_its_letters() {
-        let shape = |equation: &str, inputs: &[&[usize]]| {
-            let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
-            let g = &mut m.graph;
-            let y = g.add_value("y");
-            let mut fixed = InputShapes::new();
-            for (i, s) in inputs.iter().enumerate() {
-                let x = g.add_value(&format!("x{i}"));
-                g.value_mut(x).ty = Type::Tensor { dtype: Some(DType::F32), shape: None };
-                g.inputs.push(x);
-                fixed.insert(format!("x{i}"), s.to_vec());
-            }
-            let inputs: Vec<_> = g.inputs.iter().copied().map(Some).collect();
-            g.outputs.push(y);
-            g.add_node(Node::new(Op::Einsum, "e").with("equation", equation), &inputs, &[Some(y)]);
-            infer(&m, &fixed).shape(y)
-        };
+        let shape = |equation: &str, inputs: &[&[usize]]| shape_of(Node::new(Op::Einsum, "e").with("equation", equation), inputs);
         assert_eq!(shape("i, j -> i j", &[&[3], &[4]]), Some(vec![3, 4]));
         assert_eq!(shape("bhid,bhjd->bhij", &[&[2, 8, 5, 16], &[2, 8, 7, 16]]), Some(vec![2, 8, 5, 7]));
         assert_eq!(shape("...ij,...jk->...ik", &[&[6, 1, 2, 3], &[5, 3, 4]]), Some(vec![6, 5, 2, 4]));

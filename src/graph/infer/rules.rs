@@ -43,6 +43,11 @@ pub fn outputs(node: &Node, inputs: &[Option<&Fact>]) -> Vec<Fact> {
         Op::Tile => one(dtype, n.tile()),
         Op::Pad => one(dtype, n.pad()),
         Op::GatherElements => one(dtype, n.fact(1).and_then(|f| f.shape.clone())),
+        Op::GatherND => one(dtype, n.gather_nd()),
+        Op::GridSample => one(dtype, n.grid_sample()),
+        Op::RoiAlign => one(dtype, n.roi_align()),
+        Op::Attention => one(dtype, n.attention()),
+        Op::EyeLike | Op::RandomNormalLike | Op::RandomUniformLike | Op::Bernoulli => one(node.int("dtype").map_or(dtype, |t| DType::of_onnx(t as i32)), shape),
         Op::OneHot => one(n.fact(2).and_then(|f| f.dtype), n.one_hot()),
         Op::ArgMax | Op::ArgMin => {
             let axes = [node.int("axis").unwrap_or(0)];
@@ -113,6 +118,7 @@ pub fn outputs(node: &Node, inputs: &[Option<&Fact>]) -> Vec<Fact> {
         | Op::WeightsSymmetricQuantizer
         | Op::CumSum
         | Op::CumProd
+        | Op::ReverseSequence
         | Op::Trilu
         | Op::ScatterElements
         | Op::ScatterND
@@ -329,6 +335,35 @@ impl<'a> Inputs<'a> {
         let (x, index) = (self.shape(0)?, self.shape(1)?);
         let a = axis_of(self.node.int("axis").unwrap_or(0), x.len())?;
         Some([&x[..a], index, &x[a + 1..]].concat())
+    }
+
+    fn gather_nd(&self) -> Shape {
+        let (x, index) = (self.shape(0)?, self.shape(1)?);
+        let (Dim::Known(depth), rest) = index.split_last()? else { return None };
+        let batch = usize::try_from(self.node.int("batch_dims").unwrap_or(0)).ok()?;
+        Some([rest, x.get(batch + depth..)?].concat())
+    }
+
+    fn grid_sample(&self) -> Shape {
+        let (x, grid) = (self.shape(0)?, self.shape(1)?);
+        Some([x.get(..2)?, grid.get(1..grid.len().checked_sub(1)?)?].concat())
+    }
+
+    fn roi_align(&self) -> Shape {
+        let side = |name: &str| Dim::Known(self.node.int(name).unwrap_or(1) as usize);
+        Some(vec![self.shape(1)?.first()?.clone(), self.shape(0)?.get(1)?.clone(), side("output_height"), side("output_width")])
+    }
+
+    /// Of four axes, or of three of which the last holds all heads.
+    fn attention(&self) -> Shape {
+        let (q, v) = (self.shape(0)?, self.shape(2)?.last()?);
+        let heads = |name: &str| self.node.int(name).and_then(|n| usize::try_from(n).ok());
+        let last = match (q.len(), v) {
+            (3, Dim::Known(v)) => size(heads("q_num_heads").zip(heads("kv_num_heads").filter(|n| *n > 0)).map(|(q, kv)| v / kv * q)),
+            (3, _) => Dim::Unknown,
+            (_, v) => v.clone(),
+        };
+        Some([q.get(..q.len().checked_sub(1)?)?, &[last]].concat())
     }
 
     fn concat(&self) -> Shape {

@@ -25,7 +25,13 @@ pub static STEPS: &[StepRow] = &[
         scalar: None,
         run: steps::FOLD_CONSTANTS,
     },
-    StepRow { name: "fold-batch-norm", doc: "fold batch normalisation into its neighbours", keys: &[], scalar: None, run: steps::FOLD_BATCH_NORM },
+    StepRow {
+        name: "fold-batch-norm",
+        doc: "fold batch normalisation into its neighbours, and Pads into the layers behind them",
+        keys: &[],
+        scalar: None,
+        run: steps::FOLD_BATCH_NORM,
+    },
     StepRow {
         name: "cut-tail",
         doc: "write what a detector makes of its heads as a float model of its own, where the target wants it off",

@@ -65,7 +65,7 @@ pub struct Run {
 use State::{Fitted, Float, Lowered, Placed, Rounded};
 
 pub const FOLD_CONSTANTS: Run = Run { accepts: &[Float], leaves: None, coded: true, run: |w, _| transform::fold_constants(&mut w.model) };
-pub const FOLD_BATCH_NORM: Run = Run { accepts: &[Float], leaves: None, coded: false, run: |w, _| transform::fold_batch_norm(&mut w.model) };
+pub const FOLD_BATCH_NORM: Run = Run { accepts: &[Float], leaves: None, coded: false, run: fold_batch_norm };
 pub const CUT_TAIL: Run = Run { accepts: &[Float], leaves: None, coded: false, run: |w, _| tail::cut(w) };
 pub const FUSE: Run = Run { accepts: &[Float], leaves: None, coded: true, run: fuse };
 pub const SMOOTH: Run = Run { accepts: &[Float], leaves: None, coded: false, run: smooth };
@@ -86,6 +86,12 @@ pub const LOWER: Run = Run { accepts: &[Rounded], leaves: Some(Lowered), coded: 
 /// What carries the step called `name` out.
 pub fn run_of(name: &str) -> Option<&'static Run> {
     super::STEPS.iter().find(|row| row.name == name).map(|row| &row.run)
+}
+
+fn fold_batch_norm(w: &mut Work, _: &Args) -> Result<Notes> {
+    let mut notes = transform::fold_batch_norm(&mut w.model)?;
+    notes.append(transform::fold_pads(&mut w.model, &w.recipe.target));
+    Ok(notes)
 }
 
 fn fuse(w: &mut Work, _: &Args) -> Result<Notes> {

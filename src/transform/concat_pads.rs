@@ -34,7 +34,7 @@ pub fn concat_pads(model: &mut Model, target: &Profile) -> Notes {
 }
 
 /// The number that a Pad puts in.
-fn filler(g: &Graph, node: &Node) -> Option<f32> {
+pub fn filler(g: &Graph, node: &Node) -> Option<f32> {
     let number = match node.input(2) {
         Some(v) => g.constant(v)?.tensor.to_f32().ok()?.first().copied(),
         None => Some(node.float("value").unwrap_or(0.0)),

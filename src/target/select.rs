@@ -39,6 +39,8 @@ pub enum Place {
     ConstantWeight,
     /// MatMuls whose constant weight is the first operand.
     WeightFirst,
+    /// MatMuls whose constant weight is several matrices.
+    WeightStacked,
     /// Convolutions with a group an input channel.
     Depthwise,
     /// Products that no other stands before: the first layers.
@@ -49,10 +51,11 @@ pub enum Place {
 
 impl Place {
     /// Every place with the word for it.
-    pub const NAMES: [(&'static str, Place); 6] = [
+    pub const NAMES: [(&'static str, Place); 7] = [
         ("dynamic-operands", Place::DynamicOperands),
         ("constant-weight", Place::ConstantWeight),
         ("weight-first", Place::WeightFirst),
+        ("weight-stacked", Place::WeightStacked),
         ("depthwise", Place::Depthwise),
         ("first", Place::First),
         ("last", Place::Last),
@@ -135,13 +138,16 @@ fn standing(g: &Graph, place: Place) -> BTreeSet<NodeId> {
     let linear = |id: NodeId| Linear::of(g, id);
     let is = |id: NodeId| linear(id).is_some() || Recurrent::of(g, id).is_some();
     let products = || g.order().iter().copied().filter(|id| is(*id));
+    let weight = |l: &Linear| g.constant(crate::graph::constant_behind(g, l.weight)?);
     match place {
         Place::DynamicOperands => products().filter(|id| linear(*id).is_some_and(|l| !l.constant)).collect(),
         Place::ConstantWeight => products().filter(|id| linear(*id).is_none_or(|l| l.constant)).collect(),
         Place::WeightFirst => products().filter(|id| linear(*id).is_some_and(|l| l.constant && l.weight_slot == 0)).collect(),
+        Place::WeightStacked => {
+            products().filter(|id| g.node(*id).op == Op::MatMul && linear(*id).is_some_and(|l| weight(&l).is_some_and(|c| c.tensor.rank() > 2))).collect()
+        }
         Place::Depthwise => products()
             .filter(|id| {
-                let weight = |l: &Linear| g.constant(crate::graph::constant_behind(g, l.weight)?);
                 // Of a Conv's weight, the axis that is summed over holds the channels of one group; of a ConvTranspose's, all.
                 linear(*id).is_some_and(|l| {
                     let own = weight(&l).and_then(|c| c.tensor.shape().get(l.in_axis).copied());
@@ -250,14 +256,16 @@ mod tests {
     }
 
     #[test]
-    fn a_weight_may_be_the_first_operand() {
+    fn a_weight_may_be_the_first_operand_or_several_matrices() {
         let mut m = Model::default();
         let g = &mut m.graph;
         let [x, y, z] = ["x", "y", "z"].map(|n| g.add_value(n));
         let w = g.add_constant("w", Tensor::of_f32(&[2, 2], vec![1.0; 4]));
+        let stack = g.add_constant("stack", Tensor::of_f32(&[3, 2, 2], vec![1.0; 12]));
         g.add_node(Node::new(Op::MatMul, "first"), &[Some(w), Some(x)], &[Some(y)]);
-        g.add_node(Node::new(Op::MatMul, "second"), &[Some(y), Some(w)], &[Some(z)]);
+        g.add_node(Node::new(Op::MatMul, "second"), &[Some(y), Some(stack)], &[Some(z)]);
         assert_eq!(names(&m, &Select { place: Some(Place::WeightFirst), ..Select::default() }), ["first"]);
+        assert_eq!(names(&m, &Select { place: Some(Place::WeightStacked), ..Select::default() }), ["second"]);
     }
 
     #[test]

@@ -238,7 +238,134 @@ def nameless():
     return made, {"x": RNG.standard_normal((40, 1, 4, 6, 8))}
 
 
-FORMS = [log_power, log_share, shared_weight, shared_constant, bounded_softmax, anchors, above_zero, largest, squeeze_all, squeeze_if, known_if, rate_if, positions, nameless]
+def attention(masking, constants, length=12, opset=14):
+    """One head of attention; `masking` makes `masked` of `scores`."""
+    nodes = [
+        node("MatMul", ["x", "wq"], ["q"], name="queries"),
+        node("MatMul", ["x", "wk"], ["k"], name="keys"),
+        node("Transpose", ["k"], ["kt"], name="turned", perm=[0, 2, 1]),
+        node("MatMul", ["q", "kt"], ["scores"], name="scores"),
+        *masking,
+        node("Softmax", ["masked"], ["p"], name="softmax", axis=-1),
+        node("MatMul", ["x", "wv"], ["v"], name="values"),
+        node("MatMul", ["p", "v"], ["y"], name="mixed"),
+    ]
+    weights = {name: weight(16, 16) for name in ("wq", "wk", "wv")}
+    made = model(nodes, [info("x", [1, length, 16])], [info("y", [1, length, 16])], weights | constants, opset)
+    return made, {"x": RNG.standard_normal((40, 1, length, 16))}
+
+
+def causal(fill, length=12):
+    return np.where(np.triu(np.ones((1, length, length), bool), 1), np.float32(fill), np.float32(0))
+
+
+def infinite_mask():
+    """A causal mask of −∞, a constant."""
+    return attention([node("Add", ["scores", "mask"], ["masked"], name="mask_")], {"mask": causal(-np.inf)})
+
+
+def sloped_mask():
+    """Distances that count less the farther they are (ALiBi), in one constant with a causal mask."""
+    away = np.abs(np.subtract.outer(np.arange(12), np.arange(12)))
+    return attention([node("Add", ["scores", "mask"], ["masked"], name="mask_")], {"mask": causal(np.finfo(np.float32).min) - np.float32(0.5) * away.astype(np.float32)})
+
+
+def filled_mask():
+    """A causal mask made by Where."""
+    masking = [node("Where", ["later", "least", "none"], ["mask"], name="fill"), node("Add", ["scores", "mask"], ["masked"], name="mask_")]
+    return attention(masking, {"later": causal(1) > 0, "least": np.float32(-np.inf), "none": np.float32(0)})
+
+
+def two_masks():
+    """A causal mask, and one of what is padded, which are added one after the other and to other shapes: −3.4e38 twice is −∞."""
+    masking = [
+        node("Add", ["scores", "causal"], ["first"], name="causal_"),
+        node("Reshape", ["first", "heads"], ["first_"], name="to_heads"),
+        node("ReduceSum", ["x", "features"], ["sum"], name="sum", keepdims=0),
+        node("Less", ["sum", "rare"], ["padded"], name="padded_"),
+        node("Unsqueeze", ["padded", "middle"], ["padded__"], name="spread"),
+        node("Where", ["padded__", "least", "none"], ["pad_mask"], name="fill"),
+        node("Add", ["first_", "pad_mask"], ["second"], name="pad_mask_"),
+        node("Reshape", ["second", "flat"], ["masked"], name="from_heads"),
+    ]
+    least = np.finfo(np.float32).min
+    return attention(masking, {
+        "causal": causal(least), "heads": np.array([1, 1, 12, 12]), "flat": np.array([1, 12, 12]), "features": np.array([2]), "rare": np.float32(-4),
+        "middle": np.array([1, 2]), "least": least, "none": np.float32(0),
+    })
+
+
+def stacked_weights():
+    """A matrix for each position, multiplied at once."""
+    nodes = [
+        node("Transpose", ["x"], ["t"], name="turn", perm=[1, 0, 2]),
+        node("MatMul", ["t", "w"], ["m"], name="product"),
+        node("Transpose", ["m"], ["y"], name="back", perm=[1, 0, 2]),
+    ]
+    return model(nodes, [info("x", [2, 6, 8])], [info("y", [2, 6, 10])], {"w": weight(6, 8, 10)}), {"x": RNG.standard_normal((40, 2, 6, 8))}
+
+
+def counted_positions():
+    """Positions counted from what is not padded, as of the rows of a table."""
+    nodes = [
+        node("Cast", ["mask"], ["whole"], name="cast", to=INT),
+        node("CumSum", ["whole", "one"], ["count"], name="count"),
+        node("Mul", ["count", "whole"], ["at"], name="at"),
+        node("Gather", ["table", "at"], ["places"], name="places"),
+        node("Add", ["x", "places"], ["a"], name="placed"),
+        node("MatMul", ["a", "w"], ["y"], name="product"),
+    ]
+    mask = (np.arange(9) < RNG.integers(3, 10, (40, 1, 1))).astype(np.int32)
+    made = model(nodes, [info("x", [1, 9, 8]), info("mask", [1, 9], TensorProto.INT32)], [info("y", [1, 9, 8])], {"one": np.array(1), "table": weight(16, 8), "w": weight(8, 8)})
+    return made, {"x": RNG.standard_normal((40, 1, 9, 8)), "mask": mask}
+
+
+def standardized_weights():
+    """Weights that a batch normalization in training standardizes, whose other outputs nobody reads."""
+    nodes = [
+        node("BatchNormalization", ["raw", "gain", "zeros", "zeros", "ones"], ["w_", "mean", "variance"], name="standardize", training_mode=1, momentum=1.0),
+        node("Reshape", ["w_", "shape"], ["w"], name="shaped"),
+        node("Conv", ["x", "w"], ["y"], name="conv", pads=[1, 1, 1, 1]),
+    ]
+    constants = {
+        "raw": weight(1, 6, 27), "gain": np.full(6, 0.2, np.float32), "zeros": np.zeros(6, np.float32), "ones": np.ones(6, np.float32), "shape": np.array([6, 3, 3, 3]),
+    }
+    return model(nodes, [info("x", [1, 3, 8, 8])], [info("y", [1, 6, 8, 8])], constants, opset=15), {"x": RNG.standard_normal((40, 1, 3, 8, 8))}
+
+
+def every_second():
+    """Tokens on a grid, of which every second of either axis is taken."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["m"], name="product"),
+        node("Reshape", ["m", "grid"], ["g"], name="to_grid"),
+        node("Slice", ["g", "first", "last", "one", "two"], ["r"], name="rows"),
+        node("Slice", ["r", "first", "last", "two", "two"], ["c"], name="columns"),
+        node("Reshape", ["c", "tokens"], ["t"], name="to_tokens"),
+        node("MatMul", ["t", "v"], ["y"], name="head"),
+    ]
+    constants = {
+        "w": weight(8, 8), "v": weight(8, 8), "grid": np.array([1, 6, 6, 8]), "tokens": np.array([1, 9, 8]), "first": np.array([0]),
+        "last": np.array([2**63 - 1]), "one": np.array([1]), "two": np.array([2]),
+    }
+    return model(nodes, [info("x", [1, 36, 8])], [info("y", [1, 9, 8])], constants), {"x": RNG.standard_normal((40, 1, 36, 8))}
+
+
+def padded_layers():
+    """Sides that are padded unequally: with zeros before a layer, and with −∞ before a pool."""
+    nodes = [
+        node("Pad", ["x", "unequal"], ["p"], name="pad"),
+        node("Conv", ["p", "w"], ["f"], name="conv", strides=[2, 2]),
+        node("Pad", ["f", "unequal", "least"], ["q"], name="pad_"),
+        node("MaxPool", ["q"], ["m"], name="pool", kernel_shape=[3, 3], strides=[2, 2]),
+        node("Conv", ["m", "v"], ["y"], name="head"),
+    ]
+    constants = {"unequal": np.array([0, 0, 0, 0, 0, 0, 1, 1]), "least": np.float32(-np.inf), "w": weight(6, 3, 3, 3), "v": weight(5, 6, 1, 1)}
+    return model(nodes, [info("x", [1, 3, 16, 16])], [info("y", [1, 5, 4, 4])], constants), {"x": RNG.standard_normal((40, 1, 3, 16, 16))}
+
+
+MASKED = [infinite_mask, sloped_mask, filled_mask, two_masks]
+FORMS = [*MASKED, stacked_weights, counted_positions, standardized_weights, every_second, padded_layers]
+FORMS += [log_power, log_share, shared_weight, shared_constant, bounded_softmax, anchors, above_zero, largest, squeeze_all, squeeze_if, known_if, rate_if, positions, nameless]
 
 
 def make(folder):

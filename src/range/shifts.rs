@@ -224,12 +224,28 @@ fn behind(model: &Model, v: ValueId) -> Option<Op> {
     if node.op == Op::FakeQuant || node.op.flow() == Flow::Move { behind(model, node.input(0)?) } else { Some(node.op) }
 }
 
-/// What the tensors of one quantizer lose at a position: noise over signal.
-fn losses(scheme: &Scheme, params: &Params, seen: &[&Histogram], start: i32) -> BTreeMap<i32, f64> {
+/// Of a quantizer whose values are but added to others: those of the sums, to whose size their errors compare. A branch that is next to nothing loses
+/// nothing where it is rounded to 0.
+fn sums(model: &Model, id: QuantizerId) -> Option<BTreeSet<QuantizerId>> {
+    let mut found = BTreeSet::new();
+    for (node, n) in model.graph.nodes().filter(|(_, n)| n.op != Op::FakeQuant && n.op.flow() != Flow::Move) {
+        for (slot, v) in n.inputs().iter().enumerate().filter_map(|(slot, v)| Some((slot, (*v)?))) {
+            if source(model, v) != Some(id) {
+                continue;
+            }
+            let added = matches!(n.op, Op::Add | Op::Sub) || n.op.role(slot) == Role::Bias && Linear::of(&model.graph, node).is_some();
+            found.insert(result(model, node).0.filter(|_| added)?);
+        }
+    }
+    Some(found)
+}
+
+/// What the tensors of one quantizer lose at a position: noise over signal, which is at least `power` a value.
+fn losses(scheme: &Scheme, params: &Params, seen: &[&Histogram], power: f64, start: i32) -> BTreeMap<i32, f64> {
     let mut all = Histogram::default();
     seen.iter().for_each(|h| all.merge(h));
     let (x, weight): (Vec<f32>, Vec<f64>) = all.points().map(|(x, n)| (x, n as f64)).unzip();
-    let signal: f64 = x.iter().zip(&weight).map(|(x, w)| (*x as f64).powi(2) * w).sum::<f64>().max(f64::MIN_POSITIVE);
+    let signal = energy(&all).max(power * all.total() as f64).max(f64::MIN_POSITIVE);
     let at = |p: i32| {
         let mut params = params.clone();
         params.scale[0] = 2f32.powi(-p);
@@ -252,6 +268,11 @@ fn losses(scheme: &Scheme, params: &Params, seen: &[&Histogram], start: i32) -> 
     table
 }
 
+/// The sum of squares.
+fn energy(h: &Histogram) -> f64 {
+    h.points().map(|(x, n)| (x as f64).powi(2) * n as f64).sum()
+}
+
 /// Moves positions so that a target's windows hold, and says which. `seen`: what flows into quantizers.
 pub fn hold(model: &mut Model, rules: &[Shift], seen: &[(QuantizerId, &Seen)], notes: &mut Notes) -> Result<()> {
     if rules.is_empty() {
@@ -270,10 +291,16 @@ pub fn hold(model: &mut Model, rules: &[Shift], seen: &[(QuantizerId, &Seen)], n
     let table = |i: usize| -> BTreeMap<i32, f64> {
         let row = &model.quantizers[ids[i]];
         let params = row.params.as_ref().expect("listed with it");
-        let mut all: Vec<&Histogram> = constants.get(&ids[i]).into_iter().collect();
-        all.extend(seen.iter().filter(|(q, _)| *q == ids[i]).filter_map(|(_, s)| if let Seen::Histogram(h) = s { Some(&**h) } else { None }));
+        let flowing =
+            |id: QuantizerId| seen.iter().filter(move |(q, _)| *q == id).filter_map(|(_, s)| if let Seen::Histogram(h) = s { Some(&**h) } else { None });
         // What is fixed, or follows from others, stays.
-        if params.origin != Origin::Fitted { BTreeMap::from([(start[i], 0.0)]) } else { losses(&row.scheme, params, &all, start[i]) }
+        if params.origin != Origin::Fitted {
+            return BTreeMap::from([(start[i], 0.0)]);
+        }
+        let all: Vec<&Histogram> = constants.get(&ids[i]).into_iter().chain(flowing(ids[i])).collect();
+        let power = |id: QuantizerId| flowing(id).map(|h| energy(h) / h.total().max(1) as f64).fold(0.0, f64::max);
+        let least = sums(model, ids[i]).into_iter().flatten().map(power).fold(f64::INFINITY, f64::min);
+        losses(&row.scheme, params, &all, if least.is_finite() { least } else { 0.0 }, start[i])
     };
     let tables = std::cell::RefCell::new(BTreeMap::<usize, BTreeMap<i32, f64>>::new());
     let cost = |i: usize, p: i32| tables.borrow_mut().entry(i).or_insert_with(|| table(i)).get(&p).copied().unwrap_or(f64::INFINITY);
@@ -321,6 +348,7 @@ fn bias_positions(model: &Model, rules: &[Shift], layer: NodeId) -> (i32, i32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::Node;
 
     fn window(of: Term, operands: &[usize], bias: Option<usize>, result: Option<usize>, ends: (i32, i32)) -> Window {
         Window { of, operands: operands.to_vec(), bias, result, ends, node: String::new() }
@@ -421,5 +449,31 @@ mod tests {
         assert_eq!(solve(&windows, &start, &cost), (vec![7, 6, 5, 15, 4], BTreeSet::new()));
         let fixed = |i: usize, p: i32| if p == start[i] { 0.0 } else { f64::INFINITY };
         assert_eq!(solve(&windows, &start, &fixed).1, BTreeSet::from([1]));
+    }
+
+    /// x, and t that is next to nothing beside it, are added. Their positions are too far apart: t becomes 0, rather than that x is cut off.
+    #[test]
+    fn what_is_but_added_counts_by_the_sum() {
+        let mut m = Model { opsets: vec![(String::new(), 13)], ..Model::default() };
+        let [qx, qt, qy] = ["x", "t", "y"].map(|n| m.quantizers.add(n, Scheme::int(8, true)));
+        for (q, p) in [(qx, 6), (qt, 24), (qy, 6)] {
+            m.quantizers[q].params = Some(Params { origin: Origin::Fitted, ..Params::tensor(2f32.powi(-p), None) });
+        }
+        let g = &mut m.graph;
+        let [x, t, a, b, c, y] = ["x", "t", "a", "b", "c", "y"].map(|n| g.add_value(n));
+        (g.inputs, g.outputs) = (vec![x, t], vec![y]);
+        g.add_node(Node::fake_quant(qx, "fx"), &[Some(x)], &[Some(a)]);
+        g.add_node(Node::fake_quant(qt, "ft"), &[Some(t)], &[Some(b)]);
+        g.add_node(Node::new(Op::Add, "add"), &[Some(a), Some(b)], &[Some(c)]);
+        g.add_node(Node::fake_quant(qy, "fy"), &[Some(c)], &[Some(y)]);
+        let seen = |size: f32| {
+            let mut h = Histogram::default();
+            h.observe(&(0..256).map(|i| (i as f32 / 128.0 - 1.0) * size).collect::<Vec<_>>());
+            Seen::Histogram(Box::new(h))
+        };
+        let [sx, st, sy] = [1.9, 7e-6, 1.9].map(seen);
+        let rule = Shift { ops: vec![Op::Add], of: Term::Spread, window: (0, 14), after: vec![], before: vec![] };
+        hold(&mut m, &[rule], &[(qx, &sx), (qt, &st), (qy, &sy)], &mut Notes::of("calibrate")).unwrap();
+        assert_eq!([qx, qt, qy].map(|q| position(m.quantizers[q].params.as_ref().unwrap())), [Some(6), Some(20), Some(6)]);
     }
 }

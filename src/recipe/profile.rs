@@ -7,7 +7,7 @@ use super::{MAX_LAYERS, configs, read};
 use crate::error::{Error, Result};
 use crate::graph::{Op, since};
 use crate::onnx::is_spelled;
-use crate::target::{Fate, Fixed, Fuse, Granularity, Legal, Limit, Must, Profile, SchemeKeys, Shift, Slot, Spelling, Term, spelling};
+use crate::target::{Apart, Fate, Fixed, Fuse, Granularity, Legal, Limit, Must, Profile, SchemeKeys, Shift, Slot, Spelling, Term, spelling};
 
 /// One file.
 struct File {
@@ -187,8 +187,22 @@ fn limit(i: usize, t: &Tree) -> Result<Limit, Wrong> {
     let fail = |why: &str| wrong(&[&["limits", &at]], format!("limits[{i}]: {why}"));
     let text = |key: &str| t.get(key).and_then(Tree::text).unwrap_or_default().to_string();
     let name = text("attribute");
-    let conditions =
-        ["values", "at_most", "rank", "constant", "unpadded", "weights", "activations", "granularity", "zeroless", "unsigned", "floor", "alike", "codes"];
+    let conditions = [
+        "values",
+        "at_most",
+        "rank",
+        "constant",
+        "unpadded",
+        "apart",
+        "weights",
+        "activations",
+        "granularity",
+        "zeroless",
+        "unsigned",
+        "floor",
+        "alike",
+        "codes",
+    ];
     let mut given = conditions.iter().filter_map(|key| Some((*key, t.get(key)?)));
     let must = match given.next() {
         None if t.get("attribute").is_some() => return fail("`attribute` wants `values` or `at_most` beside it"),
@@ -199,6 +213,7 @@ fn limit(i: usize, t: &Tree) -> Result<Limit, Wrong> {
         Some(("rank", n)) => Must::Rank(n.int().unwrap_or(0) as usize),
         Some(("constant", n)) => Must::Constant(n.int().unwrap_or(0) as usize),
         Some(("unpadded", n)) => Must::Unpadded(n.int().unwrap_or(0) as usize),
+        Some(("apart", list)) => Must::Apart(Apart { makers: read::ops(Some(list)), across: read::ops(t.get("across")) }),
         Some(("weights", list)) => Must::Weights(read::texts(Some(list))),
         Some(("activations", list)) => Must::Activations(read::texts(Some(list))),
         Some(("granularity", list)) => Must::Granularity(granularities(Some(list))),
@@ -208,12 +223,18 @@ fn limit(i: usize, t: &Tree) -> Result<Limit, Wrong> {
         Some(("alike", _)) => Must::Alike,
         Some(_) => Must::Codes,
     };
+    if t.get("across").is_some() && t.get("apart").is_none() {
+        return fail("`across` wants `apart` beside it: operators that do not keep apart");
+    }
     if let Some((key, _)) = given.next() {
         return fail(&format!("`{key}` is a second condition; write a limit for each"));
     }
     let ops = read::ops(t.get("ops"));
     let place = t.get("where").and_then(Tree::text).and_then(read::place);
-    if ops.is_empty() && place.is_none() && matches!(must, Must::Never | Must::Attribute { .. } | Must::AtMost { .. } | Must::Constant(_) | Must::Unpadded(_)) {
+    if ops.is_empty()
+        && place.is_none()
+        && matches!(must, Must::Never | Must::Attribute { .. } | Must::AtMost { .. } | Must::Constant(_) | Must::Unpadded(_) | Must::Apart(_))
+    {
         return fail("it names no `ops`");
     }
     if t.get("then").is_none() || t.get("why").is_none() {

@@ -99,6 +99,7 @@ fn fuse(w: &mut Work, _: &Args) -> Result<Notes> {
     notes.append(transform::spell_out(&mut w.model, &w.recipe.target.spelled));
     notes.append(transform::orient(&mut w.model, &w.recipe.target));
     notes.append(transform::concat_pads(&mut w.model, &w.recipe.target));
+    notes.append(transform::part(&mut w.model, &w.recipe.target));
     Ok(notes)
 }
 

@@ -229,6 +229,12 @@ static LIMIT: &[Key] = &[
     Key::new("rank", COUNT, "most dimensions of operands and results"),
     Key::new("constant", Shape::Int(0, 16), "the slot of an input that must be constant"),
     Key::new("unpadded", Shape::Int(0, 16), "the axis before which a Pad must put nothing; `fuse` writes what does as a Concat"),
+    Key::new(
+        "apart",
+        OPS,
+        "what must not make an operand, directly or through what moves numbers: Slice where its operand is cut twice, Split …; `fuse` puts a Max of the value with itself between. A Reshape that only adds or takes away axes of one element may stand anywhere",
+    ),
+    Key::new("across", OPS, "beside `apart`: operators with one operand that flows, which between them do not help"),
     Key::new("weights", Shape::List(&Shape::Format), "formats that their weights may have"),
     Key::new("activations", Shape::List(&Shape::Format), "formats that their operands and results may have"),
     Key::new("granularity", Shape::List(&GRANULARITY), "which elements of the weight may share a scale; obeyed by `place`"),

@@ -176,6 +176,11 @@ fn limit(l: &Limit) -> String {
         Must::Rank(n) => format!(" of more than {n} dimensions"),
         Must::Constant(slot) => format!(" unless input {slot} is constant"),
         Must::Unpadded(axis) => format!(" that puts something before axis {axis}"),
+        Must::Apart(apart) => {
+            let names = |ops: &[Op]| ops.iter().map(|o| o.spelling().1).collect::<Vec<_>>().join(" or ");
+            let across = if apart.across.is_empty() { String::new() } else { format!(", {} between or not", names(&apart.across)) };
+            format!(" behind {}{across}", names(&apart.makers))
+        }
         Must::Weights(list) => format!(" unless weights are {}", list.join(" or ")),
         Must::Activations(list) => format!(" unless activations are {}", list.join(" or ")),
         Must::Granularity(list) => format!(" unless scales are one a {}", list.iter().map(|g| read::granularity_name(*g)).collect::<Vec<_>>().join(" or a ")),

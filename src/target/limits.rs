@@ -1,8 +1,8 @@
 //! What a target does not run although its lists name the op: by attribute, place, rank or granularity. Asked before placing, and of finished files.
 
 use super::{Fate, Granularity, Place, Profile, Select};
-use crate::graph::{AttrValue, Flow, Inferred, Model, Node, NodeId, Op, pads};
-use std::collections::BTreeMap;
+use crate::graph::{AttrValue, Flow, Inferred, Model, Node, NodeId, Op, ValueId, constant_behind, pads};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What must hold of some nodes, and what becomes of those of which it does not.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -14,6 +14,14 @@ pub struct Limit {
     pub then: Fate,
     pub why: String,
     pub remedy: String,
+}
+
+/// What must not make an operand of a node, directly or through what moves numbers.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Apart {
+    pub makers: Vec<Op>,
+    /// More ops that lie between, with one operand that flows, and do not help.
+    pub across: Vec<Op>,
 }
 
 /// What must hold.
@@ -32,6 +40,8 @@ pub enum Must {
     Constant(usize),
     /// A Pad puts nothing before this axis.
     Unpadded(usize),
+    /// No operand is made by one of these.
+    Apart(Apart),
     // Those below speak of codes. Placing obeys granularity and zeroless by itself.
     /// The weight's format is one of these.
     Weights(Vec<String>),
@@ -111,10 +121,40 @@ impl Must {
                 let rank = |v: &crate::graph::ValueId| inferred.get(*v).shape.as_ref().map_or(0, Vec::len);
                 node.inputs().iter().chain(node.outputs()).flatten().all(|v| rank(v) <= *most)
             }
+            Must::Apart(apart) => apart.made_of(model, node, inferred).is_empty(),
             Must::Unpadded(axis) => pads(&model.graph, node).and_then(|p| p.get(*axis).copied()).is_none_or(|n| n <= 0),
-            Must::Constant(slot) => node.input(*slot).is_none_or(|v| crate::graph::constant_behind(&model.graph, v).is_some()),
+            Must::Constant(slot) => node.input(*slot).is_none_or(|v| constant_behind(&model.graph, v).is_some()),
             _ => true,
         }
+    }
+}
+
+impl Apart {
+    /// What makers make and this node takes: what should stand apart from it, and does not. A Reshape that only adds or takes away axes of one element
+    /// takes nothing, and a Slice is a maker where it is not the only one that cuts its operand.
+    pub fn made_of(&self, model: &Model, node: &Node, inferred: &Inferred) -> BTreeSet<ValueId> {
+        let g = &model.graph;
+        let flows = |n: &Node| -> Vec<ValueId> { (0..n.inputs().len()).filter(|s| n.flows(*s)).filter_map(|s| n.input(s)).collect() };
+        let constant = |v: &ValueId| constant_behind(g, *v).is_some();
+        let long = |v: Option<ValueId>| inferred.shape(v?).map(|s| s.into_iter().filter(|n| *n != 1).collect::<Vec<_>>());
+        let idle = node.op == Op::Reshape && long(node.input(0)).is_some_and(|s| Some(s) == long(node.output(0)));
+        if idle {
+            return BTreeSet::new();
+        }
+        let cuts = |v: ValueId| g.value(v).uses().iter().filter(|p| g.get_node(p.node).is_some_and(|n| n.op == Op::Slice)).count();
+        let is_maker = |n: &Node| self.makers.contains(&n.op) && (n.op != Op::Slice || n.input(0).is_some_and(|x| cuts(x) > 1));
+        let mut found = BTreeSet::new();
+        let mut open: Vec<ValueId> = flows(node);
+        while let Some(v) = open.pop() {
+            let Some(maker) = g.value(v).producer().and_then(|(id, _)| g.get_node(id)) else { continue };
+            if is_maker(maker) {
+                found.insert(v);
+            } else if matches!(maker.op.flow(), Flow::Move | Flow::Quantize) || self.across.contains(&maker.op) {
+                let operands: Vec<ValueId> = flows(maker).into_iter().filter(|v| !constant(v)).collect();
+                open.extend(operands.iter().filter(|_| operands.len() == 1));
+            }
+        }
+        found
     }
 }
 

@@ -11,6 +11,6 @@ pub mod spelling;
 pub use formats::{FORMATS, NamedFormat, format_of, name_of};
 pub use holds::{has_no_zero, is_pow2, is_symmetric};
 pub use keys::{Granularity, ScaleKey, SchemeKeys, ZeroKey};
-pub use limits::{Limit, Must};
+pub use limits::{Apart, Limit, Must};
 pub use profile::{Fate, Fixed, Fuse, Legal, Profile, SCALES, Shift, Slot, Spelling, Term, scale_word};
 pub use select::{Keep, Override, Place, Select, Wish, literal};

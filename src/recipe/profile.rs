@@ -190,6 +190,7 @@ fn limit(i: usize, t: &Tree) -> Result<Limit, Wrong> {
     let conditions = [
         "values",
         "at_most",
+        "given",
         "rank",
         "constant",
         "unpadded",
@@ -205,15 +206,21 @@ fn limit(i: usize, t: &Tree) -> Result<Limit, Wrong> {
     ];
     let mut given = conditions.iter().filter_map(|key| Some((*key, t.get(key)?)));
     let must = match given.next() {
-        None if t.get("attribute").is_some() => return fail("`attribute` wants `values` or `at_most` beside it"),
+        None if t.get("attribute").is_some() => return fail("`attribute` wants `values`, `at_most` or `given` beside it"),
         None => Must::Never,
-        Some(("values" | "at_most", _)) if name.is_empty() => return fail("`values` and `at_most` want the `attribute` that they are of"),
+        Some(("values" | "at_most" | "given", _)) if name.is_empty() => return fail("`values`, `at_most` and `given` want the `attribute` that they are of"),
         Some(("values", list)) => Must::Attribute { name, values: read::texts(Some(list)) },
         Some(("at_most", n)) => Must::AtMost { name, most: n.int().unwrap_or(i64::MAX) },
+        Some(("given", _)) => Must::Given(name),
         Some(("rank", n)) => Must::Rank(n.int().unwrap_or(0) as usize),
         Some(("constant", n)) => Must::Constant(n.int().unwrap_or(0) as usize),
         Some(("unpadded", n)) => Must::Unpadded(n.int().unwrap_or(0) as usize),
-        Some(("apart", list)) => Must::Apart(Apart { makers: read::ops(Some(list)), across: read::ops(t.get("across")) }),
+        Some(("apart", list)) => Must::Apart(Apart {
+            makers: read::ops(Some(list)),
+            across: read::ops(t.get("across")),
+            alone: t.get("alone").and_then(Tree::flag).unwrap_or(false),
+            pieces: t.get("pieces").and_then(Tree::int).unwrap_or(0) as usize,
+        }),
         Some(("weights", list)) => Must::Weights(read::texts(Some(list))),
         Some(("activations", list)) => Must::Activations(read::texts(Some(list))),
         Some(("granularity", list)) => Must::Granularity(granularities(Some(list))),
@@ -223,8 +230,8 @@ fn limit(i: usize, t: &Tree) -> Result<Limit, Wrong> {
         Some(("alike", _)) => Must::Alike,
         Some(_) => Must::Codes,
     };
-    if t.get("across").is_some() && t.get("apart").is_none() {
-        return fail("`across` wants `apart` beside it: operators that do not keep apart");
+    if let Some(key) = ["across", "alone", "pieces"].into_iter().find(|key| t.get(key).is_some() && t.get("apart").is_none()) {
+        return fail(&format!("`{key}` wants `apart` beside it"));
     }
     if let Some((key, _)) = given.next() {
         return fail(&format!("`{key}` is a second condition; write a limit for each"));
@@ -233,7 +240,7 @@ fn limit(i: usize, t: &Tree) -> Result<Limit, Wrong> {
     let place = t.get("where").and_then(Tree::text).and_then(read::place);
     if ops.is_empty()
         && place.is_none()
-        && matches!(must, Must::Never | Must::Attribute { .. } | Must::AtMost { .. } | Must::Constant(_) | Must::Unpadded(_) | Must::Apart(_))
+        && matches!(must, Must::Never | Must::Attribute { .. } | Must::AtMost { .. } | Must::Given(_) | Must::Constant(_) | Must::Unpadded(_) | Must::Apart(_))
     {
         return fail("it names no `ops`");
     }

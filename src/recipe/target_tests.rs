@@ -40,8 +40,9 @@ fn targets_come_from_files_and_build_on_each_other() {
         ("join: [Cast]\n", "bad.yaml:2:7: `join` lists Cast, which the target does not run on codes"),
         ("limits:\n  - { then: float, why: w }\n", "bad.yaml:3:5: limits[0]: it names no `ops`"),
         ("limits: [ { ops: [Conv], why: w } ]\n", "limits[0]: it says not what becomes of the nodes"),
-        ("limits: [ { ops: [Conv], attribute: group, then: float, why: w } ]\n", "limits[0]: `attribute` wants `values` or `at_most` beside it"),
-        ("limits: [ { ops: [Conv], values: [1], then: float, why: w } ]\n", "limits[0]: `values` and `at_most` want the `attribute`"),
+        ("limits: [ { ops: [Conv], alone: true, then: float, why: w } ]\n", "limits[0]: `alone` wants `apart` beside it"),
+        ("limits: [ { ops: [Conv], attribute: group, then: float, why: w } ]\n", "limits[0]: `attribute` wants `values`, `at_most` or `given` beside it"),
+        ("limits: [ { ops: [Conv], values: [1], then: float, why: w } ]\n", "limits[0]: `values`, `at_most` and `given` want the `attribute`"),
         ("limits: [ { ops: [Conv], rank: 4, constant: 1, then: float, why: w } ]\n", "limits[0]: `constant` is a second condition"),
         ("limits: [ { ops: [Conv], then: perhaps, why: w } ]\n", "then: unknown value `perhaps`"),
     ] {
@@ -173,13 +174,19 @@ fn limit(l: &Limit) -> String {
         Must::Never => String::new(),
         Must::Attribute { name, values } => format!(" unless {name} is {}", values.join(" or ")),
         Must::AtMost { name, most } => format!(" with {name} above {most}"),
+        Must::Given(name) => format!(" unless {name} is written"),
         Must::Rank(n) => format!(" of more than {n} dimensions"),
         Must::Constant(slot) => format!(" unless input {slot} is constant"),
         Must::Unpadded(axis) => format!(" that puts something before axis {axis}"),
         Must::Apart(apart) => {
             let names = |ops: &[Op]| ops.iter().map(|o| o.spelling().1).collect::<Vec<_>>().join(" or ");
             let across = if apart.across.is_empty() { String::new() } else { format!(", {} between or not", names(&apart.across)) };
-            format!(" behind {}{across}", names(&apart.makers))
+            let alone = if apart.alone { ", which nobody else reads" } else { "" };
+            let pieces = match apart.pieces {
+                0 => String::new(),
+                n => format!(", of pieces not all {n} channels long or wider than what it makes"),
+            };
+            format!(" behind {}{across}{alone}{pieces}", names(&apart.makers))
         }
         Must::Weights(list) => format!(" unless weights are {}", list.join(" or ")),
         Must::Activations(list) => format!(" unless activations are {}", list.join(" or ")),

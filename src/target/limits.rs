@@ -1,7 +1,7 @@
 //! What a target does not run although its lists name the op: by attribute, place, rank or granularity. Asked before placing, and of finished files.
 
 use super::{Fate, Granularity, Place, Profile, Select};
-use crate::graph::{AttrValue, Flow, Inferred, Model, Node, NodeId, Op, ValueId, constant_behind, pads};
+use crate::graph::{AttrValue, Flow, Graph, Inferred, Model, Node, NodeId, Op, ValueId, constant_behind, pads};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What must hold of some nodes, and what becomes of those of which it does not.
@@ -22,6 +22,11 @@ pub struct Apart {
     pub makers: Vec<Op>,
     /// More ops that lie between, with one operand that flows, and do not help.
     pub across: Vec<Op>,
+    /// Only what nobody else reads.
+    pub alone: bool,
+    /// Only of products that are cheaper piece by piece: of what makers join, a piece but the last has a number of channels that this does not divide, or the
+    /// product makes fewer channels than pieces have on average. 0: of all.
+    pub pieces: usize,
 }
 
 /// What must hold.
@@ -32,6 +37,8 @@ pub enum Must {
     Never,
     /// An attribute, where it is given, is one of these words or numbers; of a list, each is.
     Attribute { name: String, values: Vec<String> },
+    /// It is written, and not left at its default.
+    Given(String),
     /// … is not above this.
     AtMost { name: String, most: i64 },
     /// Operands and results have at most so many dimensions.
@@ -112,6 +119,7 @@ impl Must {
             Must::Never => false,
             _ if self.is_of_codes() => true,
             Must::Attribute { name, values } => node.attr(name).is_none_or(|a| words(a).iter().all(|w| values.contains(w))),
+            Must::Given(name) => node.attr(name).is_some(),
             Must::AtMost { name, most } => node.attr(name).is_none_or(|a| match a {
                 AttrValue::Int(i) => i <= most,
                 AttrValue::Ints(list) => list.iter().all(|i| i <= most),
@@ -148,7 +156,8 @@ impl Apart {
         while let Some(v) = open.pop() {
             let Some(maker) = g.value(v).producer().and_then(|(id, _)| g.get_node(id)) else { continue };
             if is_maker(maker) {
-                found.insert(v);
+                let one = !self.alone || readers(g, v) == 1;
+                found.extend((one && self.is_cheaper_in_pieces(node, maker, inferred)).then_some(v));
             } else if matches!(maker.op.flow(), Flow::Move | Flow::Quantize) || self.across.contains(&maker.op) {
                 let operands: Vec<ValueId> = flows(maker).into_iter().filter(|v| !constant(v)).collect();
                 open.extend(operands.iter().filter(|_| operands.len() == 1));
@@ -156,6 +165,25 @@ impl Apart {
         }
         found
     }
+}
+
+impl Apart {
+    fn is_cheaper_in_pieces(&self, node: &Node, maker: &Node, inferred: &Inferred) -> bool {
+        let channels = |v: &Option<ValueId>| inferred.shape((*v)?)?.get(1).copied();
+        let pieces: Option<Vec<usize>> = maker.inputs().iter().map(channels).collect();
+        let (Some(pieces), Some(made)) = (pieces, node.outputs().first().and_then(channels)) else { return self.pieces == 0 };
+        let even = pieces.iter().rev().skip(1).all(|n| n % self.pieces.max(1) == 0);
+        self.pieces == 0 || node.int("group").unwrap_or(1) == 1 && (!even || made * pieces.len() < pieces.iter().sum())
+    }
+}
+
+/// How many read a value, a quantizer behind it aside.
+fn readers(g: &Graph, v: ValueId) -> usize {
+    let through = |p: &crate::graph::Port| match g.get_node(p.node) {
+        Some(n) if n.op == Op::FakeQuant => n.output(0).map_or(0, |q| readers(g, q)),
+        _ => 1,
+    };
+    usize::from(g.is_output(v)) + g.value(v).uses().iter().map(through).sum::<usize>()
 }
 
 /// An attribute's value or values, as profiles write them.
@@ -203,6 +231,7 @@ mod tests {
         assert_eq!(on(&[Op::Gemm], attribute("transB", &["0"])), ["gemm"]);
         assert!(on(&[Op::Gemm], attribute("transA", &["0"])).is_empty(), "an attribute that is not given is at its default");
         assert_eq!(on(&[Op::MaxPool], attribute("auto_pad", &["NOTSET"])), ["pool"]);
+        assert_eq!(on(&[Op::MaxPool, Op::Gemm], Must::Given("transB".into())), ["pool"]);
         assert_eq!(on(&[Op::MaxPool], Must::AtMost { name: "kernel_shape".into(), most: 4 }), ["pool"]);
         assert!(on(&[Op::MaxPool], Must::AtMost { name: "kernel_shape".into(), most: 5 }).is_empty());
         assert_eq!(on(&[Op::MatMul], Must::Constant(1)), ["matmul"]);

@@ -58,7 +58,7 @@ mod tests {
     }
 
     fn target(across: &[Op]) -> Profile {
-        let apart = Apart { makers: vec![Op::Split], across: across.to_vec() };
+        let apart = Apart { makers: vec![Op::Split], across: across.to_vec(), ..Apart::default() };
         Profile { limits: vec![Limit { ops: vec![Op::Reshape], must: Must::Apart(apart), then: Fate::Refused, ..Limit::default() }], ..Profile::default() }
     }
 

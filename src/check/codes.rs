@@ -1,6 +1,6 @@
 //! Which values of a lifted model are codes, under which quantizer, and where their readers take them as codes.
 
-use crate::graph::{Flow, Graph, Model, Node, NodeId, Op, ValueId, bounds};
+use crate::graph::{Flow, Graph, Inferred, Model, Node, NodeId, Op, ValueId, bounds};
 use crate::quant::{self, QuantizerId, Table};
 use crate::target::Profile;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ pub struct Codes {
 
 impl Codes {
     /// Follows codes through data movement.
-    pub fn of(model: &Model, profile: &Profile) -> Codes {
+    pub fn of(model: &Model, profile: &Profile, inferred: &Inferred) -> Codes {
         let g = &model.graph;
         let mut codes = Codes { of: BTreeMap::new(), inner: BTreeSet::new() };
         for (_, node) in g.nodes() {
@@ -27,6 +27,10 @@ impl Codes {
             for &v in node.outputs().iter().flatten().filter(|_| under.is_some()) {
                 codes.of.extend(under.map(|q| (v, q)));
             }
+        }
+        for form in profile.grouped(model, inferred) {
+            let made = form.nodes.iter().flat_map(|n| g.node(*n).outputs()).flatten().copied();
+            codes.inner.extend(made.filter(|v| *v != form.output));
         }
         for (_, node) in g.nodes() {
             let Some(v) = node.output(0) else { continue };

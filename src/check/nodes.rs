@@ -101,8 +101,14 @@ pub fn rows(model: &mut Model, profile: &Profile, quantized: bool) -> Vec<Row> {
     if !quantized {
         return by_op(model, profile, &inferred);
     }
-    let judge =
-        Judge { model, profile, inferred: &inferred, codes: Codes::of(model, profile), barred: profile.barred(model, &inferred), bound: profile.bound(model) };
+    let judge = Judge {
+        model,
+        profile,
+        inferred: &inferred,
+        codes: Codes::of(model, profile, &inferred),
+        barred: profile.barred(model, &inferred),
+        bound: profile.bound(model),
+    };
     let mut words: BTreeMap<NodeId, Word> = BTreeMap::new();
     for (id, node) in model.graph.nodes().filter(|(_, n)| n.op != Op::FakeQuant) {
         let word = judge.word(id, node, &words);

@@ -71,7 +71,7 @@ pub fn plan(model: &Model, rules: &Rules) -> Result<Plan> {
     for (id, node) in model.graph.nodes() {
         plan.kinds.insert(id, kind_of(model, id, node, &inferred, rules, &wishes));
     }
-    for (id, limit) in rules.profile.barred(model, &inferred) {
+    for (id, limit) in rules.profile.barred(model, &inferred).into_iter().filter(|(_, l)| !l.emulated) {
         if !matches!(plan.kinds[&id], Kind::Exact | Kind::Float(_)) {
             plan.kinds.insert(id, Kind::Float(format!("target {}: {}", rules.profile.name, limit.why)));
         }

@@ -162,6 +162,9 @@ pub fn lower(w: &mut Work, args: &Args) -> Result<Notes> {
     let wished = if float.is_some_and(|f| f.dtype == DType::BF16) { BFLOAT16_LAYERS.min(recipe.target.opset.unwrap_or(BFLOAT16_LAYERS)) } else { 0 };
     notes.append(onnx::raise_opset(&mut w.model, need.max(wished))?);
     notes.append(lower::lower_qdq(&mut w.model, ceiling(recipe))?);
+    if recipe.target.own_constants {
+        lower::own_constants(&mut w.model);
+    }
     if form == "qoperator" {
         notes.append(lower::qoperator(&mut w.model));
     }

@@ -139,6 +139,7 @@ fn typed(file: &File, t: &Tree) -> Result<Profile, Wrong> {
         float_results: ops("float_results"),
         float_constants: ops("float_constants"),
         shield: ops("shield"),
+        own_constants: t.get("own_constants").and_then(Tree::flag).unwrap_or(false),
         fuse: list("fuse")
             .iter()
             .map(|f| Fuse {
@@ -247,7 +248,8 @@ fn limit(i: usize, t: &Tree) -> Result<Limit, Wrong> {
     if t.get("then").is_none() || t.get("why").is_none() {
         return fail("it says not what becomes of the nodes: say `then` and `why`");
     }
-    Ok(Limit { ops, place, must, then: fate(t.get("then")), why: text("why"), remedy: text("remedy") })
+    let emulated = t.get("emulated").and_then(Tree::flag).unwrap_or(false);
+    Ok(Limit { ops, place, must, then: fate(t.get("then")), emulated, why: text("why"), remedy: text("remedy") })
 }
 
 /// Whether what the profile asks for is what it calls legal, and can be written.

@@ -189,6 +189,7 @@ pub static PROFILE: &[Key] = &[
     Key::new("emulated", OPS, "operators that run in float between codes: quantizers stand around them all the same"),
     Key::new("float_results", OPS, "operators that run on codes though their result stays float"),
     Key::new("float_constants", OPS, "operators whose constant operands stay float"),
+    Key::new("own_constants", FLAG, "true: no two pairs of QuantizeLinear and DequantizeLinear share a scale or a zero point"),
     Key::new("shield", OPS, "operators whose float weights the runtime quantizes unasked between codes: a Sum of one operand before them hides them"),
     Key::new("fuse", Shape::List(&Shape::Map(FUSE)), "operators computed together with what follows: no quantizer between"),
     Key::new("fixed", Shape::List(&Shape::Map(FIXED)), "outputs whose range is known without data"),
@@ -251,6 +252,7 @@ static LIMIT: &[Key] = &[
     Key::new("alike", FLAG, "true: operands, constants of `code_constants` among them, and results are codes of one format with one scale each"),
     Key::new("codes", FLAG, "true: it runs on codes; said of nodes that would run in float"),
     Key::new("then", Shape::OneOf(&Fate::WORDS), "what becomes of the nodes of which this does not hold; without a condition, of all"),
+    Key::new("emulated", FLAG, "true: quantizers stand around them all the same, as around operators of `emulated`"),
     Key::new("why", Shape::Text, "what the target does about them, in a few words"),
     Key::new("remedy", Shape::Text, "what helps"),
 ];

@@ -1,7 +1,7 @@
 //! What a target does not run although its lists name the op: by attribute, place, rank or granularity. Asked before placing, and of finished files.
 
 use super::{Fate, Granularity, Place, Profile, Select};
-use crate::graph::{AttrValue, Flow, Graph, Inferred, Model, Node, NodeId, Op, ValueId, constant_behind, pads};
+use crate::graph::{AttrValue, Flow, Form, Graph, Inferred, Model, Node, NodeId, Op, ValueId, constant_behind, forms, pads};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What must hold of some nodes, and what becomes of those of which it does not.
@@ -12,6 +12,8 @@ pub struct Limit {
     pub place: Option<Place>,
     pub must: Must,
     pub then: Fate,
+    /// Quantizers stand around the nodes all the same.
+    pub emulated: bool,
     pub why: String,
     pub remedy: String,
 }
@@ -69,12 +71,19 @@ pub enum Must {
 }
 
 impl Profile {
-    /// Nodes that a limit keeps from running as they stand, whatever their codes.
+    /// What the target takes as one operator though it stands spelled out, with no quantizer within.
+    pub fn grouped(&self, model: &Model, inferred: &Inferred) -> Vec<Form> {
+        let all = if self.groups.is_empty() { vec![] } else { forms(&model.graph, inferred) };
+        all.into_iter().filter(|f| self.groups.contains(&f.op)).collect()
+    }
+
+    /// Nodes that a limit keeps from running as they stand, whatever their codes; what is [`grouped`](Self::grouped) stands as the one operator.
     pub fn barred(&self, model: &Model, inferred: &Inferred) -> BTreeMap<NodeId, &Limit> {
         let mut barred = BTreeMap::new();
+        let grouped: BTreeSet<NodeId> = self.grouped(model, inferred).into_iter().flat_map(|f| f.nodes).collect();
         for limit in self.limits.iter().filter(|l| !l.must.is_of_codes()) {
             for id in limit.nodes(model) {
-                if !limit.must.holds(model, model.graph.node(id), inferred) {
+                if !grouped.contains(&id) && !limit.must.holds(model, model.graph.node(id), inferred) {
                     barred.entry(id).or_insert(limit);
                 }
             }

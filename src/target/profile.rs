@@ -71,6 +71,8 @@ pub struct Profile {
     pub float_constants: Vec<Op>,
     /// Ops whose float weights the runtime quantizes unasked where codes come in and go out.
     pub shield: Vec<Op>,
+    /// Whether no two pairs of quantize and dequantize share a constant.
+    pub own_constants: bool,
     /// Ops computed together with what follows them: no quantizer between.
     pub fuse: Vec<Fuse>,
     /// Outputs whose range is known without data.

@@ -237,7 +237,6 @@ def numbers(script, model, source, *sample):
         report(client, accepted, t0, quantized, floats, got, ort, raw, **rest)
 
     npulib.report = more
-    source = headed(source, model)
     sys.argv = [script, model, *sample]
     runpy.run_path(script, run_name="__main__")
 
@@ -267,7 +266,7 @@ def truth(client, path, source, sample, seconds):
     """What the compiler makes of a file: its table, and whether its numbers are right, on one sample or on noise."""
     venv, script, _, most = CLIENTS[client]
     python = os.path.join(VENVS, venv, "bin", "python")
-    inputs = [sample] if sample else []
+    inputs, source = [sample] if sample else [], headed(source, path)
     if os.path.exists(os.path.join(HERE, script)):
         done = run(["python3", os.path.join(HERE, script), path, *inputs], seconds)
     else:

@@ -249,7 +249,8 @@ fn limit(i: usize, t: &Tree) -> Result<Limit, Wrong> {
         return fail("it says not what becomes of the nodes: say `then` and `why`");
     }
     let emulated = t.get("emulated").and_then(Tree::flag).unwrap_or(false);
-    Ok(Limit { ops, place, must, then: fate(t.get("then")), emulated, why: text("why"), remedy: text("remedy") })
+    let unless_after = read::ops(t.get("unless_after"));
+    Ok(Limit { ops, place, unless_after, must, then: fate(t.get("then")), emulated, why: text("why"), remedy: text("remedy") })
 }
 
 /// Whether what the profile asks for is what it calls legal, and can be written.

@@ -224,6 +224,7 @@ static LEGAL: &[Key] = &[
 static LIMIT: &[Key] = &[
     Key::new("ops", OPS, "operators; absent: all"),
     Key::new("where", Shape::OneOf(&Place::WORDS), "only those at this place, as in overrides"),
+    Key::new("unless_after", OPS, "not those of which one of these makes an operand"),
     Key::new("attribute", Shape::Text, "an attribute that must be one of `values`, or `at_most` so much, where it is given, or that must be `given`"),
     Key::new("values", Shape::List(&Shape::Text), "words or numbers"),
     Key::new("at_most", Shape::Int(i64::MIN, i64::MAX), "a number"),

@@ -170,6 +170,8 @@ fn section(name: &str) -> String {
 fn limit(l: &Limit) -> String {
     let ops = if l.ops.is_empty() { "all operators".to_string() } else { l.ops.iter().map(|o| o.spelling().1).collect::<Vec<_>>().join(", ") };
     let place = l.place.map_or(String::new(), |p| format!(" ({})", Place::NAMES.iter().find(|(_, q)| *q == p).unwrap().0));
+    let names = |ops: &[Op]| ops.iter().map(|o| o.spelling().1).collect::<Vec<_>>().join(" or ");
+    let place = if l.unless_after.is_empty() { place } else { format!("{place} not right behind {}", names(&l.unless_after)) };
     let unless = match &l.must {
         Must::Never => String::new(),
         Must::Attribute { name, values } => format!(" unless {name} is {}", values.join(" or ")),
@@ -179,7 +181,6 @@ fn limit(l: &Limit) -> String {
         Must::Constant(slot) => format!(" unless input {slot} is constant"),
         Must::Unpadded(axis) => format!(" that puts something before axis {axis}"),
         Must::Apart(apart) => {
-            let names = |ops: &[Op]| ops.iter().map(|o| o.spelling().1).collect::<Vec<_>>().join(" or ");
             let across = if apart.across.is_empty() { String::new() } else { format!(", {} between or not", names(&apart.across)) };
             let alone = if apart.alone { ", which nobody else reads" } else { "" };
             let pieces = match apart.pieces {

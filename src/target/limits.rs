@@ -10,6 +10,8 @@ pub struct Limit {
     /// Empty: every op.
     pub ops: Vec<Op>,
     pub place: Option<Place>,
+    /// Not those of which one of these makes an operand.
+    pub unless_after: Vec<Op>,
     pub must: Must,
     pub then: Fate,
     /// Quantizers stand around the nodes all the same.
@@ -113,7 +115,8 @@ impl Limit {
         // Neither names nor patterns are asked for: nothing can be wrong with them.
         let chosen = if select == Select::default() { None } else { select.nodes(model).ok() };
         let speaks = |n: &Node| !matches!(n.op.flow(), Flow::Meta | Flow::Quantize) || self.ops.contains(&n.op);
-        model.graph.nodes().filter(|(id, n)| speaks(n) && chosen.as_ref().is_none_or(|c| c.contains(id))).map(|(id, _)| id).collect()
+        let after = |n: &Node| n.inputs().iter().flatten().any(|v| maker(&model.graph, *v).is_some_and(|op| self.unless_after.contains(&op)));
+        model.graph.nodes().filter(|(id, n)| speaks(n) && !after(n) && chosen.as_ref().is_none_or(|c| c.contains(id))).map(|(id, _)| id).collect()
     }
 }
 
@@ -184,6 +187,12 @@ impl Apart {
         let even = pieces.iter().rev().skip(1).all(|n| n % self.pieces.max(1) == 0);
         self.pieces == 0 || node.int("group").unwrap_or(1) == 1 && (!even || made * pieces.len() < pieces.iter().sum())
     }
+}
+
+/// What makes a value, quantizers behind it aside.
+fn maker(g: &Graph, v: ValueId) -> Option<Op> {
+    let node = g.get_node(g.value(v).producer()?.0)?;
+    if node.op == Op::FakeQuant { maker(g, node.input(0)?) } else { Some(node.op) }
 }
 
 /// How many read a value, a quantizer behind it aside.

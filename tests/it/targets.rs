@@ -64,3 +64,89 @@ fn quantizers_stand_and_scales_lie_where_compilers_were_found_to_want_them() {
     let verdicts = check(&dir.path().join("generic.onnx"), "ort", None).unwrap().nodes;
     assert!(verdicts.iter().any(|r| r.node == "first" && r.verdict == Verdict::Float && r.rule == "limits"), "{verdicts:?}");
 }
+
+/// x[1,6,8] → query (MatMul) and key (Transpose) → scores → soft → mixed (MatMul) → split in two → the first reshaped to heads, the second a Gelu by Erf; and
+/// joined: Concat of convolutions of 3 channels → narrow (Conv)
+fn apart() -> Model {
+    let mut m = Model { ir_version: 8, opsets: vec![(String::new(), 17)], ..Model::default() };
+    let g = &mut m.graph;
+    let float = |shape: &[usize]| Type::Tensor { dtype: Some(DType::F32), shape: Some(shape.iter().copied().map(Dim::Known).collect()) };
+    let numbers = |g: &mut requant::graph::Graph, name: &str, shape: &[usize]| {
+        let n: usize = shape.iter().product();
+        Some(g.add_constant(name, Tensor::of_f32(shape, (0..n).map(|i| ((i * 7919 % 97) as f32 - 48.0) / 60.0).collect())))
+    };
+    let names = ["x", "q", "k", "s", "p", "o", "a", "b", "heads", "d", "e", "f", "h", "gelu", "i", "c1", "c2", "j", "n"];
+    let [x, q, k, s, p, o, a, b, heads, d, e, f, h, gelu, i, c1, c2, j, n] = names.map(|name| Some(g.add_value(name)));
+    for (v, shape) in [(x, &[1, 6, 8][..]), (heads, &[1, 6, 2, 2]), (gelu, &[1, 6, 4]), (i, &[1, 3, 6, 6]), (n, &[1, 2, 6, 6])] {
+        g.value_mut(v.unwrap()).ty = float(shape);
+    }
+    (g.inputs, g.outputs) = (vec![x.unwrap(), i.unwrap()], vec![heads.unwrap(), gelu.unwrap(), n.unwrap()]);
+    let w = numbers(g, "w", &[8, 8]);
+    let [halves, shape] =
+        [("halves", vec![4, 4]), ("shape", vec![1, 6, 2, 2])].map(|(name, list)| Some(g.add_constant(name, Tensor::of_i64(&[list.len()], list))));
+    let [root, one, half] = [("root", 2f32.sqrt()), ("one", 1.0), ("half", 0.5)].map(|(name, x)| Some(g.add_constant(name, Tensor::scalar(x))));
+    let [w1, w2, w3] = [("w1", [3, 3, 1, 1]), ("w2", [3, 3, 1, 1]), ("w3", [2, 6, 1, 1])].map(|(name, shape)| numbers(g, name, &shape));
+    let mut node = |op: Op, name: &str, inputs: &[Option<requant::graph::ValueId>], outputs: &[Option<requant::graph::ValueId>]| {
+        g.add_node(Node::new(op, name), inputs, outputs)
+    };
+    node(Op::MatMul, "query", &[x, w], &[q]);
+    let turn = node(Op::Transpose, "key", &[x], &[k]);
+    node(Op::MatMul, "scores", &[q, k], &[s]);
+    node(Op::Softmax, "soft", &[s], &[p]);
+    node(Op::MatMul, "mixed", &[p, x], &[o]);
+    let cut = node(Op::Split, "split", &[o, halves], &[a, b]);
+    node(Op::Reshape, "to-heads", &[a, shape], &[heads]);
+    node(Op::Div, "div", &[b, root], &[d]);
+    node(Op::Erf, "erf", &[d], &[e]);
+    node(Op::Add, "add", &[e, one], &[f]);
+    node(Op::Mul, "gate", &[b, f], &[h]);
+    node(Op::Mul, "halve", &[h, half], &[gelu]);
+    node(Op::Conv, "left", &[i, w1], &[c1]);
+    node(Op::Conv, "right", &[i, w2], &[c2]);
+    let join = node(Op::Concat, "join", &[c1, c2], &[j]);
+    node(Op::Conv, "narrow", &[j, w3], &[n]);
+    for (id, key, value) in [(cut, "axis", 2), (join, "axis", 1)] {
+        g.node_mut(id).set_attr(key, value);
+    }
+    g.node_mut(turn).set_attr("perm", vec![0i64, 2, 1]);
+    m
+}
+
+/// What rknn-toolkit2, tpu-mlir and OpenVINO refused or ran in float of models that others had shipped: named in anyone's file, and not in one that is written
+/// for them.
+#[test]
+fn what_a_compiler_takes_together_and_cannot_run_stands_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = dir.path().join("apart.onnx");
+    onnx::write(&apart(), &from, &WriteOptions::default()).unwrap();
+    let to = |target: &str| dir.path().join(format!("{target}.onnx"));
+    let write = |target: &str| {
+        written(&from, &to(target), target, Some("int8-fast"), &[], Some(Path::new("random:4"))).unwrap_or_else(|e| panic!("{target}: {e}"));
+        onnx::read(&to(target), &ReadOptions::default()).unwrap()
+    };
+    let fallen = |file: &str, target: &str, verdict: Verdict| {
+        let rows = check(&to(file), target, None).unwrap().nodes;
+        rows.into_iter().filter(|r| r.verdict == verdict && r.rule == "limits").map(|r| r.node).collect::<Vec<_>>()
+    };
+    let [_, rknn, sophgo, openvino] = ["generic", "rknn", "sophgo", "openvino"].map(write);
+
+    assert_eq!(fallen("generic", "rknn", Verdict::Refused), ["mixed", "to-heads"]);
+    assert_eq!(fallen("generic", "rknn", Verdict::Float), ["narrow"]);
+    let parted: Vec<&str> = rknn.graph.nodes().filter(|(_, n)| n.op == Op::Max).map(|(_, n)| n.name.as_str()).collect();
+    assert_eq!(parted, ["p_apart", "a_apart", "j_apart"]);
+    let own = check(&to("rknn"), "rknn", None).unwrap();
+    assert_eq!((own.refused, own.float), (0, 0), "{:?}", own.nodes);
+
+    let reads = |m: &Model, name: &str| {
+        m.graph.node(m.graph.value(m.graph.nodes().find(|(_, n)| n.name == name).unwrap().1.input(0).unwrap()).producer().unwrap().0).op
+    };
+    assert_eq!(reads(&sophgo, "erf"), Op::Div, "no quantizer stands within a Gelu");
+    assert_eq!(fallen("sophgo", "sophgo", Verdict::Refused), [] as [&str; 0]);
+    assert!(fallen("openvino", "sophgo", Verdict::Refused).is_empty(), "it is a Gelu there");
+
+    // Of OpenVINO's file no constant is read by two quantizers.
+    let g = &openvino.graph;
+    let makers = g.nodes().filter(|(_, n)| n.op == Op::QuantizeLinear).map(|(_, n)| n.input(2).unwrap());
+    let shared = |v: &requant::graph::ValueId| g.value(*v).uses().iter().filter(|p| g.node(p.node).op == Op::QuantizeLinear).count() > 1;
+    assert_eq!(makers.filter(shared).count(), 0);
+}

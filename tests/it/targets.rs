@@ -142,7 +142,8 @@ fn what_a_compiler_takes_together_and_cannot_run_stands_apart() {
     };
     assert_eq!(reads(&sophgo, "erf"), Op::Div, "no quantizer stands within a Gelu");
     assert_eq!(fallen("sophgo", "sophgo", Verdict::Refused), [] as [&str; 0]);
-    assert!(fallen("openvino", "sophgo", Verdict::Refused).is_empty(), "it is a Gelu there");
+    let whole = check(&to("sophgo"), "sophgo", None).unwrap().nodes;
+    assert!(whole.iter().any(|r| r.node == "erf" && r.verdict == Verdict::Integer), "{whole:?}");
 
     // Of OpenVINO's file no constant is read by two quantizers.
     let g = &openvino.graph;

@@ -256,6 +256,13 @@ mod tests {
         assert!(on(&[Op::Gemm], Must::Constant(1)).is_empty());
         assert_eq!(on(&[], Must::Rank(1)), ["gemm"], "of the others no rank is known");
         assert_eq!(on(&[Op::MaxPool, Op::Gemm], Must::Never), ["gemm", "pool"]);
+        let behind = |op: Op| barred(vec![Limit { ops: vec![Op::MaxPool], unless_after: vec![op], ..Limit::default() }]);
+        assert_eq!((behind(Op::MatMul), behind(Op::Gemm)), (vec!["pool".to_string()], vec![]));
+        let made = |makers: &[Op], alone| Must::Apart(Apart { makers: makers.to_vec(), alone, ..Apart::default() });
+        assert_eq!(on(&[Op::MatMul], made(&[Op::MaxPool], false)), ["matmul"]);
+        assert!(on(&[Op::MatMul], made(&[Op::MaxPool], true)).is_empty(), "it reads it twice");
+        assert_eq!(on(&[Op::MatMul], made(&[Op::Gemm], false)), ["matmul"], "a pool moves numbers");
+        assert!(on(&[Op::MaxPool], made(&[Op::MatMul], false)).is_empty());
         let here = Limit { place: Some(Place::DynamicOperands), ..Limit::default() };
         assert_eq!(barred(vec![here]), ["matmul"]);
     }

@@ -9,7 +9,7 @@ pub fn own_constants(model: &mut Model) {
     let is = |g: &Graph, id: NodeId, ops: [Op; 2]| g.get_node(id).is_some_and(|n| ops.contains(&n.op));
     let starts: Vec<NodeId> = g.order().iter().copied().filter(|id| is(g, *id, [Op::QuantizeLinear, Op::MsQuantizeLinear])).collect();
     for id in starts {
-        let codes = g.node(id).output(0).expect("it makes codes");
+        let Some(codes) = g.node(id).output(0) else { continue };
         let ends = g.value(codes).uses().iter().map(|p| p.node).filter(|n| is(g, *n, [Op::DequantizeLinear, Op::MsDequantizeLinear]));
         let pair: BTreeSet<NodeId> = ends.chain([id]).collect();
         for slot in [1, 2] {

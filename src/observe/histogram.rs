@@ -232,6 +232,11 @@ impl Histogram {
         (ascends && holds).then(|| Histogram::of(extremes, counts.into_iter()))
     }
 
+    /// The sum of the values' squares, as far as buckets tell them.
+    pub fn energy(&self) -> f64 {
+        self.points().map(|(x, n)| (x as f64).powi(2) * n as f64).sum()
+    }
+
     /// Number of values seen.
     pub fn total(&self) -> u64 {
         self.total

@@ -82,8 +82,8 @@ pub fn plan(model: &Model, rules: &Rules) -> Result<Plan> {
     if dynamic {
         super::dynamic::keep_to_layers(model, &mut plan.kinds);
     }
-    let mut groups = graph::forms(&model.graph, &inferred);
-    groups.retain(|f| rules.profile.groups.contains(&f.op) && f.nodes.iter().all(|n| plan.kinds[n] == Kind::Quantized));
+    let mut groups = rules.profile.grouped(model, &inferred);
+    groups.retain(|f| f.nodes.iter().all(|n| plan.kinds[n] == Kind::Quantized));
     let bound = rules.profile.bound(model);
     let zeroless = suits::zeroless(model, &plan.kinds, &bound);
     let mut p = Planner { model, rules, inferred: &inferred, wishes: &wishes, groups, bound, zeroless, plan };

@@ -190,7 +190,7 @@ fn alike(model: &Model, found: &Found, range: Range, mut ends: Vec<Vec<Extremes>
                 all.merge(h);
                 continue;
             }
-            let energy: f64 = h.points().map(|(x, n)| (x as f64).powi(2) * n as f64).sum();
+            let energy = h.energy();
             all.merge(&h.weighed(if energy > 0.0 { 1e9 / energy } else { 0.0 }));
         }
         let one = range(&all, &model.quantizers[id].scheme)?;

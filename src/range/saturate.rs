@@ -50,8 +50,7 @@ pub fn saturate(
     }
     let mut kept: BTreeMap<QuantizerId, Extremes> = BTreeMap::new();
     let counted = |q: QuantizerId| {
-        let histograms =
-            watched.iter().zip(&*seen).filter(|((_, id), _)| *id == q).filter_map(|(_, s)| if let Seen::Histogram(h) = s { Some(h) } else { None });
+        let histograms = watched.iter().zip(&*seen).filter(|((_, id), _)| *id == q).filter_map(|(_, s)| s.histogram());
         mask::least_unmasked(histograms.flat_map(|h| h.points()).map(|(x, _)| x))
     };
     for (q, others) in &masks.quantizers {

@@ -18,6 +18,13 @@ pub enum Seen {
     Histogram(Box<Histogram>),
 }
 
+impl Seen {
+    /// The histogram, where one was counted.
+    pub fn histogram(&self) -> Option<&Histogram> {
+        if let Seen::Histogram(h) = self { Some(h) } else { None }
+    }
+}
+
 /// Statistics by tensor, and what they were taken from.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -245,7 +245,7 @@ fn losses(scheme: &Scheme, params: &Params, seen: &[&Histogram], power: f64, sta
     let mut all = Histogram::default();
     seen.iter().for_each(|h| all.merge(h));
     let (x, weight): (Vec<f32>, Vec<f64>) = all.points().map(|(x, n)| (x, n as f64)).unzip();
-    let signal = energy(&all).max(power * all.total() as f64).max(f64::MIN_POSITIVE);
+    let signal = all.energy().max(power * all.total() as f64).max(f64::MIN_POSITIVE);
     let at = |p: i32| {
         let mut params = params.clone();
         params.scale[0] = 2f32.powi(-p);
@@ -268,11 +268,6 @@ fn losses(scheme: &Scheme, params: &Params, seen: &[&Histogram], power: f64, sta
     table
 }
 
-/// The sum of squares.
-fn energy(h: &Histogram) -> f64 {
-    h.points().map(|(x, n)| (x as f64).powi(2) * n as f64).sum()
-}
-
 /// Moves positions so that a target's windows hold, and says which. `seen`: what flows into quantizers.
 pub fn hold(model: &mut Model, rules: &[Shift], seen: &[(QuantizerId, &Seen)], notes: &mut Notes) -> Result<()> {
     if rules.is_empty() {
@@ -291,16 +286,15 @@ pub fn hold(model: &mut Model, rules: &[Shift], seen: &[(QuantizerId, &Seen)], n
     let table = |i: usize| -> BTreeMap<i32, f64> {
         let row = &model.quantizers[ids[i]];
         let params = row.params.as_ref().expect("listed with it");
-        let flowing =
-            |id: QuantizerId| seen.iter().filter(move |(q, _)| *q == id).filter_map(|(_, s)| if let Seen::Histogram(h) = s { Some(&**h) } else { None });
+        let flowing = |id: QuantizerId| seen.iter().filter(move |(q, _)| *q == id).filter_map(|(_, s)| s.histogram());
         // What is fixed, or follows from others, stays.
         if params.origin != Origin::Fitted {
             return BTreeMap::from([(start[i], 0.0)]);
         }
         let all: Vec<&Histogram> = constants.get(&ids[i]).into_iter().chain(flowing(ids[i])).collect();
-        let power = |id: QuantizerId| flowing(id).map(|h| energy(h) / h.total().max(1) as f64).fold(0.0, f64::max);
-        let least = sums(model, ids[i]).into_iter().flatten().map(power).fold(f64::INFINITY, f64::min);
-        losses(&row.scheme, params, &all, if least.is_finite() { least } else { 0.0 }, start[i])
+        let power = |id: QuantizerId| flowing(id).map(|h| h.energy() / h.total().max(1) as f64).fold(0.0, f64::max);
+        let least = sums(model, ids[i]).into_iter().flatten().map(power).reduce(f64::min);
+        losses(&row.scheme, params, &all, least.unwrap_or(0.0), start[i])
     };
     let tables = std::cell::RefCell::new(BTreeMap::<usize, BTreeMap<i32, f64>>::new());
     let cost = |i: usize, p: i32| tables.borrow_mut().entry(i).or_insert_with(|| table(i)).get(&p).copied().unwrap_or(f64::INFINITY);

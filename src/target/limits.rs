@@ -177,9 +177,7 @@ impl Apart {
         }
         found
     }
-}
 
-impl Apart {
     fn is_cheaper_in_pieces(&self, node: &Node, maker: &Node, inferred: &Inferred) -> bool {
         let channels = |v: &Option<ValueId>| inferred.shape((*v)?)?.get(1).copied();
         let pieces: Option<Vec<usize>> = maker.inputs().iter().map(channels).collect();

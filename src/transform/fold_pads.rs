@@ -12,15 +12,13 @@ use std::collections::BTreeSet;
 pub fn fold_pads(model: &mut Model, target: &Profile) -> Notes {
     let mut notes = Notes::of("fold-batch-norm");
     let barred = |m: &Model| target.barred(m, &infer(m, &InputShapes::new())).into_keys().collect::<BTreeSet<NodeId>>();
-    let candidates: Vec<NodeId> =
-        model.graph.nodes().filter(|(id, n)| n.op == Op::Pad && padded_layers(&model.graph, *id).is_some()).map(|(id, _)| id).collect();
+    let candidates: Vec<_> = model.graph.nodes().filter(|(_, n)| n.op == Op::Pad).filter_map(|(id, _)| Some((id, padded_layers(&model.graph, id)?))).collect();
     if candidates.is_empty() {
         return notes;
     }
     let already = barred(model);
     let mut folded = 0;
-    for id in candidates {
-        let Some(layers) = padded_layers(&model.graph, id) else { continue };
+    for (id, layers) in candidates {
         let mut with = model.clone();
         fold(&mut with.graph, id, &layers);
         if barred(&with).is_subset(&already) {
@@ -67,9 +65,13 @@ fn padded_layers(g: &Graph, id: NodeId) -> Option<Vec<(NodeId, Vec<i64>)>> {
         if !suits || own.len() != spatial.len() || kernel.len() * 2 != own.len() {
             return None;
         }
-        let dilation = |axis: usize| n.ints("dilations").map_or(1, |d| d[axis]);
-        let all: Vec<i64> = own.iter().zip(&spatial).map(|(a, b)| a + b).collect();
-        let narrow = |(i, p): (usize, &i64)| *p <= (kernel[i % kernel.len()] - 1) * dilation(i % kernel.len());
+        let dilations = n.ints("dilations").map_or_else(|| vec![1; kernel.len()], <[i64]>::to_vec);
+        if dilations.len() != kernel.len() {
+            return None;
+        }
+        let widths: Vec<i64> = kernel.iter().zip(&dilations).map(|(k, d)| k.saturating_sub(1).saturating_mul(*d)).collect();
+        let all: Vec<i64> = own.iter().zip(&spatial).map(|(a, b)| a.saturating_add(*b)).collect();
+        let narrow = |(i, p): (usize, &i64)| *p <= widths[i % widths.len()];
         all.iter().enumerate().all(narrow).then_some((layer, all))
     };
     // A node that reads it twice cannot be such a layer.
@@ -134,6 +136,7 @@ mod tests {
             (Op::Neg, UNEQUAL, 0.0, pool(), false),
             (Op::Neg, UNEQUAL, 0.5, conv(), false),
             (Op::Neg, UNEQUAL, 0.0, conv().with("auto_pad", "SAME_UPPER"), false),
+            (Op::Neg, UNEQUAL, 0.0, conv().with("dilations", vec![1i64]), false),
             (Op::Neg, UNEQUAL, f32::NEG_INFINITY, pool().with("ceil_mode", 1i64), false),
             (Op::Neg, [0, 0, 3, 0, 0, 0, 0, 0], 0.0, conv(), false),
             (Op::Neg, [0, 1, 0, 0, 0, -1, 0, 0], 0.0, conv(), false),
